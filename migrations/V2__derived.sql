@@ -1,0 +1,100 @@
+-- What follows from the chain. The processor alone writes these tables.
+
+create table projections (
+    name text collate "C" not null,
+    apply text,
+    tables text[] not null default '{}',
+    after text collate "C",
+    settings jsonb not null default '{}',
+    constraint projections_pkey primary key (name)
+);
+comment on table projections is 'Named pieces of derived state and the tables they own.';
+insert into projections (name, tables) values ('token_balances', '{balances,balance_changes}');
+
+create table checkpoints (
+    chain_id bigint not null,
+    projection text collate "C" not null,
+    height bigint,
+    hash text collate "C",
+    through_height bigint,
+    start_height bigint,
+    history_from bigint,
+    seq bigint not null default 0,
+    redo_from bigint,
+    paused boolean not null default false,
+    pause_at bigint,
+    halted_reason text,
+    updated_at timestamptz not null default now(),
+    constraint checkpoints_pkey primary key (chain_id, projection),
+    constraint checkpoints_chain_is_known foreign key (chain_id) references chains,
+    constraint checkpoints_projection_is_known foreign key (projection) references projections,
+    constraint checkpoints_redo_from_is_not_negative check (redo_from >= 0),
+    constraint checkpoints_pause_at_is_not_negative check (pause_at >= 0)
+) with (fillfactor = 10);
+comment on table checkpoints is 'The last block each projection has applied.';
+comment on column checkpoints.through_height is 'Applied up to here; above height where the last heights are empty blocks.';
+comment on column checkpoints.start_height is 'The height this state began at; opening balances stand at the height before it.';
+comment on column checkpoints.history_from is 'balance_changes below this height were pruned; null: none were.';
+comment on column checkpoints.seq is 'One more for every apply and every undo: the fence between processors.';
+comment on column checkpoints.redo_from is 'Apply again from this height; set by replay() and by changes at or below the final height.';
+comment on column checkpoints.pause_at is 'Where a paused projection stays; null: where it is.';
+
+create table applied_blocks (
+    chain_id bigint not null,
+    projection text collate "C" not null,
+    height bigint not null,
+    hash text collate "C" not null,
+    revision bigint not null,
+    applied_at timestamptz not null default now(),
+    constraint applied_blocks_pkey primary key (chain_id, projection, height)
+);
+comment on table applied_blocks is 'The journal of what has been done: blocks applied and not yet final.';
+
+create table balances (
+    chain_id bigint not null,
+    token text collate "C" not null,
+    address text collate "C" not null,
+    amount numeric not null,
+    height bigint not null,
+    prev_height bigint,
+    constraint balances_pkey primary key (chain_id, token, address)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+comment on table balances is 'Exact, signed balances in base units; a row for every account that ever had an event.';
+comment on column balances.height is 'Height of the last change.';
+comment on column balances.prev_height is 'Internal: height of the change before it, handed to balance_changes; may be out of date.';
+
+create table balance_changes (
+    chain_id bigint not null,
+    token text collate "C" not null,
+    address text collate "C" not null,
+    height bigint not null,
+    delta numeric not null,
+    balance_after numeric not null,
+    prev_height bigint,
+    constraint balance_changes_pkey primary key (chain_id, token, address, height)
+);
+-- Undo and reads at a recent height find their rows by this one; always appended at its right end, so it is cheap.
+create index balance_changes_height on balance_changes (chain_id, height);
+comment on table balance_changes is 'Every change of every balance, one row a block: the undo, the history and the audit in one.';
+comment on column balance_changes.prev_height is 'Height of the change before; null: the account did not exist.';
+
+create table reorgs (
+    id bigint generated always as identity,
+    chain_id bigint not null,
+    projection text collate "C" not null,
+    ancestor bigint,
+    depth bigint not null,
+    old_tip_height bigint not null,
+    old_tip_hash text collate "C" not null,
+    new_tip_height bigint,
+    new_tip_hash text collate "C",
+    blocks_undone bigint not null,
+    blocks_applied bigint not null,
+    rows_touched bigint not null,
+    duration_ms double precision not null,
+    at timestamptz not null default now(),
+    constraint reorgs_pkey primary key (id)
+);
+create index reorgs_chain on reorgs (chain_id, id);
+comment on table reorgs is 'Every time a projection left one branch for another, with its cost.';
+comment on column reorgs.ancestor is 'The last block both branches share; null: none.';

@@ -1,0 +1,174 @@
+-- Triggers of the chain tables. Applied after the migrations, in one transaction, as often as one likes.
+--
+-- Writers of one chain take turns: each first write of a transaction updates its chains row (`writes`). Without
+-- that, events inserted beside a block that another transaction has not committed yet would be missed: their
+-- trigger would see no block whose revision it must raise. An update, not a lock: a writer whose snapshot is older
+-- than the other's commit (repeatable read) gets a serialization failure and not a stale answer.
+--
+-- The functions run with their joins forced to index lookups: a statement that deleted a million rows leaves
+-- statistics behind that would make the next ten rows scan the table.
+
+-- Rows of blocks came, went or changed: take the writer's turn, lower complete_to, send changes below the undo
+-- horizon to redo_from, ring.
+create or replace function blocks_touched(chain bigint, lowest_height bigint) returns void
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    update chains c
+    set writes = c.writes + 1,
+        complete_to = case when lowest_height <= c.complete_to then lowest_height - 1 else c.complete_to end
+    where c.chain_id = chain;
+    update checkpoints k
+    set redo_from = least(k.redo_from, lowest_height)
+    from chains c
+    where c.chain_id = chain
+      and k.chain_id = chain
+      and lowest_height <= c.final_height
+      and lowest_height <= k.through_height
+      and k.redo_from is distinct from least(k.redo_from, lowest_height);
+    perform pg_notify('ebbtide_blocks', chain::text);
+end $$;
+
+create or replace function blocks_written() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform blocks_touched(chain_id, min(height)) from new_rows group by chain_id order by chain_id;
+    return null;
+end $$;
+
+-- A block's own row was edited: its content is another one from now on. Its replaced name is kept as evidence.
+create or replace function block_edited() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    if new.chain_id <> old.chain_id or new.height <> old.height then
+        raise exception 'block % of chain % cannot be moved to another height or chain', old.height, old.chain_id
+            using errcode = 'integrity_constraint_violation', constraint = 'blocks_stay_at_their_height',
+                  hint = 'Delete it and insert it where it belongs.';
+    end if;
+    if new.hash <> old.hash then
+        perform archive_block(old.chain_id, old.height, old.hash, old.parent_hash, old.time);
+    end if;
+    new.revision := nextval(pg_get_serial_sequence('ebbtide.blocks', 'revision'));
+    return new;
+end $$;
+
+create or replace function archive_block(chain bigint, at_height bigint, hash text, parent_hash text, "time" timestamptz)
+returns void language plpgsql security definer
+set search_path = ebbtide, pg_temp set enable_seqscan = off as $$
+#variable_conflict use_column
+begin
+    insert into orphaned_blocks (chain_id, height, hash, parent_hash, time, transactions, token_events, events)
+    select chain, at_height, archive_block.hash, archive_block.parent_hash, archive_block."time",
+        coalesce((select jsonb_agg(to_jsonb(t) - '{chain_id,height}'::text[] order by tx_index)
+                  from transactions t where t.chain_id = chain and t.height = at_height), '[]'),
+        coalesce((select jsonb_agg(to_jsonb(e) - '{chain_id,height,kind}'::text[] order by tx_index, event_index)
+                  from token_events e where e.chain_id = chain and e.height = at_height), '[]'),
+        coalesce((select jsonb_agg(to_jsonb(e) - '{chain_id,height}'::text[] order by tx_index, event_index)
+                  from events e where e.chain_id = chain and e.height = at_height), '[]');
+end $$;
+
+create or replace function blocks_deleted() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    perform blocks_touched(chain_id, min(height)) from old_rows group by chain_id order by chain_id;
+    if coalesce(current_setting('ebbtide.dropping_chain', true), '') <> 'on' then
+        perform archive_block(chain_id, height, hash, parent_hash, time) from old_rows order by chain_id, height;
+    end if;
+    delete from transactions t using old_rows o where t.chain_id = o.chain_id and t.height = o.height;
+    delete from token_events e using old_rows o where e.chain_id = o.chain_id and e.height = o.height;
+    delete from events e using old_rows o where e.chain_id = o.chain_id and e.height = o.height;
+    delete from rejected_events r using old_rows o
+    where r.chain_id = o.chain_id and r.height = o.height and r.projection = 'source';
+    return null;
+end $$;
+
+-- Events or transactions came, went or changed: raise the revision of their blocks, old height and new.
+create or replace function events_touched(chain bigint, at_heights bigint[]) returns void
+language plpgsql security definer set search_path = ebbtide, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    -- Before the blocks are looked at: see the head of this file.
+    update chains c set writes = c.writes + 1 where c.chain_id = chain;
+    if not found then
+        raise exception 'there is no chain with chain_id %', chain
+            using errcode = 'foreign_key_violation', constraint = 'events_chain_is_known',
+                  hint = 'insert into chains (name, kind) values (...) makes one.';
+    end if;
+    update blocks b set revision = default
+    from unnest(at_heights) t(height)
+    where b.chain_id = chain and b.height = t.height;
+end $$;
+
+create or replace function events_inserted() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform events_touched(chain_id, array_agg(distinct height)) from new_rows group by chain_id order by chain_id;
+    return null;
+end $$;
+
+create or replace function events_deleted() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform events_touched(chain_id, array_agg(distinct height)) from old_rows group by chain_id order by chain_id;
+    return null;
+end $$;
+
+create or replace function events_updated() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform events_touched(chain_id, array_agg(distinct height))
+    from (select chain_id, height from old_rows union all select chain_id, height from new_rows) t
+    group by chain_id order by chain_id;
+    return null;
+end $$;
+
+-- What stood before the start changed: everything follows from it.
+create or replace function opening_balances_touched() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    update chains set writes = writes + 1;
+    update checkpoints set redo_from = 0 where start_height is not null;
+    return null;
+end $$;
+
+create or replace function refuse_truncate() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    raise exception 'truncate of % is refused: the projections would never hear of it', tg_table_name
+        using errcode = 'feature_not_supported', constraint = 'chain_tables_are_not_truncated',
+              hint = 'Use delete, drop_blocks(chain, from_height) or drop_chain(chain).';
+end $$;
+
+create or replace trigger written after insert on blocks referencing new table as new_rows
+    for each statement execute function blocks_written();
+create or replace trigger rewritten after update on blocks referencing new table as new_rows
+    for each statement execute function blocks_written();
+create or replace trigger edited before update on blocks for each row
+    when (old.chain_id <> new.chain_id or old.height <> new.height or old.hash <> new.hash
+          or old.parent_hash <> new.parent_hash or old.event_count is distinct from new.event_count)
+    execute function block_edited();
+create or replace trigger deleted after delete on blocks referencing old table as old_rows
+    for each statement execute function blocks_deleted();
+create or replace trigger truncated before truncate on blocks
+    for each statement execute function refuse_truncate();
+
+-- `ebbtide.bulk` is the syncer's: it holds the writer's turn and writes the block rows in the same transaction.
+do $$
+declare t text;
+begin
+    foreach t in array array['transactions', 'token_events', 'events'] loop
+        execute format('create or replace trigger inserted after insert on %I referencing new table as new_rows
+            for each statement when (current_setting(''ebbtide.bulk'', true) is distinct from ''on'')
+            execute function events_inserted()', t);
+        execute format('create or replace trigger updated after update on %I
+            referencing old table as old_rows new table as new_rows
+            for each statement execute function events_updated()', t);
+        execute format('create or replace trigger deleted after delete on %I referencing old table as old_rows
+            for each statement execute function events_deleted()', t);
+        execute format('create or replace trigger truncated before truncate on %I
+            for each statement execute function refuse_truncate()', t);
+    end loop;
+end $$;
+
+create or replace trigger touched after insert or update or delete or truncate on opening_balances
+    for each statement execute function opening_balances_touched();

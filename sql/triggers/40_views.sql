@@ -1,0 +1,54 @@
+-- What people read.
+
+create or replace view tokens as
+select b.chain_id, b.token, m.symbol, m.name, m.decimals,
+    (select min(c.height) from balance_changes c where c.chain_id = b.chain_id and c.token = b.token) as first_height,
+    b.total_supply, b.holders
+from (
+    select chain_id, token, sum(amount) as total_supply, count(*) filter (where amount <> 0) as holders
+    from balances group by chain_id, token
+) b
+left join token_metadata m on m.chain_id = b.chain_id and m.token = b.token;
+comment on view tokens is 'One row a token that had an event: metadata, first height, total supply (signed sum), accounts that hold some.';
+
+create or replace view final_balances as
+select b.chain_id, b.token, b.address, coalesce(then_.balance_after, b.amount) as amount
+from balances b
+join chains c on c.chain_id = b.chain_id
+left join lateral (
+    select h.balance_after from balance_changes h
+    where b.height > c.final_height
+      and h.chain_id = b.chain_id and h.token = b.token and h.address = b.address and h.height <= c.final_height
+    order by h.height desc limit 1
+) then_ on true
+where b.height <= c.final_height or then_.balance_after is not null;
+comment on view final_balances is 'Balances at the final height: no reorganisation is expected to change them.';
+
+-- Window functions run over the blocks above the final height alone.
+create or replace view anomalies as
+select b.chain_id, 'negative balance' as kind, b.height,
+    format('%s in %s: %s', b.address, b.token, b.amount) as detail
+from balances b where b.amount < 0
+union all
+select chain_id, 'break in the chain', height,
+    case when before_height is distinct from height - 1 and height - 1 > coalesce(complete_to, -1)
+         then format('block %s is missing', height - 1)
+         else format('block %s names the parent %s, but block %s is %s', height, parent_hash, before_height, before_hash) end
+from (
+    select b.chain_id, b.height, b.parent_hash, c.complete_to, c.start_height,
+        lag(b.height) over w as before_height, lag(b.hash) over w as before_hash
+    from chains c
+    join blocks b on b.chain_id = c.chain_id and b.height >= coalesce(c.final_height, 0)
+    window w as (partition by b.chain_id order by b.height)
+) s
+where before_height is not null
+  and (before_height < height - 1 and height - 1 > coalesce(complete_to, -1)
+       or before_height = height - 1 and parent_hash <> before_hash)
+union all
+select r.chain_id, 'rejected event', r.height, format('%s refused event %s of transaction %s: %s',
+    r.projection, r.event_index, r.tx_index, r.reason)
+from rejected_events r
+union all
+select k.chain_id, 'halted projection', k.through_height, format('%s: %s', k.projection, k.halted_reason)
+from checkpoints k where k.halted_reason is not null;
+comment on view anomalies is 'What a person should look at: negative balances, breaks in the chain, rejected events, halted projections.';

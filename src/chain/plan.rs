@@ -1,0 +1,1 @@
+//! plan(ours, theirs): what to undo and what to apply.

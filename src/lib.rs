@@ -1,0 +1,4 @@
+//! Ebbtide keeps state derived from a blockchain right, in plain Postgres tables, through every reorganisation.
+
+pub mod chain;
+pub mod sources;

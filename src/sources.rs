@@ -1,0 +1,163 @@
+//! Where blocks come from: the [`Source`] trait and its fault kinds.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::chain::{Block, BlockRef, Height, Kind, Link, Text};
+
+/// What a source says about its newest block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// The newest block.
+    pub block: BlockRef,
+    /// The newest block that the chain itself calls final, if it says so.
+    pub finalized: Option<Height>,
+    /// How the source would go on from here after a restart; stored in the transaction that stores the blocks
+    /// up to here and given back to [`Source::resume`]. Only sources that cannot be asked twice need one.
+    pub position: Option<Value>,
+    /// Whether this is all there will ever be (a file's end).
+    pub last: bool,
+    /// Whether `block` is the whole truth: a lower block means that the chain got shorter (a file says so).
+    /// A node's lower head is only a hint, since it may lag.
+    pub truth: bool,
+}
+
+/// What is behind a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The grammar of its texts.
+    pub kind: Kind,
+    /// What the network calls itself (`eth_chainId` in decimal, for example); kept at first sight in
+    /// `chains.network_id`, and another one stops the syncer.
+    pub network_id: Option<String>,
+}
+
+/// A token as its contract describes itself; unchecked, unbounded nonsense is possible and survived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenMetadata {
+    /// The token's address or path.
+    pub token: Text,
+    /// Its ticker; without NUL, at most 256 characters.
+    pub symbol: Option<String>,
+    /// Its name; without NUL, at most 256 characters.
+    pub name: Option<String>,
+    /// How many decimals a person would show, 0 to 255.
+    pub decimals: Option<i16>,
+}
+
+/// A place where blocks come from. It only reads; it never sees Postgres.
+///
+/// The syncer calls [`resume`](Source::resume) once, then in a loop [`head`](Source::head),
+/// [`links`](Source::links) and [`blocks`](Source::blocks) as its plan asks, then [`wait`](Source::wait). Calls may
+/// come concurrently, and each may be dropped half way (cancel safe). What is returned was checked as far as the
+/// source can: each block is the one asked for, and its events belong to its hash.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// What is behind this source; the first call, and again after a fail-over.
+    async fn identify(&self) -> Result<Identity, SourceError>;
+
+    /// Our tip and the position stored with it, before anything else is asked. `tip_hash_at` heights are ours.
+    async fn resume(&self, tip: Option<&BlockRef>, position: Option<&Value>) -> Result<(), SourceError>;
+
+    /// The height to begin at on an empty database when the settings name none.
+    ///
+    /// # Errors
+    /// A permanent error that names `--start-height` when the source cannot tell.
+    async fn first_height(&self) -> Result<Height, SourceError>;
+
+    /// The newest block. A source that pushes (a file) moves on to its next step here.
+    async fn head(&self) -> Result<Head, SourceError>;
+
+    /// Names of the blocks at these heights, ascending; heights above the head are left out.
+    async fn links(&self, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError>;
+
+    /// The blocks at these heights with their events, ascending, each naming the one before it as its parent.
+    /// May return fewer than asked from the front of the range (never a hole).
+    async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError>;
+
+    /// Returns when there may be something new, at the latest after `at_most`. Waking too often is harmless.
+    async fn wait(&self, at_most: Duration);
+
+    /// Before `undone` (our blocks, ascending) are replaced: an independent second opinion, if there is one.
+    /// `Ok(false)`: the others do not agree yet, look again later.
+    async fn confirm_undo(&self, _undone: &[BlockRef], _new: &BlockRef) -> Result<bool, SourceError> {
+        Ok(true)
+    }
+
+    /// Describes tokens seen for the first time; what cannot be read is left out or none.
+    async fn token_metadata(&self, _tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Why a source could not answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// May go away by itself: a dropped connection, a busy node, an answer cut short.
+    #[error("{what}")]
+    Transient {
+        /// What failed, on what.
+        what: String,
+        /// The server asked for this much patience (`Retry-After`).
+        retry_after: Option<Duration>,
+    },
+    /// Will not go away by itself: wrong URL, another chain, a setting that does not fit.
+    #[error("{what}")]
+    Permanent {
+        /// What is wrong, on what, and what to do.
+        what: String,
+    },
+    /// The range holds more than the source gives at once: ask for fewer heights.
+    #[error("{what}")]
+    RangeTooLarge {
+        /// What the source said.
+        what: String,
+        /// The most heights it said it gives, if it said so.
+        at_most: Option<u64>,
+    },
+    /// The source's chain changed while it was read: look again.
+    #[error("the chain changed while block {height} was read")]
+    Changed {
+        /// Where.
+        height: Height,
+    },
+}
+
+/// What to do about a [`SourceError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Try again later, with a growing pause.
+    Transient,
+    /// Say so, go unready, keep serving reads; try again rarely.
+    Permanent,
+    /// Ask for less.
+    RangeTooLarge,
+    /// Look again at once.
+    Changed,
+}
+
+impl SourceError {
+    /// A fault that may go away.
+    pub fn transient(what: impl Into<String>) -> SourceError {
+        SourceError::Transient { what: what.into(), retry_after: None }
+    }
+
+    /// A fault that stays.
+    pub fn permanent(what: impl Into<String>) -> SourceError {
+        SourceError::Permanent { what: what.into() }
+    }
+
+    /// What to do about it.
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            SourceError::Transient { .. } => FaultKind::Transient,
+            SourceError::Permanent { .. } => FaultKind::Permanent,
+            SourceError::RangeTooLarge { .. } => FaultKind::RangeTooLarge,
+            SourceError::Changed { .. } => FaultKind::Changed,
+        }
+    }
+}
