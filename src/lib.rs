@@ -1,4 +1,7 @@
 //! Ebbtide keeps state derived from a blockchain right, in plain Postgres tables, through every reorganisation.
 
+pub mod api;
 pub mod chain;
+pub mod ops;
 pub mod sources;
+pub mod store;
