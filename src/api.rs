@@ -61,7 +61,12 @@ struct Context {
 }
 
 /// Serves the REST interface until `shutdown` ends, then lets the requests in hand finish for `settings.drain`.
-pub async fn serve(listener: TcpListener, store: Store, settings: ApiSettings, shutdown: impl Future<Output = ()> + Send) {
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    settings: ApiSettings,
+    shutdown: impl Future<Output = ()> + Send,
+) {
     let drain = settings.drain;
     serve_routes(listener, routes(store, settings), drain, shutdown).await;
 }

@@ -50,8 +50,7 @@ impl Store {
         let mut config: Config = url.parse()?;
         config.options("-c search_path=ebbtide -c statement_timeout=5000");
         config.connect_timeout(std::time::Duration::from_secs(2));
-        let manager =
-            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager).max_size(4).build().expect("a pool without timeouts needs no runtime");
         Ok(Store { pool })
     }

@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn base64url_agrees_with_known_answers() {
-        for (plain, text) in [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("\u{3ff}?", "z78_")] {
+        for (plain, text) in
+            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("\u{3ff}?", "z78_")]
+        {
             assert_eq!(base64url(plain.as_bytes()), text);
             assert_eq!(from_base64url(text).as_deref(), Some(plain.as_bytes()));
         }

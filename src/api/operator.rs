@@ -40,16 +40,15 @@ pub fn operator_routes(
         .and(component_health.clone())
         .map(|health: Health| reply::json(&health.report()));
     // GET /ready: 200, or 503 with the reasons.
-    let ready = exactly("/ready").or(exactly("/readyz")).unify().and(reading()).and(component_health).map(
-        |health: Health| {
+    let ready =
+        exactly("/ready").or(exactly("/readyz")).unify().and(reading()).and(component_health).map(|health: Health| {
             let readiness = health.readiness();
             let mut answer = reply::json(&readiness);
             if !readiness.ready {
                 *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             }
             answer
-        },
-    );
+        });
     // GET /metrics: OpenMetrics text.
     let metrics = exactly("/metrics").and(reading()).map(move || {
         let mut answer = Response::new(metrics.encode());

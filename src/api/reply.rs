@@ -37,7 +37,10 @@ impl Failure {
     }
 
     pub(crate) fn invalid_cursor() -> Failure {
-        Failure::bad_request("invalid_cursor", "cursor is not one that this route gave out; leave it away to begin anew")
+        Failure::bad_request(
+            "invalid_cursor",
+            "cursor is not one that this route gave out; leave it away to begin anew",
+        )
     }
 
     pub(crate) fn not_found() -> Failure {

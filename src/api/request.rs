@@ -138,7 +138,10 @@ pub(crate) fn canonical(kind: Kind, text: &str) -> Cow<'_, str> {
         (_, Some(digits)) if !digits.bytes().all(|b| b.is_ascii_hexdigit()) => Cow::Borrowed(text),
         (Kind::Starknet, Some(digits)) if !digits.is_empty() => {
             let significant = digits.trim_start_matches('0');
-            Cow::Owned(format!("0x{}", if significant.is_empty() { "0".to_owned() } else { significant.to_lowercase() }))
+            Cow::Owned(format!(
+                "0x{}",
+                if significant.is_empty() { "0".to_owned() } else { significant.to_lowercase() }
+            ))
         }
         (_, Some(digits)) => Cow::Owned(format!("0x{}", digits.to_lowercase())),
     }

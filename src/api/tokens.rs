@@ -284,7 +284,8 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
 
     let form = common.form(chain.kind);
     let balances = page.rows.iter().map(|row| TokenAmount::of(row, form)).collect();
-    let next_cursor = page.rows.last().filter(|_| page.more).map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
+    let next_cursor =
+        page.rows.last().filter(|_| page.more).map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
     let mut answer = reply::json(&Balances { balances, next_cursor });
     state.name(&mut answer, &chain);
     reply::count_negatives(&mut answer, page.negatives());
@@ -319,8 +320,12 @@ async fn fill_by_token(
 
 /// GET /tokens/{tokenPath}/balances.
 async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, Failure> {
-    let invalid_token =
-        || Failure::bad_request("invalid_token_path", "the path between /tokens/ and /balances is not a token of this chain");
+    let invalid_token = || {
+        Failure::bad_request(
+            "invalid_token_path",
+            "the path between /tokens/ and /balances is not a token of this chain",
+        )
+    };
     let path = request::percent_decode(path).ok_or_else(invalid_token)?;
     let query = Query::parse(query)?;
     let common = Common::read(&query)?;

@@ -160,7 +160,11 @@ impl Metrics {
         r.register("final_height", "Height up to which no block is expected to be replaced", f.final_height.clone());
         r.register("source_requests", "Requests made to the source", f.source_requests.clone());
         r.register("source_faults", "Requests to the source that failed, by kind of fault", f.source_faults.clone());
-        r.register("rejected_events", "Events that could not be taken in or applied, by reason", f.rejected_events.clone());
+        r.register(
+            "rejected_events",
+            "Events that could not be taken in or applied, by reason",
+            f.rejected_events.clone(),
+        );
         r.register("blocks_synced", "Blocks written by the syncer", f.blocks_synced.clone());
         r.register("blocks_applied", "Blocks applied by the projection", f.blocks_applied.clone());
         r.register("events_applied", "Events applied by the projection", f.events_applied.clone());

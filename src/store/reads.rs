@@ -409,7 +409,9 @@ impl Snapshot<'_> {
         let sql = include_str!("../../sql/queries/totals.sql");
         let rows = self.rows(sql, &[&chain.chain_id, &tokens.low, &tokens.high, &height, &zero, &limit]).await?;
         rows.iter()
-            .map(|row| Ok(Balance { token: row.try_get("token")?, address: String::new(), amount: row.try_get("amount")? }))
+            .map(|row| {
+                Ok(Balance { token: row.try_get("token")?, address: String::new(), amount: row.try_get("amount")? })
+            })
             .collect()
     }
 
@@ -522,10 +524,7 @@ impl Snapshot<'_> {
                     projection: row.try_get("projection")?,
                     ancestor: row.try_get("ancestor")?,
                     depth: row.try_get("depth")?,
-                    old_tip: NamedBlock {
-                        height: row.try_get("old_tip_height")?,
-                        hash: row.try_get("old_tip_hash")?,
-                    },
+                    old_tip: NamedBlock { height: row.try_get("old_tip_height")?, hash: row.try_get("old_tip_hash")? },
                     new_tip: named_block(row, "new_tip_height", "new_tip_hash")?,
                     blocks_undone: row.try_get("blocks_undone")?,
                     blocks_applied: row.try_get("blocks_applied")?,

@@ -288,7 +288,12 @@ struct Heights {
 }
 
 impl Heights {
-    fn merge(rows: &[Row], tokens: usize, per_token: usize, seen_to_its_start: &mut [bool]) -> Result<Heights, StoreError> {
+    fn merge(
+        rows: &[Row],
+        tokens: usize,
+        per_token: usize,
+        seen_to_its_start: &mut [bool],
+    ) -> Result<Heights, StoreError> {
         let mut known = BTreeSet::new();
         let mut counts = vec![(0usize, i64::MAX); tokens];
         for row in rows {
