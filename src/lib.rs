@@ -1,4 +1,8 @@
 //! Ebbtide keeps state derived from a blockchain right, in plain Postgres tables, through every reorganisation.
 
 pub mod chain;
+pub mod process;
+pub mod projections;
 pub mod sources;
+pub mod store;
+pub mod sync;
