@@ -1,5 +1,7 @@
 //! Where blocks come from: the [`Source`] trait and its fault kinds.
 
+pub mod evm;
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
