@@ -1,7 +1,6 @@
 //! Event signatures as people write them: `Name(type indexed name, …)`, read once and used to decode logs.
 
-use alloy_dyn_abi::{DynSolType, Specifier};
-use alloy_json_abi::{Event as AbiEvent, Param};
+use alloy_dyn_abi::DynSolType;
 use alloy_primitives::{Address, B256};
 use serde_json::{Map, Value};
 
@@ -48,30 +47,14 @@ impl Signature {
             .into_iter()
             .map(|a| parse_address(a).ok_or_else(|| bad(format!("{a:?} is not an address"))))
             .collect::<Result<Vec<_>, _>>()?;
-        let event =
-            AbiEvent::parse(signature.trim().trim_end_matches(';').trim_end()).map_err(|e| bad(e.to_string()))?;
-        if event.anonymous {
-            return Err(bad("an anonymous event has no topic to know it by".into()));
-        }
-        let mut inputs = Vec::with_capacity(event.inputs.len());
-        for (index, input) in event.inputs.iter().enumerate() {
-            let ty = input.resolve().map_err(|e| bad(e.to_string()))?;
-            let components = components(&input.components).map_err(|e| bad(e.to_string()))?;
-            let name = if input.name.is_empty() { format!("arg{index}") } else { input.name.clone() };
-            inputs.push(Input { name, indexed: input.indexed, shape: Shape { ty, components } });
-        }
+        let (name, inputs) = Reader::new(signature).event().map_err(bad)?;
         if inputs.iter().filter(|i| i.indexed).count() > 3 {
             return Err(bad("at most three parameters can be indexed".into()));
         }
-        for (index, input) in inputs.iter().enumerate() {
-            if inputs[..index].iter().any(|other| other.name == input.name) {
-                return Err(bad(format!("two parameters are named {:?}", input.name)));
-            }
-        }
-        // Written by hand from the resolved types: `uint` must hash as `uint256`.
+        // From the resolved types, not from the text: `uint` must hash as `uint256`.
         let types: Vec<String> = inputs.iter().map(|i| type_name(&i.shape.ty)).collect();
-        let topic0 = alloy_primitives::keccak256(format!("{}({})", event.name, types.join(",")));
-        Ok(Signature { name: event.name, topic0, emitters, inputs })
+        let topic0 = alloy_primitives::keccak256(format!("{name}({})", types.join(",")));
+        Ok(Signature { name, topic0, emitters, inputs })
     }
 
     /// How many topics such a log has, its own hash included.
@@ -102,16 +85,118 @@ impl Signature {
     }
 }
 
-/// Names and shapes of a tuple's parts; a part without a name is called after its place.
-fn components(params: &[Param]) -> Result<Vec<(String, Shape)>, alloy_dyn_abi::Error> {
-    let mut parts: Vec<(String, Shape)> = Vec::with_capacity(params.len());
-    for (index, param) in params.iter().enumerate() {
-        let shape = Shape { ty: param.resolve()?, components: components(&param.components)? };
-        let taken = parts.iter().any(|(name, _)| *name == param.name);
-        let name = if param.name.is_empty() || taken { format!("arg{index}") } else { param.name.clone() };
-        parts.push((name, shape));
+/// Reads the text of a signature from left to right.
+///
+/// alloy's parser knows no names inside tuples, and without them a struct's values could only be numbered.
+struct Reader<'t> {
+    rest: &'t str,
+    depth: usize,
+}
+
+impl<'t> Reader<'t> {
+    fn new(text: &'t str) -> Reader<'t> {
+        Reader { rest: text.trim(), depth: 0 }
     }
-    Ok(parts)
+
+    fn event(&mut self) -> Result<(String, Vec<Input>), String> {
+        let mut name = self.word();
+        if name == "event" {
+            name = self.word();
+        }
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err("it has no name".into());
+        }
+        let inputs = self.list()?;
+        if self.word() == "anonymous" {
+            return Err("an anonymous event has no topic to know it by".into());
+        }
+        self.take(';');
+        if !self.rest.is_empty() {
+            return Err(format!("{:?} after its end is not understood", self.rest));
+        }
+        Ok((name.to_owned(), inputs))
+    }
+
+    /// `( parameter, … )`
+    fn list(&mut self) -> Result<Vec<Input>, String> {
+        self.depth += 1;
+        if self.depth > 8 {
+            return Err("it is nested too deeply".into());
+        }
+        if !self.take('(') {
+            return Err("its parameters in parentheses are missing".into());
+        }
+        let mut inputs: Vec<Input> = Vec::new();
+        while !self.take(')') {
+            if !inputs.is_empty() && !self.take(',') {
+                return Err(format!("a comma or a closing parenthesis is missing before {:?}", self.rest));
+            }
+            let input = self.parameter(inputs.len())?;
+            if inputs.iter().any(|other| other.name == input.name) {
+                return Err(format!("two parameters are named {:?}", input.name));
+            }
+            inputs.push(input);
+        }
+        self.depth -= 1;
+        Ok(inputs)
+    }
+
+    fn parameter(&mut self, index: usize) -> Result<Input, String> {
+        let word = self.word();
+        let shape = if self.rest.starts_with('(') && (word.is_empty() || word == "tuple") {
+            let parts = self.list()?;
+            let ty = DynSolType::Tuple(parts.iter().map(|part| part.shape.ty.clone()).collect());
+            Shape { ty, components: parts.into_iter().map(|part| (part.name, part.shape)).collect() }
+        } else {
+            let ty = DynSolType::parse(word).map_err(|_| format!("{word:?} is not a type"))?;
+            Shape { ty, components: Vec::new() }
+        };
+        let shape = self.brackets(shape)?;
+        let mut name = self.word();
+        let indexed = name == "indexed";
+        if indexed {
+            name = self.word();
+        }
+        let name = if name.is_empty() { format!("arg{index}") } else { name.to_owned() };
+        Ok(Input { name, indexed, shape })
+    }
+
+    /// `[]` and `[n]`, any number of them.
+    fn brackets(&mut self, mut shape: Shape) -> Result<Shape, String> {
+        let mut count = 0;
+        while self.take('[') {
+            count += 1;
+            let size = self.word();
+            if !self.take(']') || count > 8 {
+                return Err(format!("its brackets before {:?} are not understood", self.rest));
+            }
+            let item = Box::new(shape.ty);
+            shape.ty = match size.parse::<u16>() {
+                _ if size.is_empty() => DynSolType::Array(item),
+                Ok(size) if size > 0 => DynSolType::FixedArray(item, usize::from(size)),
+                _ => return Err(format!("an array of {size} items is not possible")),
+            };
+        }
+        Ok(shape)
+    }
+
+    /// The next name or number; empty if something else comes next.
+    fn word(&mut self) -> &'t str {
+        let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '$');
+        let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        self.rest = rest.trim_start();
+        word
+    }
+
+    fn take(&mut self, wanted: char) -> bool {
+        match self.rest.strip_prefix(wanted) {
+            Some(rest) => {
+                self.rest = rest.trim_start();
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 /// The type as it stands in a canonical signature.
@@ -150,6 +235,7 @@ mod tests {
             topic("Log(tuple(uint256 a, bytes32[2] b)[] parts, int8 indexed x)"),
             keccak256("Log((uint256,bytes32[2])[],int8)")
         );
+        assert_eq!(topic("Empty ( )"), keccak256("Empty()"));
         assert_eq!(topic("One((uint a) x)"), keccak256("One((uint256))"));
     }
 
@@ -164,6 +250,12 @@ mod tests {
             "T(uint indexed a, uint indexed b, uint indexed c, uint indexed d)",
             "T(uint a) @ 0x12",
             "T(uint a) @",
+            "T(uint a b)",
+            "T(uint a,)",
+            "T(uint[0] a)",
+            "T((uint a)",
+            "T(uint a) B(uint c)",
+            "event (uint a)",
         ] {
             let error = Signature::parse(text).expect_err(text).to_string();
             assert!(error.contains("event ") && error.contains(text), "{error}");
