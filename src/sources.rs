@@ -1,6 +1,7 @@
 //! Where blocks come from: the [`Source`] trait and its fault kinds.
 
 pub mod devnet;
+pub mod evm;
 pub mod file;
 
 use std::ops::RangeInclusive;
