@@ -4,6 +4,7 @@ mod chains;
 mod ledger;
 mod migrate;
 mod numeric;
+pub mod private;
 mod tls;
 mod wake;
 

@@ -249,10 +249,11 @@ impl Syncer {
             if self.shutdown.is_cancelled() {
                 return Ok(());
             }
+            let shutdown = self.shutdown.clone();
             let round = tokio::select! {
                 round = self.round(&mut lock) => round,
                 // Between two transactions, or rolled back inside one: nothing is half done.
-                () = self.shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(()),
             };
             match round {
                 Ok(Round::Moved) => self.went_well(pause),
