@@ -1,6 +1,8 @@
 //! Where blocks come from: the [`Source`] trait and its fault kinds.
 
 pub mod evm;
+pub mod http;
+pub mod websocket;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
