@@ -47,7 +47,7 @@ fn database_url(settings: &Settings) -> Result<String> {
     if let Some(url) = &settings.database_url {
         return Ok(url.clone());
     }
-    if let Some(running) = private::running(&settings.private_dir, &Search::default()) {
+    if let Some(running) = private::running(&settings.private_dir, &Search::Installed) {
         return Ok(running.url);
     }
     Err(anyhow!(ConfigError::Unfit(format!(

@@ -11,7 +11,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use cli::{Cli, Command, PauseArgs, ProcessArgs, ReplayArgs, ResumeArgs, ServeArgs, SourceArgs, StatusArgs, VerifyArgs};
+pub use cli::{
+    Cli, Command, LogFormat, PauseArgs, ProcessArgs, ReplayArgs, ResumeArgs, ServeArgs, SourceArgs, StatusArgs,
+    VerifyArgs,
+};
 pub use file::{ApiFile, ChainFile, File, ProjectionFile, SourceKind};
 
 use crate::chain::{Height, Kind};
@@ -95,6 +98,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where health, readiness and metrics are served.
     pub operator_listen: SocketAddr,
+    /// Whether neither the file nor a flag names a source: a devnet on a private Postgres.
+    pub first_look: bool,
+    /// Whether an address of the operator port was named.
+    pub operator_asked: bool,
     /// The database, if one was named.
     pub database_url: Option<String>,
     /// Where a private Postgres keeps its data.
@@ -124,6 +131,7 @@ impl Settings {
         };
         let mut chains = BTreeMap::new();
         let mut described = file.chains.clone();
+        let first_look = described.is_empty() && source.is_some_and(|args| !args.names_a_source());
         if let Some(args) = source {
             args.add_to(&mut described)?;
         }
@@ -175,7 +183,16 @@ impl Settings {
                 OPERATOR_LISTEN,
                 "operator_listen",
             )?,
-            database_url: cli.database_url.clone().or(file.database_url).filter(|url| !url.is_empty()),
+            first_look,
+            operator_asked: serve.is_some_and(|s| s.operator_listen.is_some()) || api.operator_listen.is_some(),
+            database_url: cli
+                .database_url
+                .clone()
+                .or_else(|| {
+                    ["EBBTIDE_DATABASE_URL", "DATABASE_URL", "DB_URL"].iter().find_map(|v| std::env::var(v).ok())
+                })
+                .filter(|url| !url.is_empty())
+                .or(file.database_url),
             private_dir: cli.data_dir.clone(),
             log_json: cli.log_format == cli::LogFormat::Json,
         })

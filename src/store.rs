@@ -4,7 +4,9 @@ mod chains;
 mod ledger;
 mod migrate;
 mod numeric;
+mod operate;
 pub mod private;
+pub mod reads;
 mod tls;
 mod wake;
 
@@ -22,6 +24,7 @@ pub use ledger::{
     Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
+pub use operate::{Findings, Standing};
 pub use wake::{Wake, WakeMode};
 
 /// How connections behave. One value for a process.
@@ -166,6 +169,11 @@ impl StoreError {
             }
             _ => StoreFault::Permanent,
         }
+    }
+
+    /// Whether asking again later may help a reader.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.fault(), StoreFault::Unavailable | StoreFault::TimedOut | StoreFault::Contended)
     }
 
     /// The constraint (or fixed word of our functions) that was violated.

@@ -72,7 +72,7 @@ pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<Exi
 
 pub(super) fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
     let url = database_url(settings)?;
-    let private = settings.database_url.is_none().then(|| private::running(&settings.private_dir, &Search::default()));
+    let private = settings.database_url.is_none().then(|| private::running(&settings.private_dir, &Search::Installed));
     let program = match private.flatten() {
         Some(running) => running.bin_dir.join("psql"),
         None => "psql".into(),

@@ -40,15 +40,15 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
         Some(url) if !first_look => url.clone(),
         named => {
             if named.is_some() {
-                tracing::warn!("DATABASE_URL is ignored and left untouched: no source is named, so this is a first look");
+                tracing::warn!(
+                    "DATABASE_URL is ignored and left untouched: no source is named, so this is a first look"
+                );
             }
             let started = PrivatePostgres::start(&settings.private_dir, Options::default())
                 .await
                 .context("the private Postgres did not start")?;
             let url = started.url();
-            tracing::info!(
-                "A private Postgres runs in {}; look with `ebbtide psql`", settings.private_dir.display()
-            );
+            tracing::info!("A private Postgres runs in {}; look with `ebbtide psql`", settings.private_dir.display());
             private = Some(started);
             url
         }
@@ -86,7 +86,9 @@ async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) 
 
 pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
     if settings.chains.is_empty() || settings.first_look {
-        return Err(anyhow!(ConfigError::Unfit("no source: give --source, or [chains.NAME] in the settings".to_owned())));
+        return Err(anyhow!(ConfigError::Unfit(
+            "no source: give --source, or [chains.NAME] in the settings".to_owned()
+        )));
     }
     let stop = stop_signal()?;
     let store = migrated_store(&settings, "ebbtide sync").await?;
@@ -185,7 +187,10 @@ impl Parts {
         let stop = self.stop.clone();
         let show = settings.process.token_balances.negative_balances
             == ebbtide::projections::token_balances::NegativeBalances::Show;
-        let settings = ApiSettings::with_negative_shown(show);
+        let settings = ApiSettings {
+            negative_balances: if show { api::NegativeBalances::Show } else { api::NegativeBalances::Zero },
+            ..ApiSettings::default()
+        };
         if let Ok(address) = listener.local_addr() {
             tracing::info!("The API answers on http://{address}/tokens/balances");
         }

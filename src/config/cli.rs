@@ -155,7 +155,7 @@ pub struct SourceArgs {
 
 impl SourceArgs {
     /// Whether any flag names a source.
-    fn names_a_source(&self) -> bool {
+    pub(super) fn names_a_source(&self) -> bool {
         self.source.is_some() || !self.urls.is_empty() || self.path.is_some()
     }
 

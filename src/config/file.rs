@@ -227,11 +227,7 @@ impl File {
         File::parse(&text, &path.display().to_string(), std::env::vars())
     }
 
-    fn parse(
-        text: &str,
-        origin: &str,
-        variables: impl Iterator<Item = (String, String)>,
-    ) -> Result<File, ConfigError> {
+    fn parse(text: &str, origin: &str, variables: impl Iterator<Item = (String, String)>) -> Result<File, ConfigError> {
         let malformed = |origin: &str, error: toml::de::Error| ConfigError::Malformed {
             origin: origin.to_owned(),
             reason: error.to_string().trim_end().to_owned(),
@@ -280,7 +276,9 @@ fn typed(key: &str, value: &str) -> toml::Value {
     if let Some((_, separator)) = LISTS.iter().find(|(list, _)| *list == key) {
         return match parsed {
             Some(list @ toml::Value::Array(_)) => list,
-            _ => value.split(*separator).map(|part| toml::Value::String(part.trim().to_owned())).collect(),
+            _ => {
+                toml::Value::Array(value.split(*separator).map(|p| toml::Value::String(p.trim().to_owned())).collect())
+            }
         };
     }
     match parsed {
