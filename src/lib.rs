@@ -2,6 +2,11 @@
 
 pub mod api;
 pub mod chain;
+pub mod config;
 pub mod ops;
+pub mod process;
+pub mod projections;
 pub mod sources;
 pub mod store;
+pub mod sync;
+pub mod watch;
