@@ -1,7 +1,7 @@
 //! Reads for the REST interface: one snapshot for one answer.
 //!
 //! Every statement walks a primary key from where the last page ended; none scans history. The planner is told so (see
-//! [`Reader::snapshot`]), since a plan that suits today's statistics may not suit tomorrow's table.
+//! `walk_indexes.sql`), since a plan that suits today's statistics may not suit tomorrow's table.
 
 mod balances;
 mod history;
@@ -129,18 +129,15 @@ impl Reader {
         let sql = "select set_config('statement_timeout', $1, true)";
         let parameters: &[&(dyn ToSql + Sync)] = &[&timeout_ms];
         // In one round trip: the driver sends both before it waits for either.
-        let (walk, bounded) = tokio::join!(snapshot.tx.batch_execute(WALK_INDEXES), snapshot.rows(sql, parameters));
+        let (walk, bounded) = tokio::join!(
+            snapshot.tx.batch_execute(include_str!("../../sql/queries/walk_indexes.sql")),
+            snapshot.rows(sql, parameters)
+        );
         walk?;
         bounded?;
         Ok(snapshot)
     }
 }
-
-/// Every statement here is a walk along an index, stopped by a limit: plans that sort or scan a whole table read the
-/// table's length instead of the page's. Planned anew each time, since the right plan follows from the values.
-const WALK_INDEXES: &str = "set local plan_cache_mode = force_custom_plan; set local enable_seqscan = off;
-    set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off;
-    set local enable_sort = off; set local jit = off";
 
 impl Snapshot<'_> {
     /// The chain of this name; without a name, the only one there is.
