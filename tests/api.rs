@@ -1083,7 +1083,7 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
             .await;
         ledger.sql("vacuum analyze").await;
         let (middle, account) = (to / 2, "account-7");
-        let heights: Vec<i64> = (1..to).rev().step_by(50).take(40).collect();
+        let heights: Vec<i64> = (1..=to).rev().step_by(50).take(40).collect();
         let tokens: Vec<String> = (0..7).map(|n| format!("token-{n}")).collect();
         let (none, no) = (None::<&str>, false);
         let (zero, ten, low, settled) = (0i64, 10i64, i64::MIN, to - 63);
