@@ -28,6 +28,8 @@ mod line;
 mod reader;
 mod text;
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +43,7 @@ use self::events::Grammar;
 use self::feed::{Feed, Position};
 use self::line::{Line, LineReader};
 use self::reader::{Lines, Origin, Start};
+use super::evm::decode::{DecodeSettings, Decoder};
 use super::{Head, Identity, Source, SourceError};
 use crate::chain::{Block, BlockRef, Height, Kind, Link, OpeningBalance};
 
@@ -59,8 +62,8 @@ pub struct FileSettings {
     pub kind: Option<Kind>,
     /// What the network calls itself, if it should be kept and checked.
     pub network_id: Option<String>,
-    /// Tokens that are wanted; empty: all. Others are left out, from `logs` and `token_events` alike.
-    pub tokens: Vec<String>,
+    /// What to make of raw `logs`. Its `tokens` hold for `token_events` too: others are left out.
+    pub decode: DecodeSettings,
 }
 
 /// Reads a [file](self) of blocks.
@@ -82,18 +85,39 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn grammar(settings: &FileSettings) -> Result<Grammar, SourceError> {
+    let kind = settings.kind.unwrap_or(Kind::Other);
+    let network = settings.network_id.as_deref().and_then(|id| id.parse().ok());
+    let mut decode = settings.decode.clone();
+    let tokens = match decode.tokens.as_slice() {
+        [] => None,
+        [word] if word == "none" => Some(HashSet::new()),
+        listed => Some(listed.iter().map(|token| canonical(token)).collect()),
+    };
+    // Tokens of other kinds of chains are no contracts, and such chains have no logs to find them in.
+    if !(kind == Kind::Evm
+        || settings.kind.is_none() && decode.tokens.iter().all(|token| Kind::Evm.is_token(&canonical(token))))
+    {
+        decode.tokens.clear();
+    }
+    Ok(Grammar { kind, tokens, decoder: Decoder::new(&decode, network)? })
+}
+
+fn canonical(token: &str) -> String {
+    text::canonical(token).map_or_else(|_| token.to_owned(), Cow::into_owned)
+}
+
 impl FileSource {
     /// A source that reads this file; nothing is opened yet.
-    pub fn new(settings: FileSettings) -> FileSource {
-        let tokens = settings
-            .tokens
-            .iter()
-            .map(|token| text::canonical(token).map_or_else(|_| token.clone(), |canonical| canonical.into_owned()));
-        let grammar = Grammar { kind: settings.kind.unwrap_or(Kind::Other), tokens: tokens.collect() };
+    ///
+    /// # Errors
+    /// Permanent, when a setting is not as it should be; it names the setting.
+    pub fn new(settings: FileSettings) -> Result<FileSource, SourceError> {
+        let grammar = grammar(&settings)?;
         let origin = Origin::new(&settings.path);
         let reader = LineReader::new(grammar);
         let feed = tokio::sync::Mutex::new(Feed::new(origin.clone(), reader.clone()));
-        FileSource {
+        Ok(FileSource {
             settings,
             origin,
             reader,
@@ -101,7 +125,7 @@ impl FileSource {
             branch: Mutex::default(),
             ahead: Mutex::default(),
             refused: Mutex::default(),
-        }
+        })
     }
 
     /// Height of the first block and whether it carries logs; none if there is no block.

@@ -140,7 +140,11 @@ fn read_word(ty: &DynSolType, word: &[u8; 32]) -> Read<Value> {
             if size.into_raw().bit_len() >= *bits { Err(NotThisType) } else { Ok(Value::String(number.to_string())) }
         }
         DynSolType::Address => {
-            if zero(&word[..12]) { Ok(hex_text(&word[12..])) } else { Err(NotThisType) }
+            if zero(&word[..12]) {
+                Ok(hex_text(&word[12..]))
+            } else {
+                Err(NotThisType)
+            }
         }
         DynSolType::Function => left_aligned(word, 24),
         DynSolType::FixedBytes(size) => left_aligned(word, *size),
