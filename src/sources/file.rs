@@ -26,6 +26,8 @@ mod evidence;
 mod feed;
 mod line;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::borrow::Cow;
@@ -56,7 +58,8 @@ const ANSWER_BYTES: usize = 16 << 20;
 /// Which file, and how to read it.
 #[derive(Debug, Clone)]
 pub struct FileSettings {
-    /// The file; `-` is standard input, which can be read once only: a run that was stopped cannot go on there.
+    /// The file; `-` is standard input. That and named pipes can be read once only: a run that was stopped does not
+    /// go on there, but compares what is piped in next with what it holds.
     pub path: PathBuf,
     /// The grammar of its texts. None: `evm` if its first block carries `logs`, else `other`.
     pub kind: Option<Kind>,
@@ -130,7 +133,7 @@ impl FileSource {
 
     /// Height of the first block and whether it carries logs; none if there is no block.
     async fn first(&self) -> Result<Option<(Height, bool)>, SourceError> {
-        if self.origin == Origin::Stdin {
+        if self.origin.is_pipe() {
             let mut feed = self.feed.lock().await;
             if feed.first().is_none() {
                 feed.fill(&self.branch).await?;
@@ -177,11 +180,12 @@ impl FileSource {
 
     /// Blocks that are no longer in memory, from their lines (ascending heights).
     async fn read_again(&self, wanted: Vec<(Link, u64)>) -> Result<Vec<Block>, SourceError> {
-        if self.origin == Origin::Stdin {
+        if self.origin.is_pipe() {
             let height = wanted.first().map_or(Height::default(), |(link, _)| link.height);
             return Err(SourceError::permanent(format!(
-                "block {height} was given before and is no longer in memory, and standard input cannot be read again: \
-                 give a file instead"
+                "block {height} was given before and is no longer in memory, and {} cannot be read again: give a \
+                 regular file instead",
+                self.origin.name()
             )));
         }
         let mut reader = self.reader.clone();
@@ -269,7 +273,7 @@ impl Source for FileSource {
 
     async fn resume(&self, tip: Option<&BlockRef>, position: Option<&Value>) -> Result<(), SourceError> {
         let mut feed = self.feed.lock().await;
-        if self.origin == Origin::Stdin {
+        if self.origin.is_pipe() {
             // It cannot be turned back; what is piped in again is compared with our blocks as it comes.
             if !feed.is_started() {
                 *locked(&self.ahead) = tip.cloned();
@@ -362,12 +366,12 @@ impl Source for FileSource {
 
     async fn wait(&self, at_most: Duration) {
         let mut feed = self.feed.lock().await;
-        if feed.is_at_rest() || (self.origin != Origin::Stdin && locked(&self.refused).is_some()) {
+        if feed.is_at_rest() || (!self.origin.is_pipe() && locked(&self.refused).is_some()) {
             drop(feed);
             tokio::time::sleep(at_most).await;
-        } else if self.origin == Origin::Stdin {
+        } else if self.origin.is_pipe() {
             // What it finds, or why it cannot, stays for the next call of `head`.
-            let _ = tokio::time::timeout(at_most, feed.fill(&self.branch)).await;
+            let _ = tokio::time::timeout(at_most, feed.wait_and_fill(&self.branch)).await;
         }
     }
 

@@ -349,3 +349,6 @@ fn name(raw: &str, texts: &mut Interner) -> Result<Text, &'static str> {
     }
     Ok(texts.text(&text::canonical(&given)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,7 +206,7 @@ fn link(
     let hash = block_hash("hash", hash)?;
     let parent_hash = match parent_hash {
         // Genesis has no parent, so its line may leave it out.
-        None if height.get() == 0 => Hash::new(""),
+        given if height.get() == 0 && given.as_deref().unwrap_or_default().is_empty() => Hash::new(""),
         given => block_hash("parent_hash", given)?,
     };
     if parent_hash == hash {

@@ -20,22 +20,33 @@ const LINES_AHEAD: usize = 32;
 /// Where lines come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A file, which can be read again.
-    Path(PathBuf),
+    /// A regular file, which can be read again.
+    File(PathBuf),
+    /// A named pipe or the like, which cannot.
+    Pipe(PathBuf),
     /// Standard input, which cannot.
     Stdin,
 }
 
 impl Origin {
-    /// `-` is standard input.
+    /// `-` is standard input. What is not there (yet) counts as a file.
     pub(super) fn new(path: &Path) -> Origin {
-        if path.as_os_str() == "-" { Origin::Stdin } else { Origin::Path(path.to_owned()) }
+        if path.as_os_str() == "-" {
+            return Origin::Stdin;
+        }
+        let path = path.to_owned();
+        if path.metadata().is_ok_and(|it| !it.is_file()) { Origin::Pipe(path) } else { Origin::File(path) }
+    }
+
+    /// Whether it can be read once only, and may bring its lines slowly.
+    pub(super) fn is_pipe(&self) -> bool {
+        !matches!(self, Origin::File(_))
     }
 
     /// How messages call it.
     pub(super) fn name(&self) -> String {
         match self {
-            Origin::Path(path) => path.display().to_string(),
+            Origin::File(path) | Origin::Pipe(path) => path.display().to_string(),
             Origin::Stdin => "standard input".into(),
         }
     }
@@ -51,7 +62,7 @@ impl Lines {
     /// Opens a file or standard input; nothing of it is read but its first two bytes.
     pub(super) fn open(origin: &Origin) -> io::Result<Lines> {
         match origin {
-            Origin::Path(path) => Lines::new(File::open(path)?),
+            Origin::File(path) | Origin::Pipe(path) => Lines::new(File::open(path)?),
             Origin::Stdin => Lines::new(io::stdin()),
         }
     }
@@ -114,6 +125,8 @@ pub(super) enum Next {
     Line(Box<Entry>),
     /// This line cannot be read; nothing follows.
     Bad(u64, BadLine),
+    /// The file cannot be opened; nothing follows.
+    Closed(io::Error),
     /// The file is not the one that the position was made from; nothing follows.
     Another(String),
     /// The stream ended as it should; without this word it did not.
@@ -133,13 +146,15 @@ pub(super) struct Start {
 
 /// Starts the reader's thread. It ends when the stream does, or when the receiver is dropped.
 ///
-/// A plain thread: one that waits for standard input would keep the runtime's own from ending.
+/// A plain thread, opening included: one that waits for a pipe would keep the runtime's own from ending.
 pub(super) fn spawn(origin: Origin, start: Start, reader: LineReader) -> io::Result<mpsc::Receiver<Next>> {
-    let lines = Lines::open(&origin)?;
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
     std::thread::Builder::new().name("ebbtide-file".into()).spawn(move || {
-        // An error here only means that nobody listens any more.
-        let _ = run(lines, &start, reader, &sender);
+        // Nobody listens any more, if a word cannot be sent.
+        let _ = match Lines::open(&origin) {
+            Ok(lines) => run(lines, &start, reader, &sender),
+            Err(error) => sender.blocking_send(Next::Closed(error)).map_err(|_| Gone),
+        };
     })?;
     Ok(receiver)
 }
