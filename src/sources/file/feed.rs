@@ -356,7 +356,7 @@ impl Feed {
     }
 
     fn take(&mut self, entry: Entry, meaning: Meaning, branch: &mut Branch) {
-        let Entry { number, raw, line } = entry;
+        let Entry { number, raw, line, .. } = entry;
         let bytes = raw.len();
         (self.taken_line, self.taken_raw) = (number, Ok(raw));
         if let Meaning::Begins(keep, again) = &meaning {

@@ -4,10 +4,12 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::line::{BadLine, Line, LineReader};
 
@@ -15,7 +17,10 @@ use super::line::{BadLine, Line, LineReader};
 pub(super) const LONGEST_LINE: usize = 256 << 20;
 
 /// Lines that may wait between the reader's thread and the source.
-const LINES_AHEAD: usize = 32;
+const LINES_AHEAD: usize = 64;
+
+/// KiB of lines that may; a longer line waits alone.
+const KIB_AHEAD: u32 = 32 << 10;
 
 /// Where lines come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +122,8 @@ pub(super) struct Entry {
     pub(super) raw: Vec<u8>,
     /// What it says; of a line that was only passed by, its links alone.
     pub(super) line: Line,
+    /// Its share of what may wait, given back when it is taken.
+    _share: OwnedSemaphorePermit,
 }
 
 /// What comes from the reader's thread.
@@ -149,10 +156,11 @@ pub(super) struct Start {
 /// A plain thread, opening included: one that waits for a pipe would keep the runtime's own from ending.
 pub(super) fn spawn(origin: Origin, start: Start, reader: LineReader) -> io::Result<mpsc::Receiver<Next>> {
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
+    let runtime = Handle::current();
     std::thread::Builder::new().name("ebbtide-file".into()).spawn(move || {
         // Nobody listens any more, if a word cannot be sent.
         let _ = match Lines::open(&origin) {
-            Ok(lines) => run(lines, &start, reader, &sender),
+            Ok(lines) => run(lines, &start, reader, &sender, &runtime),
             Err(error) => sender.blocking_send(Next::Closed(error)).map_err(|_| Gone),
         };
     })?;
@@ -161,7 +169,14 @@ pub(super) fn spawn(origin: Origin, start: Start, reader: LineReader) -> io::Res
 
 struct Gone;
 
-fn run(mut lines: Lines, start: &Start, mut reader: LineReader, to: &mpsc::Sender<Next>) -> Result<(), Gone> {
+fn run(
+    mut lines: Lines,
+    start: &Start,
+    mut reader: LineReader,
+    to: &mpsc::Sender<Next>,
+    runtime: &Handle,
+) -> Result<(), Gone> {
+    let shares = Arc::new(Semaphore::new(KIB_AHEAD as usize));
     let send = |read| to.blocking_send(read).map_err(|_| Gone);
     loop {
         let (number, raw) = match lines.next() {
@@ -185,7 +200,12 @@ fn run(mut lines: Lines, start: &Start, mut reader: LineReader, to: &mpsc::Sende
         }
         let read = if passed_by { reader.links(&raw) } else { reader.read(&raw) };
         match read {
-            Ok(line) => send(Next::Line(Box::new(Entry { number, raw, line })))?,
+            Ok(line) => {
+                let kib = u32::try_from(raw.len() >> 10).unwrap_or(KIB_AHEAD).min(KIB_AHEAD);
+                // When the receiver is gone so are the lines in it, and their shares come back.
+                let share = runtime.block_on(shares.clone().acquire_many_owned(kib)).map_err(|_| Gone)?;
+                send(Next::Line(Box::new(Entry { number, raw, line, _share: share })))?;
+            }
             Err(bad) => return send(Next::Bad(number, bad)),
         }
     }

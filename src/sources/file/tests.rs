@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -136,6 +137,10 @@ async fn a_bad_line_costs_no_line_before_it_and_can_be_mended() {
         (r#"{"hash":"","height":4,"parent_hash":"3a"}"#.to_owned(), "line 4: has a bad \"hash\": empty_text"),
         (r#"{"hash":"x","height":4,"parent_hash":"3a","time":"noon"}"#.to_owned(), "neither RFC 3339 nor Unix"),
         (r#"{"hash":"x","height":4,"parent_hash":"3a","token_events":7}"#.to_owned(), "invalid type"),
+        (
+            r#"{"hash":"x","height":4,"parent_hash":"3a","tokenEvents":[]}"#.to_owned(),
+            "line 4: has events under another key than \"token_events\"",
+        ),
         (b("5x", "3a"), "line 4: block 5 (5x) names the parent 3a, which is block 3: heights must rise by one"),
         (b("3a", "2x"), "line 4: block 3 (3a) came before with the parent 2a"),
         (b("9a", "9a"), "line 4: has a block that is its own parent"),
@@ -310,4 +315,127 @@ async fn a_pipe_gives_what_is_there_without_waiting_for_more() {
     }
     drop(pipe);
     assert!(source.head().await.unwrap().last);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_in_memory_is_read_again() {
+    let padded =
+        |own: &str, parent: &str| b(own, parent).replacen('{', &format!("{{\"pad\":\"{}\",", "x".repeat(1 << 20)), 1);
+    let mut lines: Vec<String> = (1..=40u32).map(|n| padded(&format!("{n}a"), &format!("{}a", n - 1))).collect();
+    lines.push(b("3b", "2a"));
+    lines.push(b("41a", "40a"));
+    let file = write(&lines);
+    let source = source(&file.path);
+    let (mut seen, error) = steps(&source).await;
+    assert!(error.is_none());
+    // A full step does not know yet that it is the last one.
+    seen.dedup();
+    let all: Vec<String> = (1..=41u32).map(|n| format!("{n}a")).collect();
+    // Steps of 16 MB at most; then a reorg that drops most of them, and back.
+    assert_eq!(seen, [&all[..16].join(" "), &all[..32].join(" "), &all[..40].join(" "), "1a 2a 3b", &all.join(" ")]);
+    let held = locked(&source.branch).at(Height::from(1)).unwrap().block.is_some();
+    assert!(!held, "the first block's content should have been let go");
+    std::fs::write(&file.path, lines[1..].join("\n")).unwrap();
+    let error = source.blocks(Height::from(1)..=Height::from(5)).await.unwrap_err();
+    assert!(error.to_string().contains("another line 1 than before"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reorg_deeper_than_what_is_remembered_is_an_error() {
+    let count = REMEMBERED_HEIGHTS as u32 + 50;
+    let mut lines: Vec<String> = (1..=count).map(|n| b(&format!("{n}a"), &format!("{}a", n - 1))).collect();
+    lines.push(b("31b", "30a"));
+    let file = write(&lines);
+    let source = source(&file.path);
+    let error = loop {
+        match source.head().await {
+            Ok(head) => assert!(!head.last),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(error.contains("line 10051: block 31 (31b) names the parent 30a, which is no block"), "{error}");
+    let links = source.links(Height::from(1)..=Height::from(60)).await.unwrap();
+    assert_eq!(links.first().map(|link| link.height), Some(Height::from(51)));
+    let error = source.links(Height::from(1)..=Height::from(50)).await.unwrap_err().to_string();
+    assert!(error.contains("remembers 10000 blocks down to 51"), "{error}");
+}
+
+/// What a follower of one chain may be told: a tree of blocks, and a walk over its tips.
+fn script() -> impl Strategy<Value = Vec<(u8, u8)>> {
+    proptest::collection::vec((any::<u8>(), 0..12u8), 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// The chain after every line is the way from that line's block to the first one, whatever came before; steps,
+    /// restarts and repeats change nothing about it.
+    #[test]
+    fn any_script_gives_the_chain_of_its_last_line(script in script(), stop in 0..60usize) {
+        let mut names: Vec<(String, usize)> = vec![("1r".into(), 0)];
+        let mut lines = vec![b("1r", "0r")];
+        let mut at = 0;
+        let mut chains = vec![vec![0]];
+        let height = |mut n: usize, names: &[(String, usize)]| {
+            let mut height = 1;
+            while n != 0 {
+                (n, height) = (names[n].1, height + 1);
+            }
+            height
+        };
+        for (pick, what) in script {
+            match what {
+                // Again: a repeat if it is on the branch, else a flip.
+                0 => {
+                    let again = usize::from(pick) % names.len();
+                    let (own, parent) = &names[again];
+                    let parent = if again == 0 { "0r" } else { &names[*parent].0 };
+                    lines.push(b(own, parent));
+                    if !chains[chains.len() - 1].contains(&again) {
+                        at = again;
+                    }
+                }
+                1 => {
+                    at = usize::from(pick) % names.len();
+                    lines.push(head_line(&names[at].0));
+                }
+                _ => {
+                    // Mostly on the tip, now and then on any block ever told of.
+                    let parent = if what > 4 { at } else { usize::from(pick) % names.len() };
+                    let letters = ["a", "b", "c", "d", "e", "f", "g"];
+                    let number = names.len();
+                    let suffix = letters[number % 7].repeat(number / 7 + 1);
+                    names.push((format!("{}{suffix}", height(parent, &names) + 1), parent));
+                    lines.push(b(&names[number].0, &names[parent].0));
+                    at = number;
+                }
+            }
+            let mut way = vec![at];
+            while way[way.len() - 1] != 0 {
+                way.push(names[way[way.len() - 1]].1);
+            }
+            chains.push(way);
+        }
+        let name = |way: &Vec<usize>| way.iter().rev().map(|n| &*names[*n].0).collect::<Vec<_>>().join(" ");
+        let chains: Vec<String> = chains.iter().map(name).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let file = write(&lines);
+            let mut reader = source(&file.path);
+            reader.resume(None, None).await.unwrap();
+            for step in 0.. {
+                let head = reader.head().await.unwrap();
+                let line = head.position.as_ref().unwrap()["line"].as_u64().unwrap() as usize;
+                assert_eq!(chain(&reader).await, chains[line - 1], "after line {line} of {lines:?}");
+                if head.last {
+                    assert_eq!(line, lines.len());
+                    break;
+                }
+                if step == stop {
+                    reader = source(&file.path);
+                    reader.resume(Some(&head.block), head.position.as_ref()).await.unwrap();
+                }
+            }
+        });
+    }
 }
