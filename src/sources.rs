@@ -3,6 +3,8 @@
 pub mod devnet;
 pub mod evm;
 pub mod file;
+pub mod http;
+pub mod websocket;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

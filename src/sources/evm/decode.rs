@@ -8,7 +8,7 @@
 //!
 //! Everything else is an [`Event`] if one of the given signatures fits it, and nothing otherwise.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use alloy_primitives::{Address, B256, U256, b256, hex};
 use serde::{Deserialize, Serialize};
@@ -209,6 +209,17 @@ impl Decoder {
                 LogFilter { addresses, topics0 }
             })
             .collect()
+    }
+
+    /// The contracts that are named in the settings, sorted: listed tokens and emitters of events.
+    pub(super) fn contracts(&self) -> Vec<Address> {
+        let tokens = match &self.tokens {
+            Tokens::All => None,
+            Tokens::Listed(tokens) => Some(tokens),
+        };
+        let emitters = self.events.values().flatten().flat_map(|signature| &signature.emitters);
+        let contracts: BTreeSet<Address> = tokens.into_iter().flatten().chain(emitters).copied().collect();
+        contracts.into_iter().collect()
     }
 
     /// Reads one block's logs, in any order. An exact copy of a log counts once.

@@ -1,0 +1,52 @@
+//! What the tests share: databases, processes, faults, recorded data.
+//!
+//! `make test` runs everything beside one throwaway Postgres and names it in `TEST_DATABASE_URL`; each test gets a
+//! database of its own in it, cloned from a migrated template.
+#![allow(dead_code, unused_imports, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
+
+pub mod own_pg;
+pub mod pg;
+pub mod process;
+pub mod proxy;
+pub mod recorded;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+pub use own_pg::OwnPg;
+pub use pg::Pg;
+pub use process::Ebbtide;
+pub use proxy::{Fault, FaultProxy};
+pub use recorded::{data_dir, ndjson_gz, read_ndjson_gz, skip};
+
+/// How long a wait may last before the test fails. Generous: it is only ever reached by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks `look` until it returns something; fails after [`PATIENCE`], naming what was waited for.
+pub async fn wait_until<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, look).await
+}
+
+/// [`wait_until`] with a deadline of its own.
+pub async fn wait_within<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(begun.elapsed() < deadline, "waited {deadline:?} in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A loopback port that was free a moment ago.
+///
+/// Another process can take it before it is used: rare, since the kernel hands them out at random.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// [`free_port`] as an address.
+pub fn free_addr() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+}
