@@ -208,6 +208,8 @@ impl Source for Devnet {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
     use super::*;
     use serde_json::json;
 

@@ -47,7 +47,7 @@ use self::line::{Line, LineReader};
 use self::reader::{Lines, Origin, Start};
 use super::evm::decode::{DecodeSettings, Decoder};
 use super::{Head, Identity, Source, SourceError};
-use crate::chain::{Block, BlockRef, Height, Kind, Link, OpeningBalance};
+use crate::chain::{Block, BlockRef, Hash, Height, Kind, Link, OpeningBalance};
 
 /// Most blocks that one answer holds.
 const ANSWER_BLOCKS: usize = 1_000;
@@ -131,14 +131,14 @@ impl FileSource {
         })
     }
 
-    /// Height of the first block and whether it carries logs; none if there is no block.
-    async fn first(&self) -> Result<Option<(Height, bool)>, SourceError> {
+    /// The first block and whether it carries logs; none if there is no block.
+    async fn first(&self) -> Result<Option<(Link, bool)>, SourceError> {
         if self.origin.is_pipe() {
             let mut feed = self.feed.lock().await;
             if feed.first().is_none() {
                 feed.fill(&self.branch).await?;
             }
-            return Ok(feed.first());
+            return Ok(feed.first().cloned());
         }
         let mut reader = self.reader.clone();
         self.scan(move |lines| {
@@ -146,7 +146,7 @@ impl FileSource {
                 if !raw.trim_ascii().is_empty()
                     && let Line::Block(block) = reader.read(&raw)?
                 {
-                    return Ok(Some((block.link.height, block.has_logs)));
+                    return Ok(Some((block.link, block.has_logs)));
                 }
             }
             Ok(None)
@@ -240,7 +240,14 @@ impl FileSource {
             None => None,
         };
         if let Some(Position { line, hash, .. }) = position {
-            feed.learn(Start { after_line: line, hash, show_links: true }, &self.branch).await?;
+            if let Err(error) = feed.learn(Start { after_line: line, hash, show_links: true }, &self.branch).await {
+                // Another file, then; but one that goes on where the last one ended is welcome.
+                let goes_on = |first: &Link| first.parent_hash == tip.hash && first.height == tip.height.next();
+                if !self.first().await?.is_some_and(|(first, _)| goes_on(&first)) {
+                    return Err(error);
+                }
+                return feed.learn(Start::default(), &self.branch).await;
+            }
             if locked(&self.branch).tip().is_some_and(|known| known.link.block_ref() == *tip) {
                 return Ok(());
             }
@@ -293,7 +300,7 @@ impl Source for FileSource {
 
     async fn first_height(&self) -> Result<Height, SourceError> {
         let first = self.first().await?;
-        first.map(|(height, _)| height).ok_or_else(|| self.permanent("holds no block"))
+        first.map(|(link, _)| link.height).ok_or_else(|| self.permanent("holds no block"))
     }
 
     async fn head(&self) -> Result<Head, SourceError> {
@@ -316,7 +323,7 @@ impl Source for FileSource {
     async fn links(&self, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
         let branch = locked(&self.branch);
         let Some((lowest, forgot)) = branch.lowest() else { return Ok(Vec::new()) };
-        if forgot && *heights.end() < lowest {
+        if forgot && heights.end().next() < lowest {
             return Err(self.permanent(&format!(
                 "remembers {REMEMBERED_HEIGHTS} blocks down to {lowest}; blocks {} to {} are asked for. Read it into a \
                  new chain instead",
@@ -325,8 +332,13 @@ impl Source for FileSource {
             )));
         }
         let from = (*heights.start()).max(lowest);
+        // What the lowest block stands on is known by name: ours may be just there, from another file or by hand.
+        let below = branch.at(lowest).and_then(|first| {
+            let height = lowest.prev().filter(|height| heights.contains(height))?;
+            Some(Link { height, hash: first.link.parent_hash.clone(), parent_hash: Hash::new("") })
+        });
         let links = (from.get()..=heights.end().get()).map_while(|height| branch.at(Height::new(height)?));
-        Ok(links.map(|known| known.link.clone()).collect())
+        Ok(below.into_iter().chain(links.map(|known| known.link.clone())).collect())
     }
 
     async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {

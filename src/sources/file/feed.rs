@@ -116,7 +116,7 @@ pub(super) struct Feed {
     taken_raw: Result<Vec<u8>, String>,
     opening: Vec<OpeningBalance>,
     opening_keys: HashSet<(Text, Text)>,
-    first: Option<(Height, bool)>,
+    first: Option<(Link, bool)>,
     /// The last answer was an error: read again from the last good line, since someone may have mended the file.
     failed: bool,
     ended: bool,
@@ -140,9 +140,9 @@ impl Feed {
         }
     }
 
-    /// Height of the first block that was read, and whether it came with raw logs.
-    pub(super) fn first(&self) -> Option<(Height, bool)> {
-        self.first
+    /// The first block that was read, and whether it came with raw logs.
+    pub(super) fn first(&self) -> Option<&(Link, bool)> {
+        self.first.as_ref()
     }
 
     /// Opening balances read so far; complete once a block was read.
@@ -364,7 +364,7 @@ impl Feed {
         }
         match (line, meaning) {
             (Line::Block(block), Meaning::Begins(..) | Meaning::Extends) => {
-                self.first.get_or_insert((block.link.height, block.has_logs));
+                self.first.get_or_insert_with(|| (block.link.clone(), block.has_logs));
                 if let Some(partial) = &mut self.partial {
                     partial.push(Known::new(block.link, number, bytes, block.block));
                 }

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io::Write;
 use std::path::Path;
 
@@ -38,7 +40,8 @@ fn write(lines: &[String]) -> Written {
 }
 
 async fn chain(source: &FileSource) -> String {
-    let links = source.links(Height::default()..=Height::MAX).await.unwrap();
+    let (lowest, _) = locked(&source.branch).lowest().unwrap();
+    let links = source.links(lowest..=Height::MAX).await.unwrap();
     let mut blocks = Vec::new();
     while blocks.len() < links.len() {
         blocks.extend(source.blocks(links[blocks.len()].height..=Height::MAX).await.unwrap());
@@ -214,6 +217,13 @@ async fn another_file_is_not_taken_for_the_one_before() {
         source.resume(Some(&tip), Some(&at(2, &b("2a", "1a")))).await.unwrap();
         assert_eq!(steps(&source).await.0, ["1a 2a 3a"]);
     }
+    // One that goes on where the last one ended is no mistake.
+    let file = write(&[b("3a", "2a"), b("4a", "3a")]);
+    let source_ = source(&file.path);
+    source_.resume(Some(&tip), Some(&at(2, &b("2a", "1a")))).await.unwrap();
+    assert_eq!(steps(&source_).await.0, ["3a 4a"]);
+    let below = source_.links(Height::from(1)..=Height::from(3)).await.unwrap();
+    assert_eq!(below.iter().map(Link::block_ref).collect::<Vec<_>>()[0], tip);
     let missing = source(Path::new("/nowhere/feed.ndjson"));
     assert!(missing.head().await.unwrap_err().to_string().contains("cannot open /nowhere/feed.ndjson"));
 }
@@ -355,8 +365,8 @@ async fn a_reorg_deeper_than_what_is_remembered_is_an_error() {
     };
     assert!(error.contains("line 10051: block 31 (31b) names the parent 30a, which is no block"), "{error}");
     let links = source.links(Height::from(1)..=Height::from(60)).await.unwrap();
-    assert_eq!(links.first().map(|link| link.height), Some(Height::from(51)));
-    let error = source.links(Height::from(1)..=Height::from(50)).await.unwrap_err().to_string();
+    assert_eq!(links.first().map(|link| link.height), Some(Height::from(50)));
+    let error = source.links(Height::from(1)..=Height::from(49)).await.unwrap_err().to_string();
     assert!(error.contains("remembers 10000 blocks down to 51"), "{error}");
 }
 

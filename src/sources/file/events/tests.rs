@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use super::*;
 use crate::chain::Amount;
 use crate::sources::evm::decode::DecodeSettings;
