@@ -1,15 +1,15 @@
 //! The REST interface against a real Postgres, line by line of specs/gno-token-balances section 7.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test that cannot go on has failed")]
 
-mod api_support;
+mod support;
 
 use std::convert::Infallible;
 
-use api_support::Pg;
 use ebbtide::api::{ApiSettings, NegativeBalances, routes};
-use ebbtide::store::Store;
+use ebbtide::store::{Store, StoreSettings};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use support::Pg;
 use tokio_postgres::Client;
 use warp::Filter;
 use warp::http::{HeaderMap, Response};
@@ -46,6 +46,10 @@ impl Ledger {
 
     async fn sql(&self, sql: &str) {
         self.db.batch_execute(sql).await.unwrap();
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.pg.url, StoreSettings::default()).unwrap()
     }
 
     /// Puts a block with these events (token, from, to, amount) and does not apply it.
@@ -123,7 +127,7 @@ impl Ledger {
         &self,
         settings: ApiSettings,
     ) -> impl Filter<Extract = (Response<String>,), Error = Infallible> + Clone + use<> {
-        routes(Store::connect(&self.pg.url()).await.unwrap(), settings)
+        routes(self.store(), settings)
     }
 }
 
@@ -944,7 +948,7 @@ async fn status_chains_and_reorgs_say_what_is_followed() {
 
 #[tokio::test]
 async fn a_store_that_is_away_is_503_and_a_fault_of_ours_is_500_without_detail() {
-    let away = Store::connect("postgres:///?host=127.0.0.1&port=1&user=nobody&dbname=none").await.unwrap();
+    let away = Store::open("postgres://nobody@127.0.0.1:1/none", StoreSettings::default()).unwrap();
     let api = routes(away, ApiSettings::default());
     for path in [
         "/tokens/balances",
@@ -962,7 +966,8 @@ async fn a_store_that_is_away_is_503_and_a_fault_of_ours_is_500_without_detail()
 
     let ledger = Ledger::with_chain("mine", "other").await;
     ledger.block("mine", 1, &[("gold", "", "alice", "1")]).await;
-    let api = ledger.api().await;
+    let hurried = ApiSettings { read_timeout: std::time::Duration::from_millis(200), ..ApiSettings::default() };
+    let api = ledger.api_with(hurried).await;
     ledger.sql("alter table token_events rename to elsewhere").await;
     let reply = get(&api, "/tokens/transfer-history").await;
     assert_eq!(reply.code(), (500, "internal".into()));
@@ -972,6 +977,164 @@ async fn a_store_that_is_away_is_503_and_a_fault_of_ours_is_500_without_detail()
         amount + case when pg_sleep(30) is null then 0 else 0 end as amount, kind from elsewhere").await;
     let slow = get(&api, "/tokens/transfer-history").await;
     assert_eq!(slow.code(), (503, "unavailable".into()), "a statement that takes too long");
+}
+
+#[tokio::test]
+async fn blocks_that_were_final_when_applied_count_without_a_journal() {
+    let ledger = Ledger::with_chain("mine", "other").await;
+    for height in 1..=6 {
+        ledger.block("mine", height, &[("gold", "", "alice", "1")]).await;
+    }
+    // 1 is still journaled, 2 to 4 never were (final when they came), 5 and 6 are above the final height.
+    ledger.sql("update chains set final_height = 4; delete from applied_blocks where height between 2 and 4").await;
+    let api = ledger.api().await;
+    for address in ["", "&address=alice"] {
+        let body = get(&api, &format!("/tokens/transfer-history?detail=true{address}")).await.json();
+        let heights: Vec<&Value> =
+            body["transfers"].as_array().unwrap().iter().map(|item| &item["blockHeight"]).collect();
+        assert_eq!(heights, [6, 5, 4, 3, 2, 1]);
+    }
+    for at in ["3", "h3"] {
+        let reply = get(&api, &format!("/tokens/balances?at={at}")).await;
+        assert_eq!((reply.header("x-block-hash"), &reply.json()["balances"][0]["amount"]), (Some("h3"), &json!("3")));
+    }
+    // The journal still knows better where it holds something: another block stands at 1, not applied yet.
+    ledger.sql("update applied_blocks set hash = 'y1' where height = 1").await;
+    assert_eq!(get(&api, "/tokens/balances?at=h1").await.code(), (404, "unknown_block".into()));
+    assert_eq!(get(&api, "/tokens/balances?at=1").await.header("x-block-hash"), Some("y1"));
+    let body = get(&api, "/tokens/transfer-history").await.json();
+    assert_eq!(body["transfers"].as_array().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn a_height_is_read_exactly_though_older_changes_are_gone() {
+    let ledger = Ledger::with_chain("mine", "other").await;
+    for height in 1..=6 {
+        ledger.block("mine", height, &[("gold", "", "alice", "1"), ("silver", "", "bob", "2")]).await;
+    }
+    ledger.finalise(4).await;
+    // Nothing at or below 4 is kept: what stood there follows from the first change above.
+    ledger.sql("delete from balance_changes where height <= 4; update checkpoints set history_from = 4").await;
+    let api = ledger.api().await;
+    for at in [4, 5, 6] {
+        let holders = get(&api, &format!("/tokens/gold/balances?at={at}")).await.json();
+        assert_eq!(holders["accountBalances"][0]["amount"], json!(at.to_string()), "{holders}");
+        let account = get(&api, &format!("/tokens/balances?address=bob&at={at}")).await.json();
+        assert_eq!(account["balances"][0]["amount"], json!((2 * at).to_string()), "{account}");
+        let totals = get(&api, &format!("/tokens/balances?at={at}")).await.json();
+        assert_eq!(totals["balances"][1]["amount"], json!((2 * at).to_string()), "{totals}");
+    }
+    // And where that change is not kept either, nobody pretends to know.
+    ledger.sql("delete from balance_changes where height <= 6").await;
+    for path in ["/tokens/gold/balances?", "/tokens/balances?", "/tokens/balances?address=bob&"] {
+        assert_eq!(get(&api, &format!("{path}at=5")).await.code(), (410, "history_pruned".into()), "{path}");
+        assert_eq!(get(&api, &format!("{path}at=6")).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_scenario_is_answered_to_the_byte_after_the_real_processor() {
+    let Some((ledger, requests)) = scenario().await else { return };
+    ledger.sql("truncate balances, balance_changes, applied_blocks, checkpoints").await;
+    let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_ebbtide"))
+        .args(["process", "--once", "--database-url", &ledger.pg.url])
+        .output()
+        .await
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let api = ledger.api().await;
+    for (path, status, body) in &requests {
+        let reply = get(&api, path).await;
+        assert_eq!((reply.status, &reply.text), (*status, body), "{path}");
+        assert_eq!(reply.header("x-block-hash"), Some("h1006"));
+    }
+}
+
+#[tokio::test]
+async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
+    let ledger = Ledger::with_chain("mine", "other").await;
+    let mut costs: Vec<Vec<(&str, i64)>> = Vec::new();
+    for (from, to) in [(1i64, 500i64), (501, 10_000)] {
+        // Ten events a block, by 7 tokens and 500 accounts; the accounts stay the same as the chain grows.
+        ledger
+            .sql(&format!(
+                "set ebbtide.bulk = 'on';
+                insert into token_events (chain_id, height, tx_index, event_index, token, to_address, amount)
+                select 1, h, n, 0, 'token-' || (h + n) % 7, 'account-' || (h * 10 + n) % 500, 1
+                from generate_series({from}, {to}) h, generate_series(0, 9) n;
+                insert into blocks (chain_id, height, hash, parent_hash)
+                select 1, h, 'h' || h, 'h' || (h - 1) from generate_series({from}, {to}) h;
+                set ebbtide.bulk = 'off';
+                truncate balances, balance_changes;
+                insert into balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
+                select chain_id, token, to_address, height, count(*), sum(count(*)) over w, lag(height) over w
+                from token_events group by chain_id, token, to_address, height
+                window w as (partition by chain_id, token, to_address order by height);
+                insert into balances (chain_id, token, address, amount, height)
+                select chain_id, token, address, sum(delta), max(height) from balance_changes group by 1, 2, 3;
+                delete from applied_blocks;
+                insert into applied_blocks (chain_id, projection, height, hash, revision)
+                select 1, 'token_balances', height, hash, revision from blocks where height > {to} - 64;
+                insert into checkpoints (chain_id, projection, height, hash, through_height)
+                values (1, 'token_balances', {to}, 'h' || {to}, {to})
+                on conflict (chain_id, projection) do update set height = {to}, hash = 'h' || {to}, through_height = {to};
+                update chains set final_height = {to} - 64"
+            ))
+            .await;
+        ledger.sql("vacuum analyze").await;
+        let (middle, account) = (to / 2, "account-7");
+        let heights: Vec<i64> = (1..=to).rev().step_by(50).take(40).collect();
+        let tokens: Vec<String> = (0..7).map(|n| format!("token-{n}")).collect();
+        let (none, no) = (None::<&str>, false);
+        let (zero, ten, low, settled) = (0i64, 10i64, i64::MIN, to - 63);
+        let statements: [(&str, &str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 7] = [
+            ("chain_to_read", include_str!("../sql/queries/chain_to_read.sql"), &[&none]),
+            (
+                "history",
+                include_str!("../sql/queries/history.sql"),
+                &[&1i64, &middle, &zero, &zero, &low, &settled, &no, &ten],
+            ),
+            (
+                "heights_of_account",
+                include_str!("../sql/queries/heights_of_account.sql"),
+                &[&1i64, &tokens, &account, &middle, &ten],
+            ),
+            (
+                "history_of_account",
+                include_str!("../sql/queries/history_of_account.sql"),
+                &[&1i64, &heights, &account, &to, &zero, &zero, &settled, &no, &ten],
+            ),
+            (
+                "balances_of_token",
+                include_str!("../sql/queries/balances_of_token.sql"),
+                &[&1i64, &"token-3", &"account-3", &"token-4", &middle, &no, &ten],
+            ),
+            (
+                "balances_of_account",
+                include_str!("../sql/queries/balances_of_account.sql"),
+                &[&1i64, &"", &none, &account, &middle, &no, &ten],
+            ),
+            ("applied_block_at", include_str!("../sql/queries/applied_block_at.sql"), &[&1i64, &middle, &settled]),
+        ];
+        ledger.sql(&format!("begin; {}", include_str!("../sql/queries/walk_indexes.sql"))).await;
+        let mut here = Vec::new();
+        for (name, sql, parameters) in statements {
+            let explain = format!("explain (analyze, buffers, format json) {sql}");
+            let plan: Value = ledger.db.query_one(&explain, parameters).await.unwrap().get(0);
+            let root = &plan[0]["Plan"];
+            assert!(name == "chain_to_read" || root["Actual Rows"].as_i64().unwrap() > 0, "{name} found nothing");
+            here.push((
+                name,
+                root["Shared Hit Blocks"].as_i64().unwrap() + root["Shared Read Blocks"].as_i64().unwrap(),
+            ));
+        }
+        ledger.sql("rollback").await;
+        costs.push(here);
+    }
+    println!("pages read, by 5,000 and by 100,000 events: {costs:?}");
+    for ((name, short), (_, long)) in costs[0].iter().zip(&costs[1]) {
+        assert!(*long <= 2 * short + 40, "{name}: {short} pages of 8 KiB on the short chain, {long} on the long one");
+    }
 }
 
 mod served {
@@ -1007,7 +1170,7 @@ mod served {
     async fn a_client_gets_what_the_filters_say() {
         let ledger = Ledger::with_chain("gno", "gno").await;
         ledger.block("gno", 1, &[(WUGNOT, "", A, "5")]).await;
-        let store = Store::connect(&ledger.pg.url()).await.unwrap();
+        let store = ledger.store();
         let (listener, address) = listener().await;
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(serve(listener, store, ApiSettings::default(), async {
@@ -1037,7 +1200,7 @@ mod served {
         let ledger = Ledger::with_chain("gno", "gno").await;
         // Holds the read until the server has to give up on it.
         ledger.sql("begin; lock table chains in access exclusive mode").await;
-        let store = Store::connect(&ledger.pg.url()).await.unwrap();
+        let store = ledger.store();
         let (listener, address) = listener().await;
         let (stop, stopped) = oneshot::channel::<()>();
         let settings = ApiSettings { drain: Duration::from_millis(300), ..ApiSettings::default() };
@@ -1047,13 +1210,13 @@ mod served {
         let mut idle = TcpStream::connect(address).await.unwrap();
         idle.write_all(b"GET /tokens/balances HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         // The request is in hand once its read waits for the lock.
-        let deadline = Instant::now() + Duration::from_secs(10);
         let watcher = ledger.pg.client().await;
-        while watcher.query_one("select count(*) from pg_locks where not granted", &[]).await.unwrap().get::<_, i64>(0)
-            == 0
-        {
-            assert!(Instant::now() < deadline, "the request never came");
-        }
+        support::wait_until("the request's read waits for the lock", async || {
+            let sql = "select 1 from pg_locks where not granted and database = (select oid from pg_database
+                where datname = current_database())";
+            watcher.query_opt(sql, &[]).await.unwrap()
+        })
+        .await;
         stop.send(()).unwrap();
         let began = Instant::now();
         tokio::time::timeout(Duration::from_secs(4), server).await.expect("the server ends").unwrap();
