@@ -21,6 +21,7 @@ create table checkpoints (
     history_from bigint,
     seq bigint not null default 0,
     redo_from bigint,
+    deep_change boolean not null default false,
     paused boolean not null default false,
     pause_at bigint,
     halted_reason text,
@@ -37,6 +38,7 @@ comment on column checkpoints.start_height is 'The height this state began at; o
 comment on column checkpoints.history_from is 'balance_changes below this height were pruned; null: none were.';
 comment on column checkpoints.seq is 'One more for every apply and every undo: the fence between processors.';
 comment on column checkpoints.redo_from is 'Apply again from this height; set by replay() and by changes at or below the final height.';
+comment on column checkpoints.deep_change is 'redo_from was set by a change of the chain at or below the final height.';
 comment on column checkpoints.pause_at is 'Where a paused projection stays; null: where it is.';
 
 create table applied_blocks (

@@ -231,6 +231,17 @@ pub struct Reject {
     pub reason: String,
 }
 
+/// What an account held before the first block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpeningBalance {
+    /// The token's address or path.
+    pub token: Text,
+    /// Whose balance.
+    pub address: Text,
+    /// Base units; signed, since history that is missing may have left a debt.
+    pub amount: delta::Delta,
+}
+
 /// Which grammar a chain's texts follow (`chains.kind`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {

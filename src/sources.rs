@@ -1,12 +1,18 @@
 //! Where blocks come from: the [`Source`] trait and its fault kinds.
 
+pub mod devnet;
+pub mod evm;
+pub mod file;
+pub mod http;
+pub mod websocket;
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::chain::{Block, BlockRef, Height, Kind, Link, Text};
+use crate::chain::{Block, BlockRef, Height, Kind, Link, OpeningBalance, Text};
 
 /// What a source says about its newest block.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,7 +65,10 @@ pub trait Source: Send + Sync {
     /// What is behind this source; the first call, and again after a fail-over.
     async fn identify(&self) -> Result<Identity, SourceError>;
 
-    /// Our tip and the position stored with it, before anything else is asked. `tip_hash_at` heights are ours.
+    /// Our tip and the position stored with it, before any block is asked for ([`identify`](Source::identify) and
+    /// [`first_height`](Source::first_height) may come earlier).
+    ///
+    /// May be called again, and should be when storing failed: a source that pushes then goes back to what is stored.
     async fn resume(&self, tip: Option<&BlockRef>, position: Option<&Value>) -> Result<(), SourceError>;
 
     /// The height to begin at on an empty database when the settings name none.
@@ -85,6 +94,12 @@ pub trait Source: Send + Sync {
     /// `Ok(false)`: the others do not agree yet, look again later.
     async fn confirm_undo(&self, _undone: &[BlockRef], _new: &BlockRef) -> Result<bool, SourceError> {
         Ok(true)
+    }
+
+    /// What stood before the first block, if the source says so; asked once, before the first block of an empty
+    /// chain is stored, and stored with it.
+    async fn opening_balances(&self) -> Result<Vec<OpeningBalance>, SourceError> {
+        Ok(Vec::new())
     }
 
     /// Describes tokens seen for the first time; what cannot be read is left out or none.

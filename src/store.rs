@@ -1,3 +1,296 @@
-//! Everything that speaks to Postgres.
+//! Postgres: connections, migrations, and one function per query. Nothing else of ours speaks to it.
 
+mod chains;
+mod ledger;
+mod migrate;
+mod numeric;
+mod operate;
 pub mod private;
+pub mod reads;
+mod tls;
+mod wake;
+
+use std::time::Duration;
+
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+pub use chains::{ChainRow, ChainSettings, NewBlocks, SyncLock, Tip, Written};
+pub use ledger::{
+    Applied, ApplyBlock, BlockChange, Checkpoint, Fence, LedgerRead, LedgerWrite, Look, Refused, ReorgNote, Switch,
+    Undone,
+};
+pub use migrate::{Migrated, SCHEMA_VERSION};
+pub use operate::{Findings, Standing};
+pub use wake::{Wake, WakeMode};
+
+/// How connections behave. One value for a process.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// Shown in `pg_stat_activity`.
+    pub application_name: String,
+    /// Longest a statement of the processor or the syncer may run; 0: no limit. Defaults to 60 s.
+    pub statement_timeout: Duration,
+    /// Longest a statement may wait for a lock. Defaults to 10 s.
+    pub lock_timeout: Duration,
+    /// Most connections in the pool. Defaults to 8.
+    pub pool_size: usize,
+}
+
+impl Default for StoreSettings {
+    fn default() -> StoreSettings {
+        StoreSettings {
+            application_name: "ebbtide".to_owned(),
+            statement_timeout: Duration::from_secs(60),
+            lock_timeout: Duration::from_secs(10),
+            pool_size: 8,
+        }
+    }
+}
+
+/// Why Postgres could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The address of the database cannot be read.
+    #[error("the database address cannot be read: {reason}")]
+    Address {
+        /// Why, without the address, which may hold a password.
+        reason: String,
+    },
+    /// TLS could not be set up.
+    #[error("TLS cannot be set up")]
+    Tls {
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// A statement failed, or the connection did.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// No connection could be had in time.
+    #[error("no connection to Postgres: {reason}")]
+    NoConnection {
+        /// Why.
+        reason: String,
+    },
+    /// A migration failed.
+    #[error("migrating the schema failed: {reason}")]
+    Migration {
+        /// Why.
+        reason: String,
+    },
+    /// The database was migrated by a newer version.
+    #[error("the database is at schema version {found}, this program knows {known}: use a newer ebbtide")]
+    TooNew {
+        /// The database's version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// The database was never migrated, or by an older version.
+    #[error("the database is at schema version {found}, this program needs {known}: run `ebbtide migrate`")]
+    TooOld {
+        /// The database's version; 0: none.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// A value in the database that we never write.
+    #[error("the database holds a value that makes no sense: {what}")]
+    Nonsense {
+        /// Which.
+        what: String,
+    },
+}
+
+/// Postgres' own words, with its detail and hint: tokio-postgres shows only "db error".
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => {
+            let mut text = db.message().to_owned();
+            for more in [db.detail(), db.hint()].into_iter().flatten() {
+                text.push_str("; ");
+                text.push_str(more);
+            }
+            text
+        }
+        None => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                text.push_str(": ");
+                text.push_str(&cause.to_string());
+                source = cause.source();
+            }
+            text
+        }
+    }
+}
+
+/// What to do about a [`StoreError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreFault {
+    /// The connection or the server is gone: connect again, with a growing pause.
+    Unavailable,
+    /// Someone else was in the way (lock timeout, deadlock, serialization): look again.
+    Contended,
+    /// The statement ran longer than it may: do less at once.
+    TimedOut,
+    /// Nothing that another try would mend.
+    Permanent,
+}
+
+impl StoreError {
+    /// What to do about it.
+    pub fn fault(&self) -> StoreFault {
+        match self {
+            StoreError::NoConnection { .. } => StoreFault::Unavailable,
+            StoreError::Postgres(error) => {
+                let Some(code) = error.code() else {
+                    // No answer from the server at all: the connection broke.
+                    return StoreFault::Unavailable;
+                };
+                let class = code.code().get(..2).unwrap_or_default();
+                match *code {
+                    SqlState::QUERY_CANCELED => StoreFault::TimedOut,
+                    SqlState::LOCK_NOT_AVAILABLE => StoreFault::Contended,
+                    SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => StoreFault::Unavailable,
+                    _ if class == "40" => StoreFault::Contended,
+                    // Connection exceptions, too many connections or out of memory or disk, shutdown.
+                    _ if matches!(class, "08" | "53" | "57" | "58") => StoreFault::Unavailable,
+                    // A server in recovery or a standby: this connection cannot write, another one may.
+                    SqlState::READ_ONLY_SQL_TRANSACTION => StoreFault::Unavailable,
+                    _ => StoreFault::Permanent,
+                }
+            }
+            _ => StoreFault::Permanent,
+        }
+    }
+
+    /// Whether asking again later may help a reader.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.fault(), StoreFault::Unavailable | StoreFault::TimedOut | StoreFault::Contended)
+    }
+
+    /// The constraint (or fixed word of our functions) that was violated.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            StoreError::Postgres(error) => error.as_db_error()?.constraint(),
+            _ => None,
+        }
+    }
+
+    /// Postgres' own message, if it is one.
+    pub fn message(&self) -> String {
+        match self {
+            StoreError::Postgres(error) => describe(error),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool,
+    config: Config,
+    tls: MakeRustlsConnect,
+    settings: StoreSettings,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A database by its address (`postgres://…` or `key=value …`). Nothing is connected yet.
+    ///
+    /// # Errors
+    /// An address that cannot be read.
+    pub fn open(address: &str, settings: StoreSettings) -> Result<Store, StoreError> {
+        // tokio-postgres knows disable, prefer and require; libpq's verify-* are require with a check.
+        let verify = address.contains("sslmode=verify-full") || address.contains("sslmode=verify-ca");
+        let address =
+            address.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
+        let mut config: Config = address.parse().map_err(|error: tokio_postgres::Error| {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            StoreError::Address { reason }
+        })?;
+        if config.get_hosts().is_empty() {
+            return Err(StoreError::Address { reason: "it names no host".to_owned() });
+        }
+        if config.get_ssl_mode() == SslMode::Prefer
+            && config.get_hosts().iter().all(|h| matches!(h, tokio_postgres::config::Host::Unix(_)))
+        {
+            config.ssl_mode(SslMode::Disable);
+        }
+        config
+            .application_name(&settings.application_name)
+            .connect_timeout(Duration::from_secs(10))
+            // A half-open connection is found out within a quarter of a minute.
+            .keepalives_idle(Duration::from_secs(15))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3)
+            .tcp_user_timeout(Duration::from_secs(15));
+        let tls = tls::connector(verify)?;
+        let manager = Manager::from_config(
+            config.clone(),
+            tls.clone(),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let greeting = greeting(&settings);
+        let pool = Pool::builder(manager)
+            .max_size(settings.pool_size)
+            .wait_timeout(Some(Duration::from_secs(10)))
+            .create_timeout(Some(Duration::from_secs(10)))
+            .recycle_timeout(Some(Duration::from_secs(10)))
+            .runtime(Runtime::Tokio1)
+            .post_create(Hook::async_fn(move |client, _| {
+                let greeting = greeting.clone();
+                Box::pin(async move { client.batch_execute(&greeting).await.map_err(HookError::Backend) })
+            }))
+            .build()
+            .map_err(|error| StoreError::NoConnection { reason: error.to_string() })?;
+        Ok(Store { pool, config, tls, settings })
+    }
+
+    /// A pooled connection for short statements.
+    pub(crate) async fn reader(&self) -> Result<deadpool_postgres::Object, StoreError> {
+        self.pool.get().await.map_err(|error| match error {
+            deadpool_postgres::PoolError::Backend(error) => StoreError::Postgres(error),
+            other => StoreError::NoConnection { reason: other.to_string() },
+        })
+    }
+
+    /// A connection of its own, outside the pool, with its driver running in the background.
+    pub(crate) async fn connect(&self) -> Result<Client, StoreError> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "A connection to Postgres ended");
+            }
+        });
+        client.batch_execute(&greeting(&self.settings)).await?;
+        Ok(client)
+    }
+}
+
+/// What every connection says first. Not start-up options: poolers refuse those.
+fn greeting(settings: &StoreSettings) -> String {
+    // Settings are numbers of ours; nothing from outside gets in here.
+    [
+        "set search_path = ebbtide".to_owned(),
+        "set statement_timeout = ".to_owned() + &settings.statement_timeout.as_millis().to_string(),
+        "set lock_timeout = ".to_owned() + &settings.lock_timeout.as_millis().to_string(),
+        "set idle_in_transaction_session_timeout = 60000".to_owned(),
+        "set jit = off".to_owned(),
+        "set timezone = 'UTC'".to_owned(),
+    ]
+    .join("; ")
+}

@@ -18,13 +18,13 @@ begin
         complete_to = case when lowest_height <= c.complete_to then lowest_height - 1 else c.complete_to end
     where c.chain_id = chain;
     update checkpoints k
-    set redo_from = least(k.redo_from, lowest_height)
+    set redo_from = least(k.redo_from, lowest_height), deep_change = true
     from chains c
     where c.chain_id = chain
       and k.chain_id = chain
       and lowest_height <= c.final_height
       and lowest_height <= k.through_height
-      and k.redo_from is distinct from least(k.redo_from, lowest_height);
+      and (not k.deep_change or k.redo_from is distinct from least(k.redo_from, lowest_height));
     perform pg_notify('ebbtide_blocks', chain::text);
 end $$;
 

@@ -241,7 +241,7 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare cid bigint := chain_named(chain);
 begin
     perform checkpoints_named(cid, resume.projection);
-    update checkpoints k set paused = false, pause_at = null, halted_reason = null
+    update checkpoints k set paused = false, pause_at = null, halted_reason = null, deep_change = false
     where k.chain_id = cid and (k.projection = resume.projection or resume.projection is null);
 end $$;
 comment on function resume is 'Goes on after pause(), and after a halt whose cause was mended.';

@@ -1,0 +1,39 @@
+-- What one account held at height $5 in each of the tokens in [$2, $3), in token order. There is no index by address
+-- (it would be a random-key index on the busiest table): the tokens are found by skipping from one to the next in the
+-- primary key, so this costs one or two lookups for each token of the chain, whatever the number of accounts.
+with recursive t as (
+    (select b.token
+     from balances b
+     where b.chain_id = $1 and b.token >= $2 and ($3::text is null or b.token < $3)
+     order by b.token
+     limit 1)
+    union all
+    select n.token
+    from t
+    cross join lateral (
+        select b.token
+        from balances b
+        where b.chain_id = $1 and b.token > t.token and ($3::text is null or b.token < $3)
+        order by b.token
+        limit 1
+    ) n
+)
+select t.token, b.address, trunc(coalesce(then_.balance_after, b.amount))::text as amount
+from t
+cross join lateral (
+    select b.address, b.amount, b.height
+    from balances b
+    where b.chain_id = $1 and b.token = t.token and b.address = $4
+    offset 0
+) b
+left join lateral (
+    select c.balance_after
+    from balance_changes c
+    where b.height > $5
+      and c.chain_id = $1 and c.token = t.token and c.address = $4 and c.height <= $5
+    order by c.height desc
+    limit 1
+) then_ on true
+where (b.height <= $5 or then_.balance_after is not null)
+  and ($6 or coalesce(then_.balance_after, b.amount) <> 0)
+limit $7

@@ -1,0 +1,10 @@
+-- Where the block with this hash stands: its height if it is in the chain, whether the journal holds it, and whether it
+-- was replaced once.
+select b.height,
+    exists (select from applied_blocks a
+            where a.chain_id = $1 and a.projection = 'token_balances' and a.height = b.height and a.hash = $2) as journaled,
+    exists (select from orphaned_blocks o where o.chain_id = $1 and o.hash = $2) as replaced
+from (select) one
+left join lateral (
+    select height from blocks where chain_id = $1 and hash = $2 order by height desc limit 1
+) b on true

@@ -1,0 +1,165 @@
+//! REST: it only reads. Every answer is one snapshot and names the block it is true at.
+//!
+//! Paths are matched raw, before percent-decoding, since token paths hold slashes. A route that fails on purpose answers
+//! with a [`reply::Failure`]; warp's own rejections are brought into the same shape in [`routes`].
+
+mod chains;
+mod cursor;
+mod operator;
+mod reply;
+mod request;
+mod tokens;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use warp::http::Method;
+use warp::{Filter, Rejection};
+
+use crate::store::Store;
+use reply::{Answer, Failure};
+
+pub use operator::{operator_routes, serve_operator};
+
+/// Longest path and query together, in bytes.
+const LONGEST_URI_BYTES: usize = 8 * 1024;
+
+/// How the interface behaves.
+#[derive(Debug, Clone)]
+pub struct ApiSettings {
+    /// What is shown of balances below zero. Defaults to `Zero`.
+    pub negative_balances: NegativeBalances,
+    /// How long requests in hand may take once the server was told to stop; then they are cut. Defaults to 5 s.
+    pub drain: Duration,
+}
+
+impl Default for ApiSettings {
+    fn default() -> ApiSettings {
+        ApiSettings { negative_balances: NegativeBalances::Zero, drain: Duration::from_secs(5) }
+    }
+}
+
+/// A balance below zero means that history is missing. The ledger keeps it exact; this is what readers see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NegativeBalances {
+    /// As 0; `X-Negative-Balances` counts them.
+    #[default]
+    Zero,
+    /// As they are; `X-Negative-Balances` counts them.
+    Show,
+}
+
+/// What every handler needs.
+#[derive(Clone)]
+struct Context {
+    store: Store,
+    settings: Arc<ApiSettings>,
+}
+
+/// Serves the REST interface until `shutdown` ends, then lets the requests in hand finish for `settings.drain`.
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    settings: ApiSettings,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let drain = settings.drain;
+    serve_routes(listener, routes(store, settings), drain, shutdown).await;
+}
+
+/// warp waits for open connections without a deadline, so one idle client could hold the process for ever.
+async fn serve_routes<F>(listener: TcpListener, routes: F, drain: Duration, shutdown: impl Future<Output = ()> + Send)
+where
+    F: Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static,
+{
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async move {
+        // A dropped sender is a stop as well.
+        let _ = stopped.await;
+    };
+    let mut server = pin!(warp::serve(routes).incoming(listener).graceful(stopped).run());
+    tokio::select! {
+        () = &mut server => return,
+        () = shutdown => {}
+    }
+    let _ = stop.send(());
+    if tokio::time::timeout(drain, server).await.is_err() {
+        tracing::debug!(drain_ms = drain.as_millis() as u64, "Cut the connections that were still open");
+    }
+}
+
+/// All routes, with every failure as JSON.
+pub fn routes(
+    store: Store,
+    settings: ApiSettings,
+) -> impl Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let context = Context { store, settings: Arc::new(settings) };
+    let all = tokens::routes(context.clone()).or(chains::routes(context)).unify();
+    answered(all)
+}
+
+/// Bounds the URI, turns rejections into answers, and takes the body off answers to HEAD.
+fn answered<F>(routes: F) -> impl Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static
+where
+    F: Filter<Extract = (Answer,), Error = Rejection> + Clone + Send + Sync + 'static,
+    F::Future: Send,
+{
+    // Boxed, since the type of a few dozen combined filters takes long to check.
+    let routes = short_uri().and(routes).boxed().recover(explain).unify();
+    warp::method().and(routes).map(|method: Method, answer: Answer| reply::for_method(&method, answer))
+}
+
+/// Rejection: the URI is too long.
+#[derive(Debug)]
+struct UriTooLong;
+
+impl warp::reject::Reject for UriTooLong {}
+
+fn short_uri() -> impl Filter<Extract = (), Error = Rejection> + Clone {
+    warp::path::full()
+        .and(query())
+        .and_then(|path: warp::path::FullPath, query: String| async move {
+            if path.as_str().len() + query.len() > LONGEST_URI_BYTES {
+                return Err(warp::reject::custom(UriTooLong));
+            }
+            Ok(())
+        })
+        .untuple_one()
+}
+
+/// The raw query; empty when there is none.
+fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Clone {
+    warp::query::raw().or_else(|_| async { Ok::<_, Infallible>((String::new(),)) })
+}
+
+/// GET, and HEAD, which is a GET whose body is left out.
+fn reading() -> impl Filter<Extract = (), Error = Rejection> + Clone {
+    warp::get().or(warp::head()).unify()
+}
+
+/// Exactly this path, byte for byte: no trailing slash, no escapes.
+fn exactly(wanted: &'static str) -> impl Filter<Extract = (), Error = Rejection> + Clone {
+    warp::path::full()
+        .and_then(move |path: warp::path::FullPath| async move {
+            if path.as_str() == wanted { Ok(()) } else { Err(warp::reject::not_found()) }
+        })
+        .untuple_one()
+}
+
+async fn explain(rejection: Rejection) -> Result<Answer, Infallible> {
+    let failure = if rejection.find::<UriTooLong>().is_some() {
+        Failure::uri_too_long()
+    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        Failure::method_not_allowed()
+    } else if rejection.is_not_found() {
+        Failure::not_found()
+    } else {
+        tracing::error!(?rejection, "A request was rejected for a reason no route knows");
+        Failure::internal()
+    };
+    Ok(failure.into_answer())
+}

@@ -1,0 +1,125 @@
+//! Cursors: where the next page begins, as text that clients hand back unread.
+//!
+//! The sort key of the last row shown, with a letter for the kind of list and the chain, so that a cursor of one list is
+//! refused by another; base64url of compact JSON.
+
+use serde::{Deserialize, Serialize};
+
+use super::reply::Failure;
+use crate::store::reads::Position;
+
+/// After which row a page begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Cursor {
+    /// A list by token: chain, token.
+    #[serde(rename = "t")]
+    Token(i64, String),
+    /// A list by token and account: chain, token, address.
+    #[serde(rename = "a")]
+    Account(i64, String, String),
+    /// History: chain, height, transaction, event, and the hash of the block, where the page ended at an event.
+    #[serde(rename = "h")]
+    Event(i64, i64, i64, i64, Option<String>),
+    /// Reorganisations: id.
+    #[serde(rename = "r")]
+    Reorg(i64),
+}
+
+impl Cursor {
+    /// The cursor after this place in the history.
+    pub(crate) fn event(chain_id: i64, position: Position, block_hash: Option<String>) -> Cursor {
+        Cursor::Event(chain_id, position.height, position.tx_index, position.event_index, block_hash)
+    }
+
+    /// As text.
+    pub(crate) fn encode(&self) -> String {
+        base64url(&serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// From text a client sent.
+    pub(crate) fn decode(text: &str) -> Result<Cursor, Failure> {
+        let bytes = from_base64url(text).ok_or_else(Failure::invalid_cursor)?;
+        let cursor = serde_json::from_slice(&bytes).map_err(|_| Failure::invalid_cursor())?;
+        // Postgres takes no NUL in text.
+        let texts_hold_nul = match &cursor {
+            Cursor::Token(_, token) => token.contains('\0'),
+            Cursor::Account(_, token, address) => token.contains('\0') || address.contains('\0'),
+            Cursor::Event(_, _, _, _, hash) => hash.as_ref().is_some_and(|hash| hash.contains('\0')),
+            Cursor::Reorg(_) => false,
+        };
+        if texts_hold_nul { Err(Failure::invalid_cursor()) } else { Ok(cursor) }
+    }
+}
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+fn base64url(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..=chunk.len() {
+            text.push(char::from(DIGITS[(group >> (18 - 6 * place) & 63) as usize]));
+        }
+    }
+    text
+}
+
+fn from_base64url(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
+    for chunk in text.as_bytes().chunks(4) {
+        let mut group = 0u32;
+        for byte in chunk {
+            group = group << 6 | DIGITS.iter().position(|digit| digit == byte)? as u32;
+        }
+        group <<= 6 * (4 - chunk.len());
+        let whole = match chunk.len() {
+            1 => return None,
+            length => length - 1,
+        };
+        bytes.extend(group.to_be_bytes().iter().skip(1).take(whole));
+        // Spare bits must be zero, so that each cursor has one spelling.
+        if group & (0xff_ffff >> (8 * whole)) != 0 && whole < 3 {
+            return None;
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_survive_the_way_to_the_client_and_back() {
+        let cursors = [
+            Cursor::Token(1, "gno.land/r/demo/wugnot.wugnot".into()),
+            Cursor::Account(7, "gold \u{1F600}".into(), "alice".into()),
+            Cursor::event(1, Position { height: 9, tx_index: 0, event_index: 4 }, Some("q+/=".into())),
+            Cursor::event(1, Position::start_of(3), None),
+            Cursor::Reorg(1),
+        ];
+        for cursor in cursors {
+            let text = cursor.encode();
+            assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{text}");
+            assert_eq!(Cursor::decode(&text), Ok(cursor));
+        }
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_refused() {
+        for text in ["", "A", "!!!!", "e30", "bnVsbA", "====", "eyJ0IjpbMSwiXHUwMDAwIl19"] {
+            assert_eq!(Cursor::decode(text), Err(Failure::invalid_cursor()), "{text}");
+        }
+    }
+
+    #[test]
+    fn base64url_agrees_with_known_answers() {
+        for (plain, text) in
+            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("\u{3ff}?", "z78_")]
+        {
+            assert_eq!(base64url(plain.as_bytes()), text);
+            assert_eq!(from_base64url(text).as_deref(), Some(plain.as_bytes()));
+        }
+        assert_eq!(from_base64url("Zh"), None, "spare bits");
+    }
+}

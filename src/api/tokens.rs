@@ -1,0 +1,450 @@
+//! Balances and transfer history: the three routes of the balance interface.
+
+use serde::Serialize;
+use warp::{Filter, Rejection};
+
+use super::cursor::Cursor;
+use super::reply::{self, AmountForm, AmountJson, Answer, Failure};
+use super::request::{self, Query};
+use super::{Context, NegativeBalances, exactly, query, reading};
+use crate::chain::Kind;
+use crate::store::reads::{
+    At, Balance, ChainChoice, ChainState, HistoryPage, HistoryRequest, Moment, NamedBlock, Position, Snapshot,
+    TokenRange, Transfer,
+};
+
+/// Rows fetched at once when negative balances left a page short.
+const REFILL_ROWS: usize = 1000;
+
+/// `/tokens/balances`, `/tokens/transfer-history`, `/tokens/{tokenPath}/balances`.
+pub(super) fn routes(context: Context) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
+    let context = warp::any().map(move || context.clone());
+    // GET /tokens/balances[?address=]: totals per token, or one account's balances.
+    let balances = exactly("/tokens/balances")
+        .and(reading())
+        .and(context.clone())
+        .and(query())
+        .then(|context: Context, query: String| async move { answer(balances(&context, &query).await) });
+    // GET /tokens/transfer-history[?address=]: events, newest first.
+    let history = exactly("/tokens/transfer-history")
+        .and(reading())
+        .and(context.clone())
+        .and(query())
+        .then(|context: Context, query: String| async move { answer(history(&context, &query).await) });
+    // GET /tokens/{tokenPath}/balances[?address=]: the accounts of one token.
+    let holders = token_path().and(reading()).and(context).and(query()).then(
+        |path: String, context: Context, query: String| async move { answer(holders(&context, &path, &query).await) },
+    );
+    balances.or(history).unify().or(holders).unify()
+}
+
+fn token_path() -> impl Filter<Extract = (String,), Error = Rejection> + Clone {
+    warp::path::full().and_then(|path: warp::path::FullPath| async move {
+        request::token_path(path.as_str()).map(str::to_owned).ok_or_else(warp::reject::not_found)
+    })
+}
+
+fn answer(result: Result<Answer, Failure>) -> Answer {
+    result.unwrap_or_else(Failure::into_answer)
+}
+
+/// The body of `/tokens/balances`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Balances<'a> {
+    balances: Vec<TokenAmount<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TokenAmount<'a> {
+    token_path: &'a str,
+    amount: AmountJson<'a>,
+}
+
+impl<'a> TokenAmount<'a> {
+    fn of(row: &'a Balance, form: AmountForm) -> TokenAmount<'a> {
+        TokenAmount { token_path: &row.token, amount: AmountJson(&row.amount, form) }
+    }
+}
+
+/// The body of `/tokens/{tokenPath}/balances`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AccountBalances<'a> {
+    account_balances: Vec<AccountAmount<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AccountAmount<'a> {
+    address: &'a str,
+    token_path: &'a str,
+    amount: AmountJson<'a>,
+}
+
+impl<'a> AccountAmount<'a> {
+    fn of(row: &'a Balance, form: AmountForm) -> AccountAmount<'a> {
+        AccountAmount { address: &row.address, token_path: &row.token, amount: AmountJson(&row.amount, form) }
+    }
+}
+
+/// The body of `/tokens/transfer-history`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Transfers<'a> {
+    transfers: Vec<TransferItem<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TransferItem<'a> {
+    from_address: &'a str,
+    to_address: &'a str,
+    token_path: &'a str,
+    amount: AmountJson<'a>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    detail: Option<TransferDetail<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TransferDetail<'a> {
+    id: String,
+    kind: &'a str,
+    block_height: i64,
+    tx_hash: Option<&'a str>,
+    tx_index: i64,
+    event_index: i64,
+    time: Option<jiff::Timestamp>,
+}
+
+impl<'a> TransferItem<'a> {
+    fn of(transfer: &'a Transfer, chain: &ChainState, detail: bool, form: AmountForm) -> TransferItem<'a> {
+        let Position { height, tx_index, event_index } = transfer.position;
+        let described = || TransferDetail {
+            id: format!("{}:{height}:{tx_index}:{event_index}", chain.name),
+            kind: &transfer.kind,
+            block_height: height,
+            tx_hash: transfer.tx_hash.as_deref(),
+            tx_index,
+            event_index,
+            time: transfer.time,
+        };
+        TransferItem {
+            from_address: transfer.from.as_deref().unwrap_or_default(),
+            to_address: transfer.to.as_deref().unwrap_or_default(),
+            token_path: &transfer.token,
+            amount: AmountJson(&transfer.amount, form),
+            detail: detail.then(described),
+        }
+    }
+}
+
+/// What the balance routes have in common, read before the database is asked.
+struct Common<'a> {
+    chain: Option<&'a str>,
+    at: At,
+    address: Option<&'a str>,
+    limit: usize,
+    cursor: Option<Cursor>,
+    amounts: Option<AmountForm>,
+}
+
+impl<'a> Common<'a> {
+    fn read(query: &'a Query) -> Result<Common<'a>, Failure> {
+        Ok(Common {
+            chain: query.one("chain")?,
+            at: query.at()?,
+            address: query.one("address")?,
+            limit: query.limit()?,
+            cursor: query.cursor()?,
+            amounts: query.amounts()?,
+        })
+    }
+
+    /// Numbers to the letter of the contract on gno; text elsewhere, where amounts pass 2^53 every day.
+    fn form(&self, kind: Kind) -> AmountForm {
+        self.amounts.unwrap_or(if kind == Kind::Gno { AmountForm::Number } else { AmountForm::Text })
+    }
+
+    /// The chain, and the state of it that is asked about.
+    async fn open(&self, snapshot: &Snapshot<'_>) -> Result<(ChainState, State), Failure> {
+        let chain = match snapshot.chain(self.chain).await? {
+            ChainChoice::Found(chain) => chain,
+            ChainChoice::Unknown => return Err(Failure::unknown_chain(self.chain)),
+            ChainChoice::Ambiguous => {
+                let error = "there are several chains: name one with chain=; /chains lists them";
+                return Err(Failure::bad_request("chain_required", error));
+            }
+        };
+        let at = match &self.at {
+            At::Hash(hash) => At::Hash(request::canonical(chain.kind, hash).into_owned()),
+            at => at.clone(),
+        };
+        match snapshot.moment(&chain, &at).await? {
+            Moment::Stands { height, block, through_height } => Ok((chain, State { height, block, through_height })),
+            Moment::UnknownBlock => Err(Failure::unknown_block()),
+            Moment::BlockReplaced => Err(Failure::block_replaced()),
+        }
+    }
+}
+
+/// The state an answer is read from.
+struct State {
+    height: i64,
+    block: Option<NamedBlock>,
+    through_height: Option<i64>,
+}
+
+impl State {
+    /// Balances can be read at this height.
+    fn has_balances(&self, chain: &ChainState) -> Result<(), Failure> {
+        match chain.history_from {
+            Some(from) if self.height < from => Err(Failure::history_pruned(from)),
+            _ => Ok(()),
+        }
+    }
+
+    fn name(&self, answer: &mut Answer, chain: &ChainState) {
+        reply::name_block(answer, chain, self.block.as_ref(), self.through_height);
+    }
+}
+
+/// A page of balances being filled: zero balances and, by setting, negative ones stay out of it.
+struct Page {
+    limit: usize,
+    zero: bool,
+    show: NegativeBalances,
+    rows: Vec<Balance>,
+    negatives: usize,
+    /// Negative ones after the last row shown: they belong to the next page, if there is one.
+    trailing_negatives: usize,
+    more: bool,
+}
+
+impl Page {
+    fn new(limit: usize, zero: bool, show: NegativeBalances) -> Page {
+        Page { limit, zero, show, rows: Vec::new(), negatives: 0, trailing_negatives: 0, more: false }
+    }
+
+    /// Rows to ask for: one more than the page holds tells whether there are more.
+    fn wanted(&self) -> usize {
+        if self.rows.is_empty() { self.limit + 1 } else { self.limit.max(REFILL_ROWS) + 1 }
+    }
+
+    /// Takes rows in order; returns whether the page wants more of them.
+    fn take(&mut self, rows: Vec<Balance>) -> bool {
+        for mut row in rows {
+            let negative = row.amount.starts_with('-');
+            if negative && self.show == NegativeBalances::Zero {
+                row.amount = "0".to_owned();
+            }
+            let shown = self.zero || row.amount != "0";
+            if shown && self.rows.len() == self.limit {
+                self.more = true;
+                return false;
+            }
+            self.trailing_negatives += usize::from(negative);
+            if shown {
+                self.negatives += std::mem::take(&mut self.trailing_negatives);
+                self.rows.push(row);
+            }
+        }
+        true
+    }
+
+    fn negatives(&self) -> usize {
+        if self.more { self.negatives } else { self.negatives + self.trailing_negatives }
+    }
+}
+
+/// GET /tokens/balances.
+async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
+    let query = Query::parse(query)?;
+    let common = Common::read(&query)?;
+    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.negative_balances);
+    let mut reader = context.store.read().await?;
+    let snapshot = reader.snapshot().await?;
+    let (chain, state) = common.open(&snapshot).await?;
+    state.has_balances(&chain)?;
+    let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
+    let tokens = match &common.cursor {
+        None => TokenRange::all(),
+        Some(Cursor::Token(id, token)) if *id == chain.chain_id => TokenRange::all().after(token),
+        Some(_) => return Err(Failure::invalid_cursor()),
+    };
+    fill_by_token(&snapshot, &chain, tokens, address.as_deref(), &state, &mut page).await?;
+
+    let form = common.form(chain.kind);
+    let balances = page.rows.iter().map(|row| TokenAmount::of(row, form)).collect();
+    let next_cursor =
+        page.rows.last().filter(|_| page.more).map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
+    let mut answer = reply::json(&Balances { balances, next_cursor });
+    state.name(&mut answer, &chain);
+    reply::count_negatives(&mut answer, page.negatives());
+    Ok(answer)
+}
+
+/// One row per token: what an account holds in each, or the totals.
+async fn fill_by_token(
+    snapshot: &Snapshot<'_>,
+    chain: &ChainState,
+    mut tokens: TokenRange,
+    address: Option<&str>,
+    state: &State,
+    page: &mut Page,
+) -> Result<(), Failure> {
+    loop {
+        let wanted = page.wanted();
+        let (height, zero, limit) = (state.height, page.zero, wanted as i64);
+        let rows = match address {
+            Some(address) => snapshot.balances_of_account(chain, &tokens, address, height, zero, limit).await?,
+            None => snapshot.totals(chain, &tokens, height, zero, limit).await?,
+        };
+        let complete = rows.len() < wanted;
+        if let Some(last) = rows.last() {
+            tokens = tokens.after(&last.token);
+        }
+        if !page.take(rows) || complete {
+            return Ok(());
+        }
+    }
+}
+
+/// GET /tokens/{tokenPath}/balances.
+async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, Failure> {
+    let invalid_token = || {
+        Failure::bad_request(
+            "invalid_token_path",
+            "the path between /tokens/ and /balances is not a token of this chain",
+        )
+    };
+    let path = request::percent_decode(path).ok_or_else(invalid_token)?;
+    let query = Query::parse(query)?;
+    let common = Common::read(&query)?;
+    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.negative_balances);
+    let mut reader = context.store.read().await?;
+    let snapshot = reader.snapshot().await?;
+    let (chain, state) = common.open(&snapshot).await?;
+    state.has_balances(&chain)?;
+    let token = request::canonical(chain.kind, &path);
+    if !chain.kind.is_token(&token) {
+        return Err(invalid_token());
+    }
+    let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
+    let mut tokens = tokens_named(&snapshot, &chain, &token).await?;
+    let mut after = String::new();
+    match &common.cursor {
+        None => {}
+        Some(Cursor::Account(id, token, address)) if *id == chain.chain_id && in_range(&tokens, token) => {
+            tokens.low.clone_from(token);
+            after.clone_from(address);
+        }
+        Some(_) => return Err(Failure::invalid_cursor()),
+    }
+    match address {
+        Some(address) => {
+            if !after.is_empty() {
+                tokens = tokens.clone().after(&tokens.low);
+            }
+            fill_by_token(&snapshot, &chain, tokens, Some(&address), &state, &mut page).await?;
+        }
+        None => loop {
+            let wanted = page.wanted();
+            let (height, zero) = (state.height, page.zero);
+            let rows = snapshot.balances_of_token(&chain, &tokens, &after, height, zero, wanted as i64).await?;
+            let complete = rows.len() < wanted;
+            if let Some(last) = rows.last() {
+                tokens.low.clone_from(&last.token);
+                after.clone_from(&last.address);
+            }
+            if !page.take(rows) || complete {
+                break;
+            }
+        },
+    }
+
+    let form = common.form(chain.kind);
+    let account_balances = page.rows.iter().map(|row| AccountAmount::of(row, form)).collect();
+    let after_last = |row: &Balance| Cursor::Account(chain.chain_id, row.token.clone(), row.address.clone()).encode();
+    let next_cursor = page.rows.last().filter(|_| page.more).map(after_last);
+    let mut answer = reply::json(&AccountBalances { account_balances, next_cursor });
+    state.name(&mut answer, &chain);
+    reply::count_negatives(&mut answer, page.negatives());
+    Ok(answer)
+}
+
+/// Which tokens a path names: exactly a known token; else, on gno, all of that realm and symbol, or of that realm.
+async fn tokens_named(snapshot: &Snapshot<'_>, chain: &ChainState, path: &str) -> Result<TokenRange, Failure> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let has_sequence = name.matches('.').count() >= 2;
+    if chain.kind != Kind::Gno || has_sequence || snapshot.token_is_known(chain, path).await? {
+        return Ok(TokenRange::exactly(path));
+    }
+    Ok(TokenRange::beginning_with(&format!("{path}.")))
+}
+
+fn in_range(tokens: &TokenRange, token: &str) -> bool {
+    tokens.low.as_str() <= token && tokens.high.as_deref().is_none_or(|high| token < high)
+}
+
+/// GET /tokens/transfer-history.
+async fn history(context: &Context, query: &str) -> Result<Answer, Failure> {
+    let query = Query::parse(query)?;
+    let common = Common::read(&query)?;
+    let kinds = query.kinds()?;
+    let detail = query.flag("detail")?;
+    let mut reader = context.store.read().await?;
+    let snapshot = reader.snapshot().await?;
+    let (chain, state) = common.open(&snapshot).await?;
+    let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
+    let before = match &common.cursor {
+        None => Position::start_of(i64::MAX),
+        Some(Cursor::Event(id, height, tx_index, event_index, hash)) if *id == chain.chain_id => {
+            if let Some(hash) = hash {
+                let block = NamedBlock { height: *height, hash: hash.clone() };
+                if !snapshot.block_is_in_chain(&chain, &block).await? {
+                    return Err(Failure::cursor_stale());
+                }
+            }
+            Position { height: *height, tx_index: *tx_index, event_index: *event_index }
+        }
+        Some(_) => return Err(Failure::invalid_cursor()),
+    };
+    // The heights of an account are found by its balance changes: where those were pruned nobody can say.
+    if let (Some(from), Some(_)) = (chain.history_from, &address) {
+        state.has_balances(&chain)?;
+        if before <= Position::start_of(from) {
+            return Err(Failure::history_pruned(from));
+        }
+    }
+    let request = HistoryRequest {
+        address: address.as_deref(),
+        kinds: &kinds,
+        with_tx_hash: detail,
+        before,
+        limit: common.limit,
+    };
+    let page = snapshot.history(&chain, state.height, &request).await?;
+    let mut answer = history_body(&page, &chain, detail, common.form(chain.kind));
+    state.name(&mut answer, &chain);
+    Ok(answer)
+}
+
+fn history_body(page: &HistoryPage, chain: &ChainState, detail: bool, form: AmountForm) -> Answer {
+    let transfers = page.transfers.iter().map(|transfer| TransferItem::of(transfer, chain, detail, form)).collect();
+    let next = match (&page.next, chain.history_from) {
+        (Some((position, hash)), _) => Some(Cursor::event(chain.chain_id, *position, hash.clone())),
+        // Going on from here is answered with 410: silence would look like the end of the history.
+        (None, Some(from)) if page.pruned => Some(Cursor::event(chain.chain_id, Position::start_of(from), None)),
+        (None, _) => None,
+    };
+    reply::json(&Transfers { transfers, next_cursor: next.map(|cursor| cursor.encode()) })
+}

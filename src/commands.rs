@@ -1,0 +1,100 @@
+//! One function a command: puts the parts together and takes them apart again.
+
+mod operate;
+mod run;
+
+use std::ffi::OsStr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+use ebbtide::config::{Cli, Command, ConfigError, Settings};
+use ebbtide::store::private::{self, Search};
+use ebbtide::store::{Store, StoreError};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
+    // rustls asks for one provider per process; a second install is refused, which is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    ebbtide::ops::init_tracing(cli.log_format == ebbtide::config::LogFormat::Json, level(&cli.command))?;
+    let settings = Settings::load(&cli)?;
+    match cli.command {
+        Command::Run { .. } => run::everything(settings, cli.database_url.is_some()).await,
+        Command::Sync { .. } => run::sync(settings).await,
+        Command::Process { .. } => run::process(settings).await,
+        Command::Serve { .. } => run::serve(settings).await,
+        Command::Migrate => operate::migrate(&settings).await,
+        Command::Status(args) => operate::status(&settings, &args).await,
+        Command::Verify(args) => operate::verify(&settings, &args).await,
+        Command::Replay(args) => operate::replay(&settings, &args).await,
+        Command::Pause(args) => operate::pause(&settings, &args).await,
+        Command::Resume(args) => operate::resume(&settings, &args).await,
+        Command::Psql { args } => operate::psql(&settings, &args),
+    }
+}
+
+/// The services say what they do; the others answer on stdout.
+fn level(command: &Command) -> tracing::Level {
+    match command {
+        Command::Run { .. } | Command::Sync { .. } | Command::Process { .. } | Command::Serve { .. } => {
+            tracing::Level::INFO
+        }
+        _ => tracing::Level::WARN,
+    }
+}
+
+/// The database named, or the private one that is running here.
+fn database_url(settings: &Settings) -> Result<String> {
+    if let Some(url) = &settings.database_url {
+        return Ok(url.clone());
+    }
+    if let Some(running) = private::running(&settings.private_dir, &Search::Installed) {
+        return Ok(running.url);
+    }
+    Err(anyhow!(ConfigError::Unfit(format!(
+        "no database: set DATABASE_URL or --database-url (and no private Postgres runs in {})",
+        settings.private_dir.display()
+    ))))
+}
+
+/// The database, reachable and at this version's schema.
+async fn migrated_store(settings: &Settings, name: &str) -> Result<Store> {
+    let store = open(settings, name)?;
+    store.check_schema().await.context("the database cannot be used")?;
+    Ok(store)
+}
+
+fn open(settings: &Settings, name: &str) -> Result<Store> {
+    Ok(Store::open(&database_url(settings)?, settings.store(name))?)
+}
+
+/// Ends with the first SIGINT or SIGTERM; a second one ends the process at once.
+fn stop_signal() -> Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        tracing::info!("Stopping: finishing the block in hand");
+        token.cancel();
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        std::process::exit(130);
+    });
+    Ok(stop)
+}
+
+/// Writes an answer to stdout. A reader that went away (`| head`) is no error.
+fn say(text: impl AsRef<OsStr>) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_ref().as_encoded_bytes()).and_then(|()| out.write_all(b"\n")) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// A fixed word of our SQL functions as an answer for people.
+fn refused(error: StoreError) -> anyhow::Error {
+    anyhow!(error.message())
+}

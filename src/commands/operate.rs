@@ -1,0 +1,87 @@
+//! Commands that look or steer, and end.
+
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+use ebbtide::config::{PauseArgs, ReplayArgs, ResumeArgs, Settings, StatusArgs, VerifyArgs};
+use ebbtide::store::private::{self, Search};
+
+use super::{database_url, migrated_store, open, refused, say};
+
+pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
+    let store = open(settings, "ebbtide migrate")?;
+    let done = store.migrate().await.context("the schema could not be brought up to date")?;
+    say(match done.applied {
+        0 => format!("The schema is at version {}, as it should be.", done.version),
+        n => format!("Applied {n} migrations; the schema is at version {}.", done.version),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn status(settings: &Settings, args: &StatusArgs) -> Result<ExitCode> {
+    let store = migrated_store(settings, "ebbtide status").await?;
+    loop {
+        let standing = store.standing().await?;
+        let healthy = standing.iter().all(|s| s.halted_reason.is_none());
+        if args.json {
+            say(serde_json::to_string_pretty(&standing)?)?;
+        } else {
+            say(ebbtide::store::Standing::table(&standing))?;
+        }
+        if !args.watch {
+            return Ok(ExitCode::from(u8::from(!healthy)));
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+}
+
+pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<ExitCode> {
+    let store = migrated_store(settings, "ebbtide verify").await?;
+    let findings = store.verify(args.chain.as_deref(), args.most).await.map_err(refused)?;
+    for line in &findings.lines {
+        say(line)?;
+    }
+    say(&findings.summary)?;
+    Ok(ExitCode::from(u8::from(findings.differences > 0)))
+}
+
+pub(super) async fn replay(settings: &Settings, args: &ReplayArgs) -> Result<ExitCode> {
+    let store = migrated_store(settings, "ebbtide replay").await?;
+    store.replay(&args.chain, args.from, args.projection.as_deref()).await.map_err(refused)?;
+    say(format!("Chain {} is applied again from height {}.", args.chain, args.from))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn pause(settings: &Settings, args: &PauseArgs) -> Result<ExitCode> {
+    let store = migrated_store(settings, "ebbtide pause").await?;
+    store.pause(&args.chain, args.projection.as_deref(), args.at).await.map_err(refused)?;
+    say(match args.at {
+        Some(at) => format!("Chain {} goes to height {at} and stays there.", args.chain),
+        None => format!("Chain {} stays where it is.", args.chain),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<ExitCode> {
+    let store = migrated_store(settings, "ebbtide resume").await?;
+    store.resume(&args.chain, args.projection.as_deref()).await.map_err(refused)?;
+    say(format!("Chain {} goes on.", args.chain))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
+    let url = database_url(settings)?;
+    let private = settings.database_url.is_none().then(|| private::running(&settings.private_dir, &Search::Installed));
+    let program = match private.flatten() {
+        Some(running) => running.bin_dir.join("psql"),
+        None => "psql".into(),
+    };
+    let path = "-c search_path=ebbtide,public";
+    let options = match std::env::var("PGOPTIONS") {
+        Ok(theirs) => [&theirs, " ", path].concat(),
+        Err(_) => path.to_owned(),
+    };
+    let error = std::process::Command::new(&program).env("PGOPTIONS", options).arg(url).args(args).exec();
+    Err(anyhow!("{} cannot be started: {error}; install PostgreSQL's client programs", program.display()))
+}

@@ -1,0 +1,284 @@
+//! The services, alone or all in one process.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use ebbtide::api::{self, ApiSettings};
+use ebbtide::config::{ChainConfig, ConfigError, Settings, SourceConfig};
+use ebbtide::ops::{Health, Metrics};
+use ebbtide::process;
+use ebbtide::sources::Source;
+use ebbtide::sources::devnet::Devnet;
+use ebbtide::sources::evm::EvmSource;
+use ebbtide::sources::file::FileSource;
+use ebbtide::store::private::{Options, PrivatePostgres};
+use ebbtide::store::{Store, StoreFault, Wake};
+use ebbtide::sync;
+use ebbtide::watch::{ProcessWatch, SyncWatch};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{migrated_store, stop_signal};
+
+/// Longest wait for parts to end after a stop signal (DESIGN 9: 10 s in all).
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+
+pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<ExitCode> {
+    let stop = stop_signal()?;
+    let first_look = settings.first_look;
+    if first_look && url_by_flag {
+        return Err(anyhow!(ConfigError::Unfit(
+            "--database-url names a database, but no source is named; add --source devnet to write a devnet there"
+                .to_owned()
+        )));
+    }
+    let mut private = None;
+    let url = match &settings.database_url {
+        Some(url) if !first_look => url.clone(),
+        named => {
+            if named.is_some() {
+                tracing::warn!(
+                    "DATABASE_URL is ignored and left untouched: no source is named, so this is a first look"
+                );
+            }
+            let started = PrivatePostgres::start(&settings.private_dir, Options::default())
+                .await
+                .context("the private Postgres did not start")?;
+            let url = started.url();
+            tracing::info!("A private Postgres runs in {}; look with `ebbtide psql`", settings.private_dir.display());
+            private = Some(started);
+            url
+        }
+    };
+    let result = with_database(&settings, &url, stop).await;
+    if let Some(private) = private {
+        private.stop().await.context("the private Postgres did not stop")?;
+    }
+    result
+}
+
+async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) -> Result<ExitCode> {
+    let store = Store::open(url, settings.store("ebbtide"))?;
+    reachable(&store, &stop).await?;
+    store.migrate().await.context("the schema could not be brought up to date")?;
+    let mut parts = Parts::new(stop.clone());
+    if settings.process.once {
+        let syncing = Parts::sync_all(&mut parts, settings, &store)?;
+        parts.wait_for(syncing).await?;
+        if !stop.is_cancelled() {
+            let wake = Wake::start(&store, settings.wake);
+            process::run(store, settings.process.clone(), wake, parts.process_watch(), stop).await?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Addresses first: a port that is taken should be known before anything is written.
+    let api = bind(settings.listen, "--listen").await?;
+    let operator = bind(settings.operator_listen, "--operator-listen").await?;
+    parts.operator(operator);
+    parts.api(api, settings, store.clone());
+    Parts::sync_all(&mut parts, settings, &store)?;
+    parts.process(settings, &store);
+    parts.end().await
+}
+
+pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
+    if settings.chains.is_empty() || settings.first_look {
+        return Err(anyhow!(ConfigError::Unfit(
+            "no source: give --source, or [chains.NAME] in the settings".to_owned()
+        )));
+    }
+    let stop = stop_signal()?;
+    let store = migrated_store(&settings, "ebbtide sync").await?;
+    let mut parts = Parts::new(stop);
+    if let Some(operator) = optional_operator(&settings).await? {
+        parts.operator(operator);
+    }
+    let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
+    parts.wait_for(syncing).await?;
+    parts.stop.cancel();
+    parts.end().await
+}
+
+pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
+    let stop = stop_signal()?;
+    let store = migrated_store(&settings, "ebbtide process").await?;
+    let mut parts = Parts::new(stop.clone());
+    if settings.process.once {
+        let wake = Wake::start(&store, settings.wake);
+        process::run(store, settings.process.clone(), wake, parts.process_watch(), stop).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(operator) = optional_operator(&settings).await? {
+        parts.operator(operator);
+    }
+    parts.process(&settings, &store);
+    parts.end().await
+}
+
+pub(super) async fn serve(settings: Settings) -> Result<ExitCode> {
+    let stop = stop_signal()?;
+    let store = migrated_store(&settings, "ebbtide serve").await?;
+    let mut parts = Parts::new(stop);
+    let api = bind(settings.listen, "--listen").await?;
+    if let Some(operator) = optional_operator(&settings).await? {
+        parts.operator(operator);
+    }
+    parts.api(api, &settings, store);
+    parts.end().await
+}
+
+async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; choose another {flag}"))
+}
+
+/// `sync`, `process` and `serve` often run beside one another: the operator port is served where it was asked for.
+async fn optional_operator(settings: &Settings) -> Result<Option<TcpListener>> {
+    if !settings.operator_asked {
+        return Ok(None);
+    }
+    Ok(Some(bind(settings.operator_listen, "--operator-listen").await?))
+}
+
+/// A database that is just starting (compose) is waited for, for a while.
+async fn reachable(store: &Store, stop: &CancellationToken) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match store.ping().await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.fault() != StoreFault::Unavailable || tokio::time::Instant::now() > deadline => {
+                return Err(error).context("the database cannot be reached");
+            }
+            Err(error) => {
+                tracing::debug!(%error, "Waiting for the database");
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(300)) => {}
+                    () = stop.cancelled() => return Err(anyhow!("stopped before the database could be reached")),
+                }
+            }
+        }
+    }
+}
+
+/// The parts of this process.
+struct Parts {
+    stop: CancellationToken,
+    health: Health,
+    metrics: Metrics,
+    tasks: JoinSet<Result<()>>,
+}
+
+impl Parts {
+    fn new(stop: CancellationToken) -> Parts {
+        Parts { stop, health: Health::new(), metrics: Metrics::new(), tasks: JoinSet::new() }
+    }
+
+    fn operator(&mut self, listener: TcpListener) {
+        let (health, metrics, stop) = (self.health.clone(), self.metrics.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            api::serve_operator(listener, health, metrics, stop.cancelled_owned()).await;
+            Ok(())
+        });
+    }
+
+    fn api(&mut self, listener: TcpListener, settings: &Settings, store: Store) {
+        let stop = self.stop.clone();
+        let show = settings.process.token_balances.negative_balances
+            == ebbtide::projections::token_balances::NegativeBalances::Show;
+        let settings = ApiSettings {
+            negative_balances: if show { api::NegativeBalances::Show } else { api::NegativeBalances::Zero },
+            ..ApiSettings::default()
+        };
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!("The API answers on http://{address}/tokens/balances");
+        }
+        self.tasks.spawn(async move {
+            api::serve(listener, store, settings, stop.cancelled_owned()).await;
+            Ok(())
+        });
+    }
+
+    /// Starts a syncer for each chain; each is handed back to be waited for.
+    fn sync_all(parts: &mut Parts, settings: &Settings, store: &Store) -> Result<Vec<tokio::task::AbortHandle>> {
+        let mut handles = Vec::new();
+        for (name, chain) in &settings.chains {
+            let source = open_source(&chain.source)?;
+            let watcher = Arc::new(SyncWatch::new(name, &parts.health, &parts.metrics));
+            let (store, stop, name) = (store.clone(), parts.stop.clone(), name.clone());
+            let ChainConfig { sync: sync_settings, .. } = chain.clone();
+            handles.push(parts.tasks.spawn(async move {
+                sync::run(store, source, sync_settings, watcher, stop).await.with_context(|| format!("chain {name}"))
+            }));
+        }
+        Ok(handles)
+    }
+
+    fn process_watch(&self) -> Arc<ProcessWatch> {
+        Arc::new(ProcessWatch::new(&self.health, &self.metrics))
+    }
+
+    fn process(&mut self, settings: &Settings, store: &Store) {
+        let wake = Wake::start(store, settings.wake);
+        let (store, settings, stop) = (store.clone(), settings.process.clone(), self.stop.clone());
+        let watcher = self.process_watch();
+        self.tasks.spawn(async move { Ok(process::run(store, settings, wake, watcher, stop).await?) });
+    }
+
+    /// Waits until these tasks have ended; the first error ends all.
+    async fn wait_for(&mut self, handles: Vec<tokio::task::AbortHandle>) -> Result<()> {
+        while handles.iter().any(|h| !h.is_finished()) {
+            let Some(ended) = self.tasks.join_next().await else { break };
+            ended.map_err(|panic| anyhow!("a part broke off: {panic}"))??;
+        }
+        while let Some(ended) = self.tasks.try_join_next() {
+            ended.map_err(|panic| anyhow!("a part broke off: {panic}"))??;
+        }
+        Ok(())
+    }
+
+    /// Waits for the stop signal, or for the first part that fails; then for all to end.
+    async fn end(mut self) -> Result<ExitCode> {
+        let mut result = Ok(ExitCode::SUCCESS);
+        loop {
+            let ended = tokio::select! {
+                () = self.stop.cancelled() => break,
+                ended = self.tasks.join_next() => ended,
+            };
+            match ended {
+                // A source that ends (a file) leaves the rest running.
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => {
+                    result = Err(error);
+                    break;
+                }
+                Some(Err(panic)) => {
+                    result = Err(anyhow!("a part broke off: {panic}"));
+                    break;
+                }
+                None => return result,
+            }
+        }
+        self.stop.cancel();
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let (Ok(Err(error)), Ok(_)) = (ended, &result) {
+                    result = Err(error);
+                }
+            }
+        };
+        if tokio::time::timeout(STOP_WITHIN, all).await.is_err() {
+            tracing::warn!("Some parts did not end in time and are cut off; nothing is half done");
+        }
+        result
+    }
+}
+
+fn open_source(source: &SourceConfig) -> Result<Arc<dyn Source>> {
+    Ok(match source {
+        SourceConfig::Evm(settings) => Arc::new(EvmSource::new((**settings).clone())?),
+        SourceConfig::File(settings) => Arc::new(FileSource::new(settings.clone())),
+        SourceConfig::Devnet(settings) => Arc::new(Devnet::new(settings)),
+    })
+}

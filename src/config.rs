@@ -1,0 +1,316 @@
+//! Settings and command line: names, units, defaults, bounds; all checked before anything is connected.
+//!
+//! A setting comes from `ebbtide.toml`, is overridden by `EBBTIDE_…` (two underscores go one level down:
+//! `EBBTIDE_CHAINS__MAIN__URLS`), then by a flag.
+
+mod cli;
+mod file;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use cli::{
+    Cli, Command, LogFormat, PauseArgs, ProcessArgs, ReplayArgs, ResumeArgs, ServeArgs, SourceArgs, StatusArgs,
+    VerifyArgs,
+};
+pub use file::{ApiFile, ChainFile, File, ProjectionFile, SourceKind};
+
+use crate::chain::{Height, Kind};
+use crate::process::ProcessSettings;
+use crate::projections::token_balances;
+use crate::sources::SourceError;
+use crate::sources::devnet::DevnetSettings;
+use crate::sources::evm::EvmSettings;
+use crate::sources::file::FileSettings;
+use crate::store::{ChainSettings, StoreSettings, WakeMode};
+use crate::sync::SyncSettings;
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read: {reason}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file, or a variable, says something that is no setting.
+    #[error("{origin}: {reason}")]
+    Malformed {
+        /// The file or the variables.
+        origin: String,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A value outside its bounds.
+    #[error("{setting} is {value}: it must be {bounds}")]
+    OutOfBounds {
+        /// The setting.
+        setting: String,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        bounds: String,
+    },
+    /// Something that is needed is missing, or two things do not fit.
+    #[error("{0}")]
+    Unfit(String),
+    /// A source refused its settings.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// A chain to follow.
+#[derive(Debug, Clone)]
+pub struct ChainConfig {
+    /// Where its blocks come from.
+    pub source: SourceConfig,
+    /// How they are taken.
+    pub sync: SyncSettings,
+}
+
+/// Where blocks come from.
+#[derive(Debug, Clone)]
+pub enum SourceConfig {
+    /// JSON-RPC of an EVM node.
+    Evm(Box<EvmSettings>),
+    /// A file of JSON lines.
+    File(FileSettings),
+    /// The built-in chain.
+    Devnet(DevnetSettings),
+}
+
+/// Everything that was set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The chains to follow, by name.
+    pub chains: BTreeMap<String, ChainConfig>,
+    /// How blocks are applied.
+    pub process: ProcessSettings,
+    /// How to wake.
+    pub wake: WakeMode,
+    /// Where the REST API listens.
+    pub listen: SocketAddr,
+    /// Where health, readiness and metrics are served.
+    pub operator_listen: SocketAddr,
+    /// Whether neither the file nor a flag names a source: a devnet on a private Postgres.
+    pub first_look: bool,
+    /// Whether an address of the operator port was named.
+    pub operator_asked: bool,
+    /// The database, if one was named.
+    pub database_url: Option<String>,
+    /// Where a private Postgres keeps its data.
+    pub private_dir: PathBuf,
+    /// Whether logs are JSON.
+    pub log_json: bool,
+}
+
+/// Default address of the REST API.
+pub const LISTEN: &str = "127.0.0.1:8080";
+/// Default address of the operator port.
+pub const OPERATOR_LISTEN: &str = "127.0.0.1:6060";
+
+impl Settings {
+    /// Settings from the file, the environment and the flags of a command.
+    ///
+    /// # Errors
+    /// The first setting that is unknown, outside its bounds, or does not fit.
+    pub fn load(cli: &Cli) -> Result<Settings, ConfigError> {
+        let file = File::load(cli.config.as_deref())?;
+        let (source, process, serve) = match &cli.command {
+            Command::Run { source, process, serve, .. } => (Some(source), Some(process), Some(serve)),
+            Command::Sync { source, serve } => (Some(source), None, Some(serve)),
+            Command::Process { process, serve } => (None, Some(process), Some(serve)),
+            Command::Serve { process, serve } => (None, Some(process), Some(serve)),
+            _ => (None, None, None),
+        };
+        let mut chains = BTreeMap::new();
+        let mut described = file.chains.clone();
+        let first_look = described.is_empty() && source.is_some_and(|args| !args.names_a_source());
+        if let Some(args) = source {
+            args.add_to(&mut described)?;
+        }
+        for (name, chain) in described {
+            chains.insert(name.clone(), chain.check(&name)?);
+        }
+        let ledger = file.projections.get(token_balances::NAME).cloned().unwrap_or_default();
+        if let Some(unknown) = file.projections.keys().find(|name| *name != token_balances::NAME) {
+            return Err(ConfigError::Unfit(format!(
+                "[projections.{unknown}]: there is no such projection; known is {}",
+                token_balances::NAME
+            )));
+        }
+        let poll_interval = bounded("poll_interval_ms", file.poll_interval_ms.unwrap_or(1_000), 10..=86_400_000)?;
+        let ledger = match process {
+            Some(args) => args.over(ledger),
+            None => ledger,
+        };
+        for chain in chains.values_mut() {
+            chain.sync.halt_on_bad_event = ledger.on_bad_event == Some(file::OnBadEvent::Halt);
+        }
+        let batch = process.and_then(|p| p.batch).or(file.batch).unwrap_or(1);
+        let process = ProcessSettings {
+            poll_interval: Duration::from_millis(poll_interval),
+            batch: bounded("batch", batch, 1..=10_000)? as usize,
+            once: process.is_some_and(|p| p.once),
+            token_balances: ledger.settings(),
+        };
+        let address = |flag: Option<&String>, of_file: Option<&String>, default: &str, name: &str| {
+            let text = flag.or(of_file).map_or(default, String::as_str);
+            text.parse::<SocketAddr>().map_err(|_| ConfigError::OutOfBounds {
+                setting: name.to_owned(),
+                value: text.to_owned(),
+                bounds: "an address with a port, such as 127.0.0.1:8080".to_owned(),
+            })
+        };
+        let api = file.api.clone().unwrap_or_default();
+        Ok(Settings {
+            chains,
+            process,
+            wake: match file.wake {
+                Some(file::WakeWord::Poll) => WakeMode::Poll,
+                _ => WakeMode::Listen,
+            },
+            listen: address(serve.and_then(|s| s.listen.as_ref()), api.listen.as_ref(), LISTEN, "listen")?,
+            operator_listen: address(
+                serve.and_then(|s| s.operator_listen.as_ref()),
+                api.operator_listen.as_ref(),
+                OPERATOR_LISTEN,
+                "operator_listen",
+            )?,
+            first_look,
+            operator_asked: serve.is_some_and(|s| s.operator_listen.is_some()) || api.operator_listen.is_some(),
+            database_url: cli
+                .database_url
+                .clone()
+                .or_else(|| {
+                    ["EBBTIDE_DATABASE_URL", "DATABASE_URL", "DB_URL"].iter().find_map(|v| std::env::var(v).ok())
+                })
+                .filter(|url| !url.is_empty())
+                .or(file.database_url),
+            private_dir: cli.data_dir.clone(),
+            log_json: cli.log_format == cli::LogFormat::Json,
+        })
+    }
+
+    /// How connections behave, under this name.
+    pub fn store(&self, application_name: &str) -> StoreSettings {
+        StoreSettings { application_name: application_name.to_owned(), ..StoreSettings::default() }
+    }
+}
+
+fn bounded(setting: &str, value: u64, bounds: std::ops::RangeInclusive<u64>) -> Result<u64, ConfigError> {
+    if bounds.contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::OutOfBounds {
+        setting: setting.to_owned(),
+        value: value.to_string(),
+        bounds: format!("{} to {}", bounds.start(), bounds.end()),
+    })
+}
+
+impl ChainFile {
+    fn check(self, name: &str) -> Result<ChainConfig, ConfigError> {
+        let at = |setting: &str| format!("[chains.{name}] {setting}");
+        if name.is_empty()
+            || name.len() > 64
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+        {
+            return Err(ConfigError::OutOfBounds {
+                setting: "the chain's name".to_owned(),
+                value: name.to_owned(),
+                bounds: "1 to 64 letters, digits, dots, dashes and underscores".to_owned(),
+            });
+        }
+        let unfit = |what: &str| ConfigError::Unfit(format!("[chains.{name}]: {what}"));
+        let Some(source) = self.source else {
+            return Err(unfit("source is missing: evm, file or devnet"));
+        };
+        let start_height = self
+            .start_height
+            .map(|h| bounded(&at("start_height"), h, 0..=i64::MAX as u64))
+            .transpose()?
+            .and_then(Height::new);
+        let finality_depth =
+            self.finality_depth.map(|d| bounded(&at("finality_depth"), d, 0..=10_000_000)).transpose()?;
+        let milliseconds = |value: Option<u64>, setting: &str, default: u64| {
+            bounded(&at(setting), value.unwrap_or(default), 1..=86_400_000).map(Duration::from_millis)
+        };
+        let poll_interval = milliseconds(self.poll_interval_ms, "poll_interval_ms", 1_000)?;
+        let concurrency = bounded(&at("concurrency"), self.concurrency.unwrap_or(4), 1..=64)? as usize;
+        let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(2_000), 1..=100_000)?;
+        if source != SourceKind::Evm && (!self.urls.is_empty() || self.ws_url.is_some()) {
+            return Err(unfit("urls and ws_url are for source = \"evm\""));
+        }
+        if source != SourceKind::File && self.path.is_some() {
+            return Err(unfit("path is for source = \"file\""));
+        }
+        if source == SourceKind::Devnet && !(self.tokens.is_empty() && self.events.is_empty()) {
+            return Err(unfit("tokens and events are not for source = \"devnet\""));
+        }
+        let (source, kind) = match source {
+            SourceKind::Evm => {
+                if self.urls.is_empty() {
+                    return Err(unfit("source = \"evm\" needs a URL (--url, or urls)"));
+                }
+                let settings = EvmSettings {
+                    urls: self.urls,
+                    ws_url: self.ws_url,
+                    tokens: self.tokens,
+                    events: self.events,
+                    wrapped_native: self.wrapped_native,
+                    ..EvmSettings::default()
+                };
+                (SourceConfig::Evm(Box::new(settings)), Kind::Evm)
+            }
+            SourceKind::File => {
+                let Some(path) = self.path else {
+                    return Err(unfit("source = \"file\" needs a path (--file)"));
+                };
+                let kind = self.kind.as_deref().map(|word| {
+                    Kind::parse(word).ok_or_else(|| ConfigError::OutOfBounds {
+                        setting: at("kind"),
+                        value: word.to_owned(),
+                        bounds: "evm, gno, starknet or other".to_owned(),
+                    })
+                });
+                let kind = kind.transpose()?;
+                let settings = FileSettings { path, kind, network_id: self.network_id, tokens: self.tokens };
+                (SourceConfig::File(settings), kind.unwrap_or(Kind::Other))
+            }
+            SourceKind::Devnet => {
+                let default = DevnetSettings::default();
+                let settings = DevnetSettings {
+                    seed: self.seed.unwrap_or(default.seed),
+                    block_interval: match self.block_interval_ms {
+                        Some(ms) => Duration::from_millis(bounded(&at("block_interval_ms"), ms, 1..=3_600_000)?),
+                        None => default.block_interval,
+                    },
+                    reorg_every: self.reorg_every.unwrap_or(default.reorg_every),
+                    last_height: self.last_height,
+                    blocks_at_start: self.blocks_at_start.unwrap_or(default.blocks_at_start),
+                    events_per_block: self.events_per_block.unwrap_or(default.events_per_block),
+                    max_reorg_depth: self.max_reorg_depth.unwrap_or(default.max_reorg_depth),
+                    ..default
+                };
+                (SourceConfig::Devnet(settings), Kind::Evm)
+            }
+        };
+        let sync = SyncSettings {
+            chain: ChainSettings { name: name.to_owned(), kind, start_height, finality_depth },
+            poll_interval,
+            concurrency,
+            range_blocks,
+            allow_reset: self.allow_reset,
+            halt_on_bad_event: false,
+            progress: true,
+        };
+        Ok(ChainConfig { source, sync })
+    }
+}

@@ -1,0 +1,326 @@
+//! `ebbtide.toml`, and the variables that override it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use crate::projections::token_balances;
+
+/// The file's whole content.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The database; `DATABASE_URL` and the flag win over it.
+    pub database_url: Option<String>,
+    /// `listen` (default) or `poll`.
+    pub wake: Option<WakeWord>,
+    /// Longest sleep of the processor, in ms; 10 to 86,400,000. Defaults to 1,000.
+    pub poll_interval_ms: Option<u64>,
+    /// Most final blocks merged into one commit, 1 to 10,000. Defaults to 1.
+    pub batch: Option<u64>,
+    /// The chains to follow.
+    #[serde(default)]
+    pub chains: BTreeMap<String, ChainFile>,
+    /// Settings of projections.
+    #[serde(default)]
+    pub projections: BTreeMap<String, ProjectionFile>,
+    /// Addresses.
+    pub api: Option<ApiFile>,
+}
+
+/// How a process wakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WakeWord {
+    /// LISTEN, and polling as a safety net.
+    Listen,
+    /// Polling alone.
+    Poll,
+}
+
+/// A source's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// An EVM node.
+    Evm,
+    /// A file of JSON lines.
+    File,
+    /// The built-in chain.
+    Devnet,
+}
+
+/// `[chains.NAME]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainFile {
+    /// Where its blocks come from.
+    pub source: Option<SourceKind>,
+    /// JSON-RPC addresses, the first one first.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// WebSocket address for wake-ups.
+    pub ws_url: Option<String>,
+    /// A file of blocks; `-`: standard input.
+    pub path: Option<PathBuf>,
+    /// The grammar of a file's texts.
+    pub kind: Option<String>,
+    /// What a file's network calls itself.
+    pub network_id: Option<String>,
+    /// First height that counts.
+    pub start_height: Option<u64>,
+    /// Blocks below the head taken as final, 0 to 10,000,000. Defaults to 64.
+    pub finality_depth: Option<u64>,
+    /// Token addresses; none: every token.
+    #[serde(default)]
+    pub tokens: Vec<String>,
+    /// Events to keep, by signature.
+    #[serde(default)]
+    pub events: Vec<String>,
+    /// Contracts that mint by Deposit and burn by Withdrawal.
+    #[serde(default)]
+    pub wrapped_native: Vec<String>,
+    /// Whether final blocks may be replaced.
+    #[serde(default)]
+    pub allow_reset: bool,
+    /// Longest sleep between two questions for the head, in ms. Defaults to 1,000.
+    pub poll_interval_ms: Option<u64>,
+    /// Requests for history under way at once, 1 to 64. Defaults to 4.
+    pub concurrency: Option<u64>,
+    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000.
+    pub range_blocks: Option<u64>,
+    /// devnet: another seed is another chain. Defaults to 1.
+    pub seed: Option<u64>,
+    /// devnet: ms between two blocks. Defaults to 1,000.
+    pub block_interval_ms: Option<u64>,
+    /// devnet: about one block in so many replaces others; 0: none.
+    pub reorg_every: Option<u64>,
+    /// devnet: most blocks replaced at once.
+    pub max_reorg_depth: Option<u64>,
+    /// devnet: blocks that are there at once.
+    pub blocks_at_start: Option<u64>,
+    /// devnet: movements in a block.
+    pub events_per_block: Option<u64>,
+    /// devnet: the chain ends here.
+    pub last_height: Option<u64>,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiFile {
+    /// Address of the REST API. Defaults to 127.0.0.1:8080.
+    pub listen: Option<String>,
+    /// Address of health, readiness and metrics. Defaults to 127.0.0.1:6060.
+    pub operator_listen: Option<String>,
+}
+
+/// What a negative balance means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NegativeBalances {
+    /// Kept exact, shown as 0 and counted.
+    Zero,
+    /// Kept exact and shown.
+    Show,
+    /// The projection stops before the block.
+    Halt,
+}
+
+/// What to do with a bad event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadEvent {
+    /// It goes to rejected_events, the rest of its block is applied.
+    Quarantine,
+    /// Syncing or applying stops before its block.
+    Halt,
+}
+
+/// What to do when final blocks changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeepChange {
+    /// Undone and applied again in one transaction.
+    Rebuild,
+    /// The projection stops until `resume`.
+    Halt,
+}
+
+/// How much history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum History {
+    /// All of it.
+    Full,
+    /// What lies above the final height.
+    Window,
+}
+
+/// `[projections.NAME]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectionFile {
+    /// Defaults to zero.
+    pub negative_balances: Option<NegativeBalances>,
+    /// Defaults to quarantine.
+    pub on_bad_event: Option<OnBadEvent>,
+    /// Defaults to rebuild.
+    pub on_deep_change: Option<OnDeepChange>,
+    /// Defaults to full.
+    pub history: Option<History>,
+}
+
+impl ProjectionFile {
+    pub(super) fn settings(&self) -> token_balances::Settings {
+        use token_balances as t;
+        t::Settings {
+            negative_balances: match self.negative_balances {
+                None | Some(NegativeBalances::Zero) => t::NegativeBalances::Zero,
+                Some(NegativeBalances::Show) => t::NegativeBalances::Show,
+                Some(NegativeBalances::Halt) => t::NegativeBalances::Halt,
+            },
+            on_bad_event: match self.on_bad_event {
+                None | Some(OnBadEvent::Quarantine) => t::OnBadEvent::Quarantine,
+                Some(OnBadEvent::Halt) => t::OnBadEvent::Halt,
+            },
+            on_deep_change: match self.on_deep_change {
+                None | Some(OnDeepChange::Rebuild) => t::OnDeepChange::Rebuild,
+                Some(OnDeepChange::Halt) => t::OnDeepChange::Halt,
+            },
+            history: match self.history {
+                None | Some(History::Full) => t::History::Full,
+                Some(History::Window) => t::History::Window,
+            },
+        }
+    }
+}
+
+/// Variables that are no settings of the file.
+const OTHER_VARIABLES: [&str; 8] = [
+    "EBBTIDE_CONFIG",
+    "EBBTIDE_DATA",
+    "EBBTIDE_DATA_DIR",
+    "EBBTIDE_DATABASE_URL",
+    "EBBTIDE_KEEP_DATABASES",
+    "EBBTIDE_LOG",
+    "EBBTIDE_LOG_FORMAT",
+    "EBBTIDE_PG_BIN",
+];
+
+/// Settings that are lists: a variable holds them as a TOML array, or separated by commas (events: by semicolons).
+const LISTS: [(&str, char); 4] = [("urls", ','), ("tokens", ','), ("wrapped_native", ','), ("events", ';')];
+
+impl File {
+    /// The file named, or `ebbtide.toml` if there is one here, with the variables laid over it.
+    pub(super) fn load(named: Option<&Path>) -> Result<File, ConfigError> {
+        let path = named.unwrap_or(Path::new("ebbtide.toml"));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => String::new(),
+            Err(error) => {
+                return Err(ConfigError::Unreadable { path: path.to_owned(), reason: error.to_string() });
+            }
+        };
+        File::parse(&text, &path.display().to_string(), std::env::vars())
+    }
+
+    fn parse(text: &str, origin: &str, variables: impl Iterator<Item = (String, String)>) -> Result<File, ConfigError> {
+        let malformed = |origin: &str, error: toml::de::Error| ConfigError::Malformed {
+            origin: origin.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        };
+        // Checked alone first, so that a mistake in the file is not blamed on a variable.
+        toml::from_str::<File>(text).map_err(|error| malformed(origin, error))?;
+        let mut table: toml::Table = toml::from_str(text).map_err(|error| malformed(origin, error))?;
+        let mut laid_over = Vec::new();
+        let mut variables: Vec<(String, String)> = variables
+            .filter(|(name, value)| {
+                name.starts_with("EBBTIDE_") && !OTHER_VARIABLES.contains(&name.as_str()) && !value.is_empty()
+            })
+            .collect();
+        variables.sort();
+        for (name, value) in variables {
+            lay_over(&mut table, &name, &value);
+            laid_over.push(name);
+        }
+        File::deserialize(toml::Value::Table(table)).map_err(|error| malformed(&laid_over.join(", "), error))
+    }
+}
+
+/// Puts one variable where the path in its name says; names of the file are matched in any case.
+fn lay_over(table: &mut toml::Table, name: &str, value: &str) {
+    let path: Vec<String> = name["EBBTIDE_".len()..].split("__").map(str::to_lowercase).collect();
+    let Some((last, parents)) = path.split_last() else { return };
+    let mut at = table;
+    for part in parents {
+        let key = at.keys().find(|k| k.to_lowercase() == *part).cloned().unwrap_or_else(|| part.clone());
+        let entry = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        match entry {
+            toml::Value::Table(inner) => at = inner,
+            // A variable that goes deeper than the file's value: left to the check, which names it.
+            other => {
+                *other = toml::Value::Table(toml::Table::new());
+                let toml::Value::Table(inner) = other else { return };
+                at = inner;
+            }
+        }
+    }
+    at.insert(last.clone(), typed(last, value));
+}
+
+fn typed(key: &str, value: &str) -> toml::Value {
+    let parsed = toml::from_str::<toml::Table>(&["x = ", value].concat()).ok().and_then(|mut t| t.remove("x"));
+    if let Some((_, separator)) = LISTS.iter().find(|(list, _)| *list == key) {
+        return match parsed {
+            Some(list @ toml::Value::Array(_)) => list,
+            _ => {
+                toml::Value::Array(value.split(*separator).map(|p| toml::Value::String(p.trim().to_owned())).collect())
+            }
+        };
+    }
+    match parsed {
+        Some(number @ (toml::Value::Integer(_) | toml::Value::Boolean(_))) if key != "network_id" => number,
+        _ => toml::Value::String(value.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, variables: &[(&str, &str)]) -> Result<File, String> {
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        File::parse(text, "ebbtide.toml", variables).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn variables_win_over_the_file() {
+        let file = parse(
+            "[chains.Main]\nsource = \"evm\"\nurls = [\"http://a\"]\nfinality_depth = 3\n",
+            &[("EBBTIDE_CHAINS__MAIN__URLS", "http://b, http://c"), ("EBBTIDE_CHAINS__MAIN__START_HEIGHT", "7")],
+        )
+        .expect("good settings");
+        let chain = &file.chains["Main"];
+        assert_eq!(chain.urls, ["http://b", "http://c"]);
+        assert_eq!((chain.start_height, chain.finality_depth), (Some(7), Some(3)));
+    }
+
+    #[test]
+    fn events_may_hold_commas() {
+        let file = parse("", &[("EBBTIDE_CHAINS__A__EVENTS", "A(uint256 a, uint256 b); B()")]).expect("good settings");
+        assert_eq!(file.chains["a"].events, ["A(uint256 a, uint256 b)", "B()"]);
+    }
+
+    #[test]
+    fn what_is_no_setting_is_named() {
+        let error = parse("[chains.a]\nsurce = \"evm\"\n", &[]).expect_err("a slip");
+        assert!(error.contains("ebbtide.toml") && error.contains("surce"), "{error}");
+        let error = parse("", &[("EBBTIDE_CHIANS__A__SOURCE", "evm")]).expect_err("a slip");
+        assert!(error.contains("EBBTIDE_CHIANS__A__SOURCE") && error.contains("chians"), "{error}");
+        let error = parse("[chains.a]\nfinality_depth = -3\n", &[]).expect_err("below 0");
+        assert!(error.contains("finality_depth"), "{error}");
+    }
+}

@@ -1,0 +1,367 @@
+//! One chain's task: look, decide, act, sleep.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Pause, ProcessError, ProcessSettings, Seen, Session, Watcher};
+use crate::chain::plan::{Mark, Step, StoredBlock, Theirs, Window, counting, plan};
+use crate::chain::{BlockRef, ChainId, Height};
+use crate::projections::token_balances::{self, NAME, OnDeepChange};
+use crate::store::{Look, Store, StoreError, StoreFault, Wake};
+
+/// Statements that ran too long at a single block before it is given up: a slow disk or a frozen server is forgiven.
+const TIMEOUTS_FORGIVEN: u32 = 5;
+
+pub(super) struct Task {
+    pub(super) store: Store,
+    pub(super) chain: ChainId,
+    pub(super) settings: ProcessSettings,
+    pub(super) wake: Wake,
+    pub(super) watcher: Arc<dyn Watcher>,
+    pub(super) shutdown: CancellationToken,
+    /// Most blocks in one transaction; halved by each that ran too long, doubled by each that did not.
+    pub(super) most_blocks: u64,
+    timeouts: u32,
+    /// History is pruned up to here at most once in so many blocks.
+    pruned_at: Option<Height>,
+    /// Statistics are made anew once, after the first blocks.
+    pub(super) analyzed: bool,
+}
+
+/// How a look turned out.
+pub(super) enum Outcome {
+    /// Something was done: look again at once.
+    Moved,
+    /// Someone else was in the way: look again soon.
+    Contended,
+    /// Nothing is left to do.
+    Idle,
+    /// The chain is gone.
+    Gone,
+}
+
+/// A look that found our state to be another one than the chain's.
+pub(super) struct Difference {
+    /// The last block both share; none: from before the start.
+    pub(super) ancestor: Option<BlockRef>,
+    /// Whether it reaches below the journal of applied blocks.
+    pub(super) deep: bool,
+    /// Our applied blocks above the ancestor, as far as the journal has them, newest first.
+    pub(super) down: Vec<BlockRef>,
+}
+
+/// Why a single transaction failed in a way that waiting will not mend.
+pub(super) struct Failed {
+    pub(super) error: StoreError,
+    /// The fence it was sent with, so that only the state that failed is halted.
+    pub(super) seq: i64,
+    /// What it was about.
+    pub(super) what: String,
+}
+
+pub(super) enum Fault {
+    Store(StoreError),
+    Failed(Failed),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Fault {
+        Fault::Store(error)
+    }
+}
+
+impl Task {
+    pub(super) fn new(
+        store: Store,
+        chain: ChainId,
+        settings: ProcessSettings,
+        wake: Wake,
+        watcher: Arc<dyn Watcher>,
+        shutdown: CancellationToken,
+    ) -> Task {
+        Task {
+            store,
+            chain,
+            settings,
+            wake,
+            watcher,
+            shutdown,
+            most_blocks: u64::MAX,
+            timeouts: 0,
+            pruned_at: None,
+            analyzed: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<(), ProcessError> {
+        let mut session: Option<Session> = None;
+        let mut pause = Pause::default();
+        while !self.shutdown.is_cancelled() {
+            let current = match &mut session {
+                Some(current) => current,
+                None => match Session::connect(&self.store).await {
+                    Ok(fresh) => session.insert(fresh),
+                    Err(error) => {
+                        if self.settings.once {
+                            return Err(error.into());
+                        }
+                        self.wait_out(&error, &mut pause).await;
+                        continue;
+                    }
+                },
+            };
+            self.wake.mark_seen();
+            match self.step(current).await {
+                Ok(Outcome::Moved) => {
+                    pause = Pause::default();
+                    self.timeouts = 0;
+                }
+                Ok(Outcome::Contended) => {
+                    tokio::select! { () = pause.sleep() => {}, () = self.shutdown.cancelled() => {} }
+                }
+                Ok(Outcome::Idle) => {
+                    pause = Pause::default();
+                    if self.settings.once {
+                        return self.check_halted(current).await;
+                    }
+                    let poll = self.settings.poll_interval;
+                    tokio::select! { () = self.wake.wait(poll) => {}, () = self.shutdown.cancelled() => {} }
+                }
+                Ok(Outcome::Gone) => return Ok(()),
+                Err(Fault::Store(error)) => {
+                    if error.fault() == StoreFault::Unavailable {
+                        session = None;
+                    }
+                    if error.fault() == StoreFault::Permanent && self.settings.once {
+                        return Err(error.into());
+                    }
+                    self.wait_out(&error, &mut pause).await;
+                }
+                Err(Fault::Failed(failed)) => self.failed(&mut session, failed, &mut pause).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A transaction failed: do less at once, and when it was a single block that nothing will mend, halt.
+    async fn failed(
+        &mut self,
+        session: &mut Option<Session>,
+        failed: Failed,
+        pause: &mut Pause,
+    ) -> Result<(), StoreError> {
+        let Failed { error, seq, what } = failed;
+        let fault = error.fault();
+        let about_one = self.most_blocks <= 1 || self.settings.batch <= 1 && what.starts_with("block");
+        if fault == StoreFault::TimedOut {
+            self.most_blocks = (self.most_blocks.min(2048) / 2).max(1);
+            self.timeouts += u32::from(about_one);
+        }
+        // Data that Postgres or our own functions refuse: the same again will be refused again.
+        let refused = matches!(&error, StoreError::Postgres(e)
+            if e.code().is_some_and(|c| ["22", "23", "P0"].iter().any(|class| c.code().starts_with(class))));
+        let halt = refused || matches!(error, StoreError::Nonsense { .. }) || self.timeouts > TIMEOUTS_FORGIVEN;
+        if halt && let Some(session) = session {
+            let reason = format!("{what}: {}", error.message());
+            tracing::error!(chain = self.chain.0, reason, "Halting {NAME}; mend the cause, then `ebbtide resume`");
+            self.timeouts = 0;
+            session.write.halt(self.chain, NAME, seq, &reason).await?;
+            return Ok(());
+        }
+        if fault == StoreFault::Unavailable {
+            *session = None;
+        }
+        self.wait_out(&error, pause).await;
+        Ok(())
+    }
+
+    async fn wait_out(&self, error: &StoreError, pause: &mut Pause) {
+        tracing::warn!(chain = self.chain.0, %error, "Postgres would not; trying again");
+        self.watcher.troubled(None, &error.to_string());
+        tokio::select! { () = pause.sleep() => {}, () = self.shutdown.cancelled() => {} }
+    }
+
+    async fn check_halted(&self, session: &Session) -> Result<(), ProcessError> {
+        let look = session.read.look(self.chain, NAME).await?;
+        match look.and_then(|l| l.checkpoint.halted_reason.map(|reason| (l.chain_name, reason))) {
+            Some((chain, reason)) => Err(ProcessError::Halted { chain, projection: NAME.to_owned(), reason }),
+            None => Ok(()),
+        }
+    }
+
+    async fn step(&mut self, session: &mut Session) -> Result<Outcome, Fault> {
+        let Some(look) = session.read.look(self.chain, NAME).await? else { return Ok(Outcome::Gone) };
+        let checkpoint = &look.checkpoint;
+        let seen = |broken: bool, idle: bool| Seen {
+            chain: &look.chain_name,
+            applied: checkpoint.through.map(Height::get),
+            tip: look.highest.map(Height::get),
+            head: look.head_height.map(Height::get),
+            final_height: look.final_height.map(Height::get),
+            paused: checkpoint.paused,
+            halted: checkpoint.halted_reason.as_deref(),
+            broken,
+            idle,
+        };
+        let cap = match (checkpoint.paused, checkpoint.pause_at) {
+            (true, None) => None,
+            (true, Some(at)) => Some(at),
+            (false, _) => Some(Height::MAX),
+        };
+        let (Some(cap), None) = (cap, &checkpoint.halted_reason) else {
+            self.watcher.looked(&seen(false, true));
+            return Ok(Outcome::Idle);
+        };
+        let start = look.start_height.or(look.lowest);
+        if let Some(difference) = self.difference(session, &look, start, cap).await? {
+            if checkpoint.deep_change && self.settings.token_balances.on_deep_change == OnDeepChange::Halt {
+                let reason = "the chain changed at or below its final height; `ebbtide resume` rebuilds";
+                session.write.halt(self.chain, NAME, checkpoint.seq, reason).await?;
+                return Ok(Outcome::Moved);
+            }
+            self.watcher.looked(&seen(false, false));
+            return self.switch(session, &look, start, cap, difference).await;
+        }
+        // Only now, after a look that found no difference: what is final and unchanged needs no journal.
+        self.prune(session, &look).await?;
+        let Some(start) = start else {
+            self.watcher.looked(&seen(false, true));
+            return Ok(Outcome::Idle);
+        };
+        if checkpoint.through.is_none() {
+            let nothing = Difference { ancestor: None, deep: false, down: Vec::new() };
+            let has_first = self.next_counts(session, &look, start, cap).await?;
+            if has_first {
+                return self.switch(session, &look, Some(start), cap, nothing).await;
+            }
+            self.watcher.looked(&seen(look.highest.is_some(), true));
+            return Ok(Outcome::Idle);
+        }
+        match self.extend(session, &look, start, cap).await? {
+            Outcome::Idle => {
+                let above = |h: Height| checkpoint.through.is_none_or(|t| h > t) && h <= cap;
+                self.watcher.looked(&seen(look.highest.is_some_and(above), true));
+                Ok(Outcome::Idle)
+            }
+            outcome => {
+                self.watcher.looked(&seen(false, false));
+                Ok(outcome)
+            }
+        }
+    }
+
+    /// Whether a first block is there that counts.
+    async fn next_counts(&self, session: &Session, look: &Look, start: Height, cap: Height) -> Result<bool, Fault> {
+        let first = session.read.stored_blocks(self.chain, start, cap, 1).await?;
+        Ok(counting(None, start, look.complete_to, &first) > 0)
+    }
+
+    /// Compares what was applied with what counts, over the window above the final height; changes below it come
+    /// as `redo_from`.
+    async fn difference(
+        &self,
+        session: &Session,
+        look: &Look,
+        start: Option<Height>,
+        cap: Height,
+    ) -> Result<Option<Difference>, Fault> {
+        let checkpoint = &look.checkpoint;
+        let (Some(tip), Some(through)) = (&checkpoint.block, checkpoint.through) else {
+            let redo = checkpoint.redo_from.is_some();
+            return Ok(redo.then(|| Difference { ancestor: None, deep: true, down: Vec::new() }));
+        };
+        let ours = session.read.applied_blocks(self.chain, NAME).await?;
+        let begun_elsewhere = checkpoint.begun_at != start;
+        // The window: from the block below the first journalled one, which both sides share.
+        let first = ours.first().map_or(tip.height, |(block, _)| block.height);
+        let below = session.read.block_below(self.chain, first).await?.filter(|b| start.is_some_and(|s| b.height >= s));
+        let stored = session.read.stored_blocks(self.chain, first, through.min(cap), i64::MAX).await?;
+        let counted = match start {
+            Some(start) => counting(below.as_ref(), start, look.complete_to, &stored),
+            None => 0,
+        };
+        let window = window(tip, &ours, below.as_ref(), first, &stored[..counted]);
+        let newest = stored[..counted].last().map(|b| BlockRef { height: b.height, hash: b.hash.clone() });
+        let step = plan(&window, &Theirs::Truth(newest.or_else(|| below.clone())));
+        let mut difference = match step {
+            Ok(Step::Reorg { ancestor, down }) => Some(Difference { ancestor, deep: ours.is_empty(), down }),
+            _ => None,
+        };
+        if begun_elsewhere {
+            difference = Some(Difference { ancestor: None, deep: true, down: Vec::new() });
+        }
+        if let Some(from) = checkpoint.redo_from {
+            let shared_below = difference.as_ref().map_or(Some(through), |d| d.ancestor.as_ref().map(|a| a.height));
+            if difference.is_none() || shared_below.is_some_and(|shared| shared >= from) {
+                let ancestor = session
+                    .read
+                    .block_below(self.chain, from)
+                    .await?
+                    .filter(|b| start.is_some_and(|s| b.height >= s) && b.height <= tip.height);
+                let journalled = ours.iter().rev().map(|(b, _)| b.clone());
+                let down = journalled.take_while(|b| ancestor.as_ref().is_none_or(|a| b.height > a.height)).collect();
+                difference = Some(Difference { ancestor, deep: from < first || ours.is_empty(), down });
+            }
+        }
+        Ok(difference)
+    }
+
+    async fn prune(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
+        let Some(through) = look.checkpoint.through else { return Ok(()) };
+        // Sparing: a delete for every block would double its statements.
+        let due = self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
+        if !due {
+            return Ok(());
+        }
+        if let Some(horizon) = look.final_height {
+            session.write.prune_applied(self.chain, NAME, horizon).await?;
+            let horizon = horizon.min(through);
+            if self.settings.token_balances.history == token_balances::History::Window
+                && look.checkpoint.history_from.is_none_or(|from| horizon > from)
+            {
+                session.write.prune_history(self.chain, NAME, look.checkpoint.history_from, horizon).await?;
+            }
+        }
+        if look.head_height.is_none() && through.get() >= look.finality_depth {
+            session.write.raise_final(self.chain, through.minus(look.finality_depth)).await?;
+        }
+        self.pruned_at = Some(through);
+        Ok(())
+    }
+
+    /// A transaction went through: dare more blocks at once again.
+    pub(super) fn grow(&mut self) {
+        self.most_blocks = self.most_blocks.saturating_mul(2);
+    }
+}
+
+fn window(
+    tip: &BlockRef,
+    ours: &[(BlockRef, i64)],
+    below: Option<&BlockRef>,
+    first: Height,
+    counted: &[StoredBlock],
+) -> Window {
+    let mut known: BTreeMap<Height, (Option<Mark>, Option<Mark>)> = BTreeMap::new();
+    let floor = below.map_or(first, |b| b.height);
+    known.entry(floor).or_default();
+    if let Some(below) = below {
+        let mark = Mark { hash: below.hash.clone(), revision: 0 };
+        known.insert(below.height, (Some(mark.clone()), Some(mark)));
+    }
+    for (block, revision) in ours {
+        known.entry(block.height).or_default().0 = Some(Mark { hash: block.hash.clone(), revision: *revision });
+    }
+    let journalled = !ours.is_empty();
+    for block in counted {
+        // Without a journal row the block was final when it was applied: its hash alone is compared.
+        let revision = if journalled { block.revision } else { 0 };
+        known.entry(block.height).or_default().1 = Some(Mark { hash: block.hash.clone(), revision });
+    }
+    if !journalled {
+        known.entry(tip.height).or_default().0 = Some(Mark { hash: tip.hash.clone(), revision: 0 });
+    }
+    Window { tip: Some(tip.clone()), floor, more_below: false, known }
+}

@@ -1,0 +1,173 @@
+//! From one branch to the other in one transaction: undo to the ancestor, apply what is there instead. The same
+//! transaction begins a chain (nothing to undo, opening balances first) and rebuilds one (everything to undo).
+
+use std::time::Instant;
+
+use super::Session;
+use super::extend::{bad_event, batch, read_chunk};
+use super::look::{Difference, Failed, Fault, Outcome, Task};
+use crate::chain::{BlockRef, Height};
+use crate::projections::token_balances::{History, NAME, OnBadEvent};
+use crate::store::{Look, ReorgNote, StoreError, Undone};
+
+/// Blocks of the new branch merged into one statement.
+const CHUNK_BLOCKS: u64 = 100;
+
+impl Task {
+    pub(super) async fn switch(
+        &mut self,
+        session: &mut Session,
+        look: &Look,
+        start: Option<Height>,
+        cap: Height,
+        difference: Difference,
+    ) -> Result<Outcome, Fault> {
+        let started = Instant::now();
+        let Difference { mut ancestor, deep, down } = difference;
+        let seq = look.checkpoint.seq;
+        let old_tip = look.checkpoint.block.clone();
+        let what = match (&old_tip, &ancestor) {
+            (Some(tip), Some(ancestor)) => format!("the reorganisation from {tip} to after {ancestor}"),
+            (Some(tip), None) => format!("the reorganisation from {tip} to before the start"),
+            (None, _) => "the start".to_owned(),
+        };
+        let failed = |error: StoreError| Fault::Failed(Failed { error, seq, what: what.clone() });
+        // A transaction of this size ran too long: take a part of the old branch back first, without leaving it.
+        let mut redo_after = None;
+        let mut only_undo = false;
+        if !deep
+            && (down.len() as u64) > self.most_blocks
+            && let Some(part) = down.get(self.most_blocks as usize)
+        {
+            ancestor = Some(part.clone());
+            redo_after = look.checkpoint.redo_from;
+            only_undo = true;
+        }
+        let (chain, most_blocks) = (self.chain, self.most_blocks);
+        let settings = self.settings.token_balances;
+        let Session { read, write } = session;
+        let Some(mut tx) = write.begin_switch(chain, NAME, seq).await? else { return Ok(Outcome::Contended) };
+        if tx.redo_from != look.checkpoint.redo_from {
+            return Ok(Outcome::Contended);
+        }
+        if let Some(ancestor) = &ancestor
+            && !only_undo
+            && !tx.hold(ancestor).await?
+        {
+            return Ok(Outcome::Contended);
+        }
+        let undone = if old_tip.is_none() && look.checkpoint.redo_from.is_none() {
+            Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
+        } else if settings.history == History::Window && deep || beyond_history(look, ancestor.as_ref()) {
+            ancestor = None;
+            tx.empty().await.map_err(&failed)?
+        } else {
+            if deep {
+                tx.unlimited().await?;
+            }
+            let through = ancestor.as_ref().map(|a| a.height);
+            tx.undo_to(ancestor.as_ref(), through, redo_after).await.map_err(&failed)?
+        };
+        if undone.keys != undone.restored {
+            let wrong = undone.keys - undone.restored.min(undone.keys);
+            drop(tx);
+            let reason = format!(
+                "{what}: {wrong} of {} balances are not what the journal left; `ebbtide verify` shows which",
+                undone.keys
+            );
+            tracing::error!(chain = %look.chain_name, reason, "Halting {NAME}");
+            write.halt(chain, NAME, seq, &reason).await?;
+            return Ok(Outcome::Moved);
+        }
+        let mut new_tip = ancestor.clone();
+        let mut applied_blocks = 0u64;
+        let mut applied_events = 0u64;
+        let mut negative = 0u64;
+        let mut refused = 0u64;
+        if let Some(start) = start.filter(|_| !only_undo) {
+            if ancestor.is_none() {
+                tx.open_balances(start).await.map_err(&failed)?;
+            }
+            // Up to the height readers saw before, so that it falls only where the new chain is shorter.
+            let first_only = old_tip.is_none();
+            let to = look.checkpoint.through.map_or(cap, |t| t.min(cap));
+            let mut before = ancestor.clone().map(|a| (a, None));
+            while !first_only || applied_blocks == 0 {
+                let budget = most_blocks.saturating_sub(applied_blocks);
+                let limit = if first_only { 1 } else { CHUNK_BLOCKS.min(budget) };
+                if limit == 0 || (self.shutdown.is_cancelled() && old_tip.is_none()) {
+                    break;
+                }
+                let last = before.as_ref().map(|(b, _)| b);
+                let chunk = read_chunk(read, chain, look, last, start, to, limit).await?;
+                if chunk.is_empty() {
+                    break;
+                }
+                if settings.on_bad_event == OnBadEvent::Halt
+                    && let Some(bad) = chunk.iter().find(|p| !p.netted.refused.is_empty())
+                {
+                    let reason = bad_event(bad);
+                    drop(tx);
+                    write.halt(chain, NAME, seq, &reason).await?;
+                    return Ok(Outcome::Moved);
+                }
+                let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
+                applied_blocks += chunk.len() as u64;
+                let batch = batch(look, &settings, before.as_ref(), start, chunk);
+                applied_events += batch.events;
+                refused += batch.refused;
+                match tx.apply(&batch.apply).await.map_err(&failed)? {
+                    Some(applied) => negative += applied.negative,
+                    None => return Ok(Outcome::Contended),
+                }
+                new_tip = last.as_ref().map(|(b, _)| b.clone());
+                before = last;
+            }
+        }
+        let took = started.elapsed();
+        if let Some(old_tip) = &old_tip {
+            let depth = old_tip.height.get()
+                - ancestor.as_ref().map_or(look.checkpoint.begun_at.map_or(0, Height::get), |a| a.height.get());
+            let depth = if ancestor.is_none() { depth + 1 } else { depth };
+            let note = ReorgNote {
+                ancestor: ancestor.as_ref().map(|a| a.height),
+                depth,
+                old_tip: old_tip.clone(),
+                new_tip: new_tip.clone(),
+                blocks_undone: if deep { depth } else { undone.blocks },
+                blocks_applied: applied_blocks,
+                rows_touched: undone.restored,
+                duration_ms: took.as_secs_f64() * 1000.0,
+            };
+            tx.note_reorg(&note).await.map_err(&failed)?;
+            tx.commit().await.map_err(&failed)?;
+            log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
+            self.watcher.switched(&look.chain_name, depth, took);
+        } else {
+            tx.commit().await.map_err(&failed)?;
+        }
+        self.watcher.applied(&look.chain_name, applied_blocks, applied_events, negative, refused, took);
+        self.grow();
+        Ok(Outcome::Moved)
+    }
+}
+
+/// Whether the journal does not reach back to the ancestor any more.
+fn beyond_history(look: &Look, ancestor: Option<&BlockRef>) -> bool {
+    look.checkpoint.history_from.is_some_and(|from| ancestor.is_none_or(|a| a.height < from))
+}
+
+fn log_reorg(look: &Look, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: std::time::Duration) {
+    let chain = &look.chain_name;
+    let elapsed_ms = took.as_millis() as u64;
+    match ancestor {
+        Some(a) => tracing::info!(
+            %chain, height = a.height.get(), depth, applied, elapsed_ms,
+            "Reverted {depth} blocks of {chain} to {}, applied {applied} in their place", a.height
+        ),
+        None => tracing::info!(
+            %chain, depth, applied, elapsed_ms,
+            "Reverted all {depth} blocks of {chain}, applied {applied} in their place"
+        ),
+    }
+}

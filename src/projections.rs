@@ -1,0 +1,3 @@
+//! Named pieces of derived state.
+
+pub mod token_balances;

@@ -1,0 +1,277 @@
+//! ABI values as JSON, read strictly and within a budget.
+//!
+//! alloy's decoder replaces bytes that are not UTF-8 and lets a few kilobytes of overlapping offsets unfold into
+//! gigabytes; what a stranger's contract emits must neither be altered nor be able to exhaust memory.
+
+use alloy_dyn_abi::DynSolType;
+use alloy_primitives::{I256, U256, hex};
+use serde_json::{Map, Value};
+
+/// Nesting beyond which a type is refused; Solidity's own limit is lower in practice.
+const MAX_DEPTH: usize = 16;
+
+/// A type with the names of its parts, as a signature gives them.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    /// The type.
+    pub(super) ty: DynSolType,
+    /// Names of the components of the tuple inside (`tuple`, `tuple[]`, …); empty for other types.
+    pub(super) components: Vec<(String, Shape)>,
+}
+
+/// The bytes are not a value of this type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NotThisType;
+
+type Read<T> = Result<T, NotThisType>;
+
+/// Reads the values of a parameter list, in order. Bytes after the last value are let be, as Solidity does.
+pub(super) fn read_sequence(shapes: &[&Shape], data: &[u8]) -> Read<Vec<Value>> {
+    // Honest data says each thing once; pointing many offsets at one text is how 1 MB becomes 1 GB.
+    let mut budget = data.len().saturating_mul(2) + 1024;
+    let mut at = 0;
+    let mut values = Vec::with_capacity(shapes.len());
+    for shape in shapes {
+        values.push(read(shape, data, &mut at, &mut budget, 0)?);
+    }
+    Ok(values)
+}
+
+/// Reads an indexed parameter: its value, or the hash the chain keeps in place of text, arrays and tuples.
+pub(super) fn read_topic(shape: &Shape, topic: &[u8; 32]) -> Read<Value> {
+    match shape.ty {
+        DynSolType::Bytes
+        | DynSolType::String
+        | DynSolType::Array(_)
+        | DynSolType::FixedArray(..)
+        | DynSolType::Tuple(_) => Ok(hex_text(topic)),
+        _ => read_word(&shape.ty, topic),
+    }
+}
+
+/// Reads one value whose head is at `at` of the frame `data`, and moves `at` past the head.
+fn read(shape: &Shape, data: &[u8], at: &mut usize, budget: &mut usize, depth: usize) -> Read<Value> {
+    if depth > MAX_DEPTH {
+        return Err(NotThisType);
+    }
+    if !is_dynamic(&shape.ty) {
+        return read_body(shape, data, at, budget, depth);
+    }
+    let start = length(word(data, *at)?)?;
+    *at += 32;
+    let frame = data.get(start..).ok_or(NotThisType)?;
+    read_body(shape, frame, &mut 0, budget, depth)
+}
+
+fn read_body(shape: &Shape, data: &[u8], at: &mut usize, budget: &mut usize, depth: usize) -> Read<Value> {
+    match &shape.ty {
+        DynSolType::Bytes => Ok(hex_text(tail(data, budget)?)),
+        DynSolType::String => Ok(text_or_hex(tail(data, budget)?)),
+        DynSolType::Array(item) => {
+            let count = length(word(data, 0)?)?;
+            let items = data.get(32..).ok_or(NotThisType)?;
+            // An item takes at least a word, so a lie about the count is found before anything is set aside.
+            if count > items.len() / 32 {
+                return Err(NotThisType);
+            }
+            read_items(&shape.with(item), count, items, &mut 0, budget, depth)
+        }
+        DynSolType::FixedArray(item, count) => read_items(&shape.with(item), *count, data, at, budget, depth),
+        DynSolType::Tuple(types) => {
+            if types.len() != shape.components.len() {
+                return Err(NotThisType);
+            }
+            let mut object = Map::new();
+            for (name, part) in &shape.components {
+                object.insert(name.clone(), read(part, data, at, budget, depth + 1)?);
+            }
+            Ok(Value::Object(object))
+        }
+        simple => {
+            spend(budget, 32)?;
+            let value = read_word(simple, word(data, *at)?)?;
+            *at += 32;
+            Ok(value)
+        }
+    }
+}
+
+fn read_items(
+    item: &Shape,
+    count: usize,
+    data: &[u8],
+    at: &mut usize,
+    budget: &mut usize,
+    depth: usize,
+) -> Read<Value> {
+    let mut items = Vec::new();
+    for _ in 0..count {
+        // Items without a size of their own (`uint[0]`) must still cost something.
+        spend(budget, 1)?;
+        items.push(read(item, data, at, budget, depth + 1)?);
+    }
+    Ok(Value::Array(items))
+}
+
+impl Shape {
+    /// The shape of this array's items: component names pass through any number of brackets.
+    fn with(&self, item: &DynSolType) -> Shape {
+        Shape { ty: item.clone(), components: self.components.clone() }
+    }
+}
+
+/// One word as a value; refused when a bit is set that the type does not have.
+fn read_word(ty: &DynSolType, word: &[u8; 32]) -> Read<Value> {
+    let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+    match ty {
+        DynSolType::Bool => match (zero(&word[..31]), word[31]) {
+            (true, 0) => Ok(Value::Bool(false)),
+            (true, 1) => Ok(Value::Bool(true)),
+            _ => Err(NotThisType),
+        },
+        DynSolType::Uint(bits) => {
+            let number = U256::from_be_bytes(*word);
+            if number.bit_len() > *bits { Err(NotThisType) } else { Ok(Value::String(number.to_string())) }
+        }
+        DynSolType::Int(bits) => {
+            let number = I256::from_be_bytes(*word);
+            // Two's complement: one bit is the sign's.
+            let size = if number.is_negative() { !number } else { number };
+            if size.into_raw().bit_len() >= *bits { Err(NotThisType) } else { Ok(Value::String(number.to_string())) }
+        }
+        DynSolType::Address => {
+            if zero(&word[..12]) {
+                Ok(hex_text(&word[12..]))
+            } else {
+                Err(NotThisType)
+            }
+        }
+        DynSolType::Function => left_aligned(word, 24),
+        DynSolType::FixedBytes(size) => left_aligned(word, *size),
+        _ => Err(NotThisType),
+    }
+}
+
+fn left_aligned(word: &[u8; 32], size: usize) -> Read<Value> {
+    let (bytes, padding) = word.split_at_checked(size).ok_or(NotThisType)?;
+    if padding.iter().all(|b| *b == 0) { Ok(hex_text(bytes)) } else { Err(NotThisType) }
+}
+
+fn tail<'d>(data: &'d [u8], budget: &mut usize) -> Read<&'d [u8]> {
+    let size = length(word(data, 0)?)?;
+    spend(budget, size)?;
+    data.get(32..).and_then(|rest| rest.get(..size)).ok_or(NotThisType)
+}
+
+fn spend(budget: &mut usize, bytes: usize) -> Read<()> {
+    *budget = budget.checked_sub(bytes).ok_or(NotThisType)?;
+    Ok(())
+}
+
+fn word(data: &[u8], at: usize) -> Read<&[u8; 32]> {
+    data.get(at..).and_then(<[u8]>::first_chunk).ok_or(NotThisType)
+}
+
+/// A word as an offset or a count: whatever is meant must lie inside the data, so 32 bits are plenty.
+fn length(word: &[u8; 32]) -> Read<usize> {
+    let number = U256::from_be_bytes(*word);
+    u32::try_from(number).map(|n| n as usize).map_err(|_| NotThisType)
+}
+
+fn is_dynamic(ty: &DynSolType) -> bool {
+    match ty {
+        DynSolType::Bytes | DynSolType::String | DynSolType::Array(_) => true,
+        DynSolType::FixedArray(item, _) => is_dynamic(item),
+        DynSolType::Tuple(types) => types.iter().any(is_dynamic),
+        _ => false,
+    }
+}
+
+pub(super) fn hex_text(bytes: &[u8]) -> Value {
+    Value::String(hex::encode_prefixed(bytes))
+}
+
+/// Text where Postgres can hold it; what is not UTF-8, or holds a NUL, stays hex.
+fn text_or_hex(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => Value::String(text.to_owned()),
+        _ => hex_text(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn shape(ty: &str) -> Shape {
+        Shape { ty: ty.parse().expect("a type"), components: Vec::new() }
+    }
+
+    fn words(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|w| U256::from(*w).to_be_bytes::<32>()).collect()
+    }
+
+    #[test]
+    fn numbers_keep_every_digit_and_their_sign() {
+        let ones = [0xff; 32];
+        assert_eq!(read_word(&DynSolType::Uint(256), &ones), Ok(json!(U256::MAX.to_string())));
+        assert_eq!(read_word(&DynSolType::Int(8), &ones), Ok(json!("-1")));
+        let mut min8 = ones;
+        min8[31] = 0x80;
+        assert_eq!(read_word(&DynSolType::Int(8), &min8), Ok(json!("-128")));
+        min8[31] = 0x7f;
+        assert_eq!(read_word(&DynSolType::Int(8), &min8), Err(NotThisType), "-129 does not fit int8");
+        assert_eq!(read_word(&DynSolType::Uint(8), &ones), Err(NotThisType));
+    }
+
+    #[test]
+    fn dirty_words_are_refused() {
+        assert_eq!(read_word(&DynSolType::Address, &[1; 32]), Err(NotThisType));
+        assert_eq!(read_word(&DynSolType::FixedBytes(4), &[1; 32]), Err(NotThisType));
+        let two: [u8; 32] = U256::from(2).to_be_bytes();
+        assert_eq!(read_word(&DynSolType::Bool, &two), Err(NotThisType));
+    }
+
+    #[test]
+    fn text_that_is_no_text_stays_hex() {
+        let mut data = words(&[32, 2]);
+        data.extend([0xc3, 0x28]);
+        data.extend([0; 30]);
+        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!("0xc328")]));
+        data[64..66].copy_from_slice(b"a\0");
+        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!("0x6100")]));
+    }
+
+    #[test]
+    fn arrays_of_arrays_are_read() {
+        // uint256[][]: [[7, 8], []]
+        let data = words(&[32, 2, 64, 160, 2, 7, 8, 0]);
+        assert_eq!(read_sequence(&[&shape("uint256[][]")], &data), Ok(vec![json!([["7", "8"], []])]));
+        // uint8[2] stands in place, the next value after it.
+        assert_eq!(
+            read_sequence(&[&shape("uint8[2]"), &shape("bool")], &words(&[1, 2, 1])),
+            Ok(vec![json!(["1", "2"]), json!(true)])
+        );
+    }
+
+    #[test]
+    fn offsets_that_all_point_at_one_text_are_refused() {
+        let count = 1_000;
+        let mut numbers = vec![32, count];
+        numbers.extend(std::iter::repeat_n(count * 32, count as usize));
+        numbers.push(10_000);
+        let mut data = words(&numbers);
+        data.extend(vec![b'x'; 10_016]);
+        assert_eq!(read_sequence(&[&shape("string[]")], &data), Err(NotThisType));
+    }
+
+    #[test]
+    fn lies_about_lengths_are_refused() {
+        for data in [words(&[]), words(&[64]), words(&[32, u64::MAX]), words(&[32, 5]), words(&[u64::MAX])] {
+            assert_eq!(read_sequence(&[&shape("uint256[]")], &data), Err(NotThisType), "{data:?}");
+            assert_eq!(read_sequence(&[&shape("bytes")], &data), Err(NotThisType), "{data:?}");
+        }
+        assert!(read_sequence(&[&shape("uint256[1][]")], &words(&[32, u64::from(u32::MAX)])).is_err());
+    }
+}

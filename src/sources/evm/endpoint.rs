@@ -1,0 +1,392 @@
+//! One URL that speaks JSON-RPC: batches out, answers matched to their calls.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt};
+use reqwest::Url;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::fault::{Verdict, judge};
+use crate::chain::Height;
+use crate::sources::SourceError;
+use crate::sources::http::{HttpClient, HttpFault, shown};
+
+/// Most calls in one request; erigon and others stop at 100 unless told otherwise.
+const MOST_CALLS: usize = 100;
+/// Requests of one call of ours that are under way at once on one endpoint.
+const REQUESTS_AT_ONCE: usize = 4;
+/// A node that refused batches is offered them again after this: the refusal may have been a passing fault.
+const OFFER_AGAIN: Duration = Duration::from_secs(300);
+/// Longest text of a node that is passed on.
+const LONGEST_TEXT: usize = 300;
+
+/// One method call.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) method: &'static str,
+    pub(super) params: Value,
+}
+
+/// A node's error for one call.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct RpcError {
+    #[serde(default)]
+    pub(super) code: Value,
+    #[serde(default)]
+    pub(super) message: Value,
+    #[serde(default)]
+    pub(super) data: Value,
+}
+
+/// What came of one call; `null` for "there is no such thing".
+pub(super) type Answer = Result<Box<RawValue>, RpcError>;
+
+/// One URL.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    url: Url,
+    /// Scheme, host and port: what errors may show.
+    pub(super) shown: String,
+    client: HttpClient,
+    gate: Arc<Semaphore>,
+    most_calls: AtomicUsize,
+    shrunk_at: Mutex<Option<Instant>>,
+    /// Whether its network id was checked since it last failed.
+    pub(super) verified: AtomicBool,
+    /// Whether the last `eth_getLogs` met a limit that did not say which.
+    limited: AtomicBool,
+}
+
+#[derive(Serialize)]
+struct Request<'c> {
+    jsonrpc: &'static str,
+    id: usize,
+    method: &'static str,
+    params: &'c Value,
+}
+
+#[derive(Deserialize)]
+struct Response<'b> {
+    #[serde(default)]
+    id: Value,
+    #[serde(default, borrow, deserialize_with = "present")]
+    result: Option<&'b RawValue>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+/// Why a request has to be cut into smaller ones.
+enum Sent {
+    Answers(Vec<Answer>),
+    Fewer { at_most: usize },
+}
+
+impl Call {
+    pub(super) fn new(method: &'static str, params: Value) -> Call {
+        Call { method, params }
+    }
+}
+
+impl RpcError {
+    /// The node's words, fit to be shown: one line, bounded.
+    pub(super) fn text(&self) -> String {
+        let message = match &self.message {
+            Value::String(text) => text.clone(),
+            Value::Null => String::from("an error without a message"),
+            other => other.to_string(),
+        };
+        let mut text: String =
+            message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_TEXT).collect();
+        // Some nodes keep the reason in `data` ("execution reverted", "block range …").
+        if let Value::String(data) = &self.data
+            && !data.starts_with("0x")
+            && text.len() < LONGEST_TEXT
+        {
+            text.push_str(": ");
+            text.extend(data.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_TEXT));
+        }
+        text
+    }
+
+    pub(super) fn verdict(&self, method: &str) -> Verdict {
+        judge(method, self.code.as_i64().unwrap_or_default(), &self.text())
+    }
+}
+
+impl Endpoint {
+    pub(super) fn new(url: Url, client: HttpClient, gate: Arc<Semaphore>) -> Endpoint {
+        Endpoint {
+            shown: shown(&url),
+            url,
+            client,
+            gate,
+            most_calls: AtomicUsize::new(MOST_CALLS),
+            shrunk_at: Mutex::new(None),
+            verified: AtomicBool::new(false),
+            limited: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes all these calls, in as few requests as the node allows; the answers are in the order of the calls. The
+    /// first request that fails ends it.
+    pub(super) async fn ask(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+        let size = self.most_calls();
+        // Boxed by hand: the compiler cannot see that a closure over a borrowed part may cross threads.
+        let mut parts: Vec<BoxFuture<'_, Result<Vec<Answer>, SourceError>>> = Vec::new();
+        for part in calls.chunks(size) {
+            parts.push(Box::pin(self.ask_part(part)));
+        }
+        let answers: Vec<Vec<Answer>> = futures::stream::iter(parts).buffered(REQUESTS_AT_ONCE).try_collect().await?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// One answer that must be there: a null or an error is a fault.
+    pub(super) async fn ask_one(&self, call: Call) -> Result<Box<RawValue>, SourceError> {
+        let answer = self.ask(std::slice::from_ref(&call)).await?.pop();
+        match answer {
+            Some(Ok(raw)) => Ok(raw),
+            Some(Err(error)) => Err(self.refused(&call, &error, None)),
+            None => Err(self.transient("no answer")),
+        }
+    }
+
+    /// One chunk; cut smaller, here and for the future, when the node wants that.
+    async fn ask_part(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+        let at_most = match self.send(calls).await? {
+            Sent::Answers(answers) => return Ok(answers),
+            Sent::Fewer { at_most } => at_most.clamp(1, calls.len().div_ceil(2)),
+        };
+        tracing::debug!(node = %self.shown, at_most, "node wants smaller batches");
+        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
+        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
+            *shrunk_at = Some(Instant::now());
+        }
+        let mut answers = Vec::with_capacity(calls.len());
+        // One after the other, so that a node in trouble is not asked more often than before.
+        for part in calls.chunks(at_most) {
+            match self.send(part).await? {
+                Sent::Answers(more) => answers.extend(more),
+                Sent::Fewer { .. } if part.len() > 1 => {
+                    self.most_calls.store(1, Ordering::Relaxed);
+                    return Err(self.transient("the node refuses batches: going on with single requests"));
+                }
+                Sent::Fewer { .. } => return Err(self.transient("the node refuses even single requests")),
+            }
+        }
+        Ok(answers)
+    }
+
+    fn most_calls(&self) -> usize {
+        if let Ok(mut shrunk_at) = self.shrunk_at.lock()
+            && shrunk_at.is_some_and(|at| at.elapsed() > OFFER_AGAIN)
+        {
+            *shrunk_at = None;
+            self.most_calls.store(MOST_CALLS, Ordering::Relaxed);
+        }
+        self.most_calls.load(Ordering::Relaxed).max(1)
+    }
+
+    async fn send(&self, calls: &[Call]) -> Result<Sent, SourceError> {
+        let requests: Vec<Request<'_>> = calls
+            .iter()
+            .enumerate()
+            .map(|(id, call)| Request { jsonrpc: "2.0", id: id + 1, method: call.method, params: &call.params })
+            .collect();
+        let body = match requests.as_slice() {
+            [only] => serde_json::to_vec(only),
+            many => serde_json::to_vec(many),
+        }
+        .map_err(|e| self.transient(format!("cannot write the request: {e}")))?;
+        let reply = {
+            let _turn = self.gate.acquire().await.map_err(|_| self.transient("shutting down"))?;
+            self.client.post_json(&self.url, body).await
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(HttpFault::TooLarge(_)) if calls.len() > 1 => return Ok(Sent::Fewer { at_most: calls.len() / 2 }),
+            Err(HttpFault::TooLarge(limit)) => return Err(self.too_large(&calls[0], limit)),
+            Err(fault) => return Err(self.transient(fault.to_string())),
+        };
+        let later = |what: String| SourceError::Transient {
+            what: format!("{}: {what}", self.shown),
+            retry_after: reply.retry_after,
+        };
+        let text = reply.body.trim_ascii_start();
+        let status = reply.status;
+        match status {
+            429 => return Err(later("too many requests (HTTP 429)".into())),
+            // A node's own words are worth more than its status; a proxy's page is not.
+            408 | 425 | 500.. if !matches!(text.first(), Some(b'{' | b'[')) => {
+                return Err(later(format!("answers HTTP {status}")));
+            }
+            401..=403 => return Err(self.permanent(format!("refuses access (HTTP {status}): is its key right?"))),
+            _ => {}
+        }
+        let single = match text.first() {
+            Some(b'[') => {
+                let answers: Vec<Option<Response<'_>>> = serde_json::from_slice(text)
+                    .map_err(|e| later(format!("an answer that is not whole JSON: {e}")))?;
+                return match self.matched(calls, answers.into_iter().flatten())? {
+                    Some(answers) => Ok(Sent::Answers(answers)),
+                    None => Ok(Sent::Fewer { at_most: 1 }),
+                };
+            }
+            Some(b'{') => serde_json::from_slice::<Response<'_>>(text)
+                .map_err(|e| later(format!("an answer that is not whole JSON: {e}")))?,
+            Some(b'<') => return Err(self.permanent("answers with a web page, not with JSON-RPC: is the URL right?")),
+            _ if calls.len() > 1 && matches!(status, 400 | 405 | 413..=415 | 422) => {
+                return Ok(Sent::Fewer { at_most: if status == 413 { calls.len() / 2 } else { 1 } });
+            }
+            _ if (400..500).contains(&status) => {
+                return Err(self.permanent(format!("answers HTTP {status}: is the URL right?")));
+            }
+            Some(_) => return Err(later("an answer that is not JSON".into())),
+            None => return Err(later("an empty answer".into())),
+        };
+        if calls.len() == 1 {
+            let answers = self.matched(calls, std::iter::once(single))?;
+            return answers.map(Sent::Answers).ok_or_else(|| later("an answer to another call".into()));
+        }
+        // One object for a whole batch: the node says why it took none of it.
+        let Some(error) = single.error.map(read_error) else {
+            return Err(later("one answer to many calls".into()));
+        };
+        let code = error.code.as_i64().unwrap_or_default();
+        match error.verdict("") {
+            Verdict::BatchRefused { at_most } => {
+                let at_most = at_most.and_then(|n| usize::try_from(n).ok()).unwrap_or(calls.len() / 2);
+                Ok(Sent::Fewer { at_most })
+            }
+            Verdict::Busy => Err(later(format!("says {:?}", error.text()))),
+            Verdict::NoAccess => Err(self.permanent(format!("says {:?}", error.text()))),
+            // "invalid request", "method not found", "cannot parse": it does not know batches.
+            _ if matches!(code, -32600 | -32601 | -32602 | -32700) => Ok(Sent::Fewer { at_most: 1 }),
+            _ => Err(later(format!("says {:?} (code {code})", error.text()))),
+        }
+    }
+
+    /// Puts answers beside their calls. None: it was a single call, answered with an error for no call at all.
+    fn matched<'b>(
+        &self,
+        calls: &[Call],
+        responses: impl Iterator<Item = Response<'b>>,
+    ) -> Result<Option<Vec<Answer>>, SourceError> {
+        let mut answers: Vec<Option<Answer>> = calls.iter().map(|_| None).collect();
+        let mut unnamed = None;
+        for response in responses {
+            let id = match &response.id {
+                Value::String(text) => text.parse::<u64>().ok(),
+                other => other.as_u64(),
+            };
+            let place = id.and_then(|id| usize::try_from(id).ok()).and_then(|id| id.checked_sub(1));
+            let answer = match (response.error, response.result) {
+                (Some(Value::Null) | None, Some(result)) => Ok(result.to_owned()),
+                (Some(Value::Null) | None, None) => return Err(self.transient("an answer without a result")),
+                (Some(error), _) => Err(read_error(error)),
+            };
+            let Some(place) = place.filter(|place| *place < calls.len()) else {
+                // An error without an id belongs to the only call there is, or to all.
+                match answer {
+                    Err(error) if response.id.is_null() => unnamed = Some(error),
+                    _ => return Err(self.transient(format!("an answer to a call {} that was not made", response.id))),
+                }
+                continue;
+            };
+            let same = |other: &Answer| match (other, &answer) {
+                (Ok(a), Ok(b)) => a.get() == b.get(),
+                (Err(_), Err(_)) => true,
+                _ => false,
+            };
+            if answers[place].as_ref().is_some_and(|other| !same(other)) {
+                return Err(self.transient(format!("two different answers to one {}", calls[place].method)));
+            }
+            answers[place] = Some(answer);
+        }
+        if let Some(error) = unnamed {
+            if error.verdict("") == Verdict::Busy {
+                return Err(self.transient(format!("says {:?}", error.text())));
+            } else if let [only @ None] = answers.as_mut_slice() {
+                *only = Some(Err(error));
+            } else if answers.iter().all(Option::is_none) {
+                return Ok(None);
+            }
+        }
+        let missing = answers.iter().filter(|a| a.is_none()).count();
+        if missing > 0 {
+            return Err(self.transient(format!("{missing} of {} answers are missing", calls.len())));
+        }
+        Ok(Some(answers.into_iter().flatten().collect()))
+    }
+
+    /// What a call's error means. `heights`: how many the call spanned, for `eth_getLogs` by range.
+    pub(super) fn refused(&self, call: &Call, error: &RpcError, heights: Option<u64>) -> SourceError {
+        let what = format!("{}: {} failed: {:?}", self.shown, call.method, error.text());
+        let too_large = |at_most: Option<u64>| match heights {
+            Some(asked) if asked > 1 => {
+                SourceError::RangeTooLarge { what: what.clone(), at_most: at_most.filter(|n| *n > 0 && *n < asked) }
+            }
+            _ => SourceError::transient(what.clone()),
+        };
+        let was_limited = self.limited.swap(false, Ordering::Relaxed);
+        match error.verdict(call.method) {
+            Verdict::RangeTooLarge { at_most } => too_large(at_most),
+            // Once it may be a limit of requests, for which asking for less at once would be asking more often.
+            Verdict::SomeLimit if was_limited => too_large(None),
+            Verdict::SomeLimit => {
+                self.limited.store(true, Ordering::Relaxed);
+                SourceError::transient(what)
+            }
+            Verdict::NoMethod | Verdict::NoAccess => SourceError::permanent(what),
+            Verdict::NoHistory => SourceError::permanent(format!("{what}: this needs a node that keeps old blocks")),
+            Verdict::Busy | Verdict::BatchRefused { .. } | Verdict::UnknownBlock | Verdict::Other => {
+                SourceError::transient(what)
+            }
+        }
+    }
+
+    fn too_large(&self, call: &Call, limit: usize) -> SourceError {
+        let what = format!("{}: the answer to {} is larger than {limit} bytes", self.shown, call.method);
+        if call.method == "eth_getLogs" && call.params.pointer("/0/fromBlock").is_some() {
+            SourceError::RangeTooLarge { what, at_most: None }
+        } else {
+            SourceError::transient(what)
+        }
+    }
+
+    /// A fault of this node that may pass.
+    pub(super) fn transient(&self, what: impl std::fmt::Display) -> SourceError {
+        SourceError::transient(format!("{}: {what}", self.shown))
+    }
+
+    /// A fault of this node that will not pass by itself.
+    pub(super) fn permanent(&self, what: impl std::fmt::Display) -> SourceError {
+        SourceError::permanent(format!("{}: {what}", self.shown))
+    }
+
+    /// A fault at a height: the node tells two things that cannot both be true.
+    pub(super) fn lies(&self, height: Height, what: impl std::fmt::Display) -> SourceError {
+        self.transient(format!("block {height}: {what}"))
+    }
+}
+
+/// A result that is `null` is a result; one that is not there is a fault.
+fn present<'de, D: Deserializer<'de>>(result: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(result).map(Some)
+}
+
+/// Some nodes send a bare text where an object belongs.
+fn read_error(error: Value) -> RpcError {
+    let bare = |message: Value| RpcError { code: Value::Null, message, data: Value::Null };
+    match error {
+        Value::Object(_) => serde_json::from_value(error).unwrap_or_else(|_| bare(Value::Null)),
+        other => bare(other),
+    }
+}

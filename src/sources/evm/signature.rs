@@ -1,0 +1,289 @@
+//! Event signatures as people write them: `Name(type indexed name, …)`, read once and used to decode logs.
+
+use alloy_dyn_abi::DynSolType;
+use alloy_primitives::{Address, B256};
+use serde_json::{Map, Value};
+
+use super::abi::{self, NotThisType, Shape};
+use super::parse_address;
+use crate::sources::SourceError;
+
+/// One event to be taken in.
+#[derive(Debug, Clone)]
+pub(super) struct Signature {
+    /// Its name, without parameters.
+    pub(super) name: String,
+    /// Hash of its canonical form: what the first topic must be.
+    pub(super) topic0: B256,
+    /// Who must say it; empty: anybody.
+    pub(super) emitters: Vec<Address>,
+    inputs: Vec<Input>,
+}
+
+#[derive(Debug, Clone)]
+struct Input {
+    name: String,
+    indexed: bool,
+    shape: Shape,
+}
+
+impl Signature {
+    /// Reads `[event ]Name(type [indexed] [name], …)[ @ address[, address…]]`.
+    ///
+    /// # Errors
+    /// A permanent error that names the setting `event` and shows the text.
+    pub(super) fn parse(text: &str) -> Result<Signature, SourceError> {
+        let bad = |why: String| {
+            SourceError::permanent(format!(
+                "event {text:?} is not usable: {why}; write it as \"Name(type indexed name, ...)\", and \" @ ADDRESS\" \
+                 after it to take it from that contract alone"
+            ))
+        };
+        let (signature, emitters) = match text.rsplit_once('@') {
+            Some((signature, addresses)) => (signature, addresses.split(',').map(str::trim).collect()),
+            None => (text, Vec::new()),
+        };
+        let emitters = emitters
+            .into_iter()
+            .map(|a| parse_address(a).ok_or_else(|| bad(format!("{a:?} is not an address"))))
+            .collect::<Result<Vec<_>, _>>()?;
+        let (name, inputs) = Reader::new(signature).event().map_err(bad)?;
+        if inputs.iter().filter(|i| i.indexed).count() > 3 {
+            return Err(bad("at most three parameters can be indexed".into()));
+        }
+        // From the resolved types, not from the text: `uint` must hash as `uint256`.
+        let types: Vec<String> = inputs.iter().map(|i| type_name(&i.shape.ty)).collect();
+        let topic0 = alloy_primitives::keccak256(format!("{name}({})", types.join(",")));
+        Ok(Signature { name, topic0, emitters, inputs })
+    }
+
+    /// How many topics such a log has, its own hash included.
+    pub(super) fn topic_count(&self) -> usize {
+        1 + self.inputs.iter().filter(|i| i.indexed).count()
+    }
+
+    /// Whether a log of `emitter` may be this event.
+    pub(super) fn admits(&self, emitter: &Address) -> bool {
+        self.emitters.is_empty() || self.emitters.contains(emitter)
+    }
+
+    /// Named values of a log whose first topic and number of topics fit.
+    pub(super) fn attributes(&self, topics: &[B256], data: &[u8]) -> Result<Value, NotThisType> {
+        let plain: Vec<&Shape> = self.inputs.iter().filter(|i| !i.indexed).map(|i| &i.shape).collect();
+        let mut plain = abi::read_sequence(&plain, data)?.into_iter();
+        let mut indexed = topics.iter().skip(1);
+        let mut object = Map::new();
+        for input in &self.inputs {
+            let value = if input.indexed {
+                abi::read_topic(&input.shape, indexed.next().ok_or(NotThisType)?)?
+            } else {
+                plain.next().ok_or(NotThisType)?
+            };
+            object.insert(input.name.clone(), value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// Reads the text of a signature from left to right.
+///
+/// alloy's parser knows no names inside tuples, and without them a struct's values could only be numbered.
+struct Reader<'t> {
+    rest: &'t str,
+    depth: usize,
+}
+
+impl<'t> Reader<'t> {
+    fn new(text: &'t str) -> Reader<'t> {
+        Reader { rest: text.trim(), depth: 0 }
+    }
+
+    fn event(&mut self) -> Result<(String, Vec<Input>), String> {
+        let mut name = self.word();
+        if name == "event" {
+            name = self.word();
+        }
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err("it has no name".into());
+        }
+        let inputs = self.list()?;
+        if self.word() == "anonymous" {
+            return Err("an anonymous event has no topic to know it by".into());
+        }
+        self.take(';');
+        if !self.rest.is_empty() {
+            return Err(format!("{:?} after its end is not understood", self.rest));
+        }
+        Ok((name.to_owned(), inputs))
+    }
+
+    /// `( parameter, … )`
+    fn list(&mut self) -> Result<Vec<Input>, String> {
+        self.depth += 1;
+        if self.depth > 8 {
+            return Err("it is nested too deeply".into());
+        }
+        if !self.take('(') {
+            return Err("its parameters in parentheses are missing".into());
+        }
+        let mut inputs: Vec<Input> = Vec::new();
+        while !self.take(')') {
+            if !inputs.is_empty() && !self.take(',') {
+                return Err(format!("a comma or a closing parenthesis is missing before {:?}", self.rest));
+            }
+            let input = self.parameter(inputs.len())?;
+            if inputs.iter().any(|other| other.name == input.name) {
+                return Err(format!("two parameters are named {:?}", input.name));
+            }
+            inputs.push(input);
+        }
+        self.depth -= 1;
+        Ok(inputs)
+    }
+
+    fn parameter(&mut self, index: usize) -> Result<Input, String> {
+        let word = self.word();
+        let shape = if self.rest.starts_with('(') && (word.is_empty() || word == "tuple") {
+            let parts = self.list()?;
+            let ty = DynSolType::Tuple(parts.iter().map(|part| part.shape.ty.clone()).collect());
+            Shape { ty, components: parts.into_iter().map(|part| (part.name, part.shape)).collect() }
+        } else {
+            let ty = DynSolType::parse(word).map_err(|_| format!("{word:?} is not a type"))?;
+            Shape { ty, components: Vec::new() }
+        };
+        let shape = self.brackets(shape)?;
+        let mut name = self.word();
+        let indexed = name == "indexed";
+        if indexed {
+            name = self.word();
+        }
+        let name = if name.is_empty() { format!("arg{index}") } else { name.to_owned() };
+        Ok(Input { name, indexed, shape })
+    }
+
+    /// `[]` and `[n]`, any number of them.
+    fn brackets(&mut self, mut shape: Shape) -> Result<Shape, String> {
+        let mut count = 0;
+        while self.take('[') {
+            count += 1;
+            let size = self.word();
+            if !self.take(']') || count > 8 {
+                return Err(format!("its brackets before {:?} are not understood", self.rest));
+            }
+            let item = Box::new(shape.ty);
+            shape.ty = match size.parse::<u16>() {
+                _ if size.is_empty() => DynSolType::Array(item),
+                Ok(size) if size > 0 => DynSolType::FixedArray(item, usize::from(size)),
+                _ => return Err(format!("an array of {size} items is not possible")),
+            };
+        }
+        Ok(shape)
+    }
+
+    /// The next name or number; empty if something else comes next.
+    fn word(&mut self) -> &'t str {
+        let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '$');
+        let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        self.rest = rest.trim_start();
+        word
+    }
+
+    fn take(&mut self, wanted: char) -> bool {
+        match self.rest.strip_prefix(wanted) {
+            Some(rest) => {
+                self.rest = rest.trim_start();
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The type as it stands in a canonical signature.
+fn type_name(ty: &DynSolType) -> String {
+    match ty {
+        // alloy writes a tuple of one as `(t,)`, which Solidity does not.
+        DynSolType::Tuple(types) => format!("({})", types.iter().map(type_name).collect::<Vec<_>>().join(",")),
+        DynSolType::Array(item) => format!("{}[]", type_name(item)),
+        DynSolType::FixedArray(item, size) => format!("{}[{size}]", type_name(item)),
+        simple => simple.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_primitives::keccak256;
+    use serde_json::json;
+
+    fn topic(text: &str) -> B256 {
+        Signature::parse(text).expect("a signature").topic0
+    }
+
+    #[test]
+    fn a_signature_may_be_written_in_many_ways() {
+        let canonical = keccak256("Transfer(address,address,uint256)");
+        for text in [
+            "Transfer(address indexed from, address indexed to, uint256 value)",
+            "event Transfer(address indexed from, address indexed to, uint value);",
+            "  Transfer(address,address,uint)  ",
+            "Transfer(address from,address indexed to,uint256) @ 0xC02aaA39b223FE8D0A0e5C4F27eAD9083C756Cc2",
+        ] {
+            assert_eq!(topic(text), canonical, "{text}");
+        }
+        assert_eq!(
+            topic("Log(tuple(uint256 a, bytes32[2] b)[] parts, int8 indexed x)"),
+            keccak256("Log((uint256,bytes32[2])[],int8)")
+        );
+        assert_eq!(topic("Empty ( )"), keccak256("Empty()"));
+        assert_eq!(topic("One((uint a) x)"), keccak256("One((uint256))"));
+    }
+
+    #[test]
+    fn unusable_signatures_say_why() {
+        for text in [
+            "",
+            "Transfer",
+            "Transfer(addres a)",
+            "T(uint256 a, uint256 a)",
+            "T(uint256 a) anonymous",
+            "T(uint indexed a, uint indexed b, uint indexed c, uint indexed d)",
+            "T(uint a) @ 0x12",
+            "T(uint a) @",
+            "T(uint a b)",
+            "T(uint a,)",
+            "T(uint[0] a)",
+            "T((uint a)",
+            "T(uint a) B(uint c)",
+            "event (uint a)",
+        ] {
+            let error = Signature::parse(text).expect_err(text).to_string();
+            assert!(error.contains("event ") && error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn unnamed_parameters_are_called_after_their_place() {
+        let signature = Signature::parse("Foo(uint8, string indexed, bool named)").expect("a signature");
+        let mut data = vec![0; 64];
+        data[31] = 7;
+        data[63] = 1;
+        let topics = [signature.topic0, B256::repeat_byte(9)];
+        let attributes = signature.attributes(&topics, &data).expect("decodes");
+        assert_eq!(attributes, json!({"arg0": "7", "arg1": format!("0x{}", "09".repeat(32)), "named": true}));
+    }
+
+    #[test]
+    fn tuples_become_objects() {
+        let signature = Signature::parse("Foo((uint8 a, (bool b, address c) d)[] list)").expect("a signature");
+        let mut data = vec![0; 32 * 5];
+        data[31] = 32;
+        data[63] = 1;
+        data[95] = 5;
+        data[127] = 1;
+        data[159] = 0xff;
+        let attributes = signature.attributes(&[signature.topic0], &data).expect("decodes");
+        let c = format!("0x{}ff", "00".repeat(19));
+        assert_eq!(attributes, json!({"list": [{"a": "5", "d": {"b": true, "c": c}}]}));
+    }
+}

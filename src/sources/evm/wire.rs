@@ -1,0 +1,201 @@
+//! What nodes send, checked on entry: nothing behind this file has to doubt a hash or a number.
+
+use std::collections::HashMap;
+
+use alloy_primitives::{U256, hex, keccak256};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::decode::{RawLog, read_word};
+use crate::chain::{Hash, Height, Link};
+
+/// A block's header, as far as we use it.
+#[derive(Debug, Clone)]
+pub(super) struct Header {
+    pub(super) link: Link,
+    /// None when the chain's clock is beyond what a timestamp can hold.
+    pub(super) time: Option<jiff::Timestamp>,
+    /// None when the node leaves it out.
+    pub(super) bloom: Option<Box<[u8; 256]>>,
+}
+
+/// A log and the block it is said to belong to.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedLog {
+    pub(super) height: Height,
+    pub(super) block_hash: Hash,
+    /// The node took it back: it is of a block that was replaced.
+    pub(super) removed: bool,
+    pub(super) log: RawLog,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireHeader {
+    number: String,
+    hash: String,
+    parent_hash: String,
+    timestamp: String,
+    #[serde(default)]
+    logs_bloom: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireLog {
+    address: String,
+    topics: Vec<String>,
+    data: String,
+    block_number: String,
+    block_hash: String,
+    transaction_hash: String,
+    transaction_index: String,
+    log_index: String,
+    #[serde(default)]
+    removed: Option<bool>,
+}
+
+/// Reads a header; `Ok(None)` for null.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(super) fn header(raw: &RawValue) -> Result<Option<Header>, String> {
+    let wire: Option<WireHeader> = serde_json::from_str(raw.get()).map_err(|e| format!("not a block: {e}"))?;
+    let Some(wire) = wire else { return Ok(None) };
+    let height = quantity(&wire.number).and_then(Height::new).ok_or("a block whose number is no height")?;
+    let hash = word(&wire.hash).ok_or("a block whose hash is no hash")?;
+    let parent_hash = word(&wire.parent_hash).ok_or("a block whose parent hash is no hash")?;
+    let time = quantity(&wire.timestamp)
+        .and_then(|seconds| i64::try_from(seconds).ok())
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let bloom = match wire.logs_bloom {
+        None => None,
+        Some(text) => {
+            let mut bits = Box::new([0u8; 256]);
+            hex::decode_to_slice(text.trim_start_matches("0x"), bits.as_mut_slice())
+                .map_err(|_| "a block whose logsBloom is not 256 bytes")?;
+            Some(bits)
+        }
+    };
+    Ok(Some(Header { link: Link { height, hash, parent_hash }, time, bloom }))
+}
+
+/// Reads the answer to `eth_getLogs`.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(super) fn logs(raw: &RawValue) -> Result<Vec<PlacedLog>, String> {
+    let wire: Option<Vec<WireLog>> = serde_json::from_str(raw.get()).map_err(|e| format!("not logs: {e}"))?;
+    // Nodes that do not know a block answer null where others answer with an error.
+    wire.ok_or("null for logs")?.into_iter().map(placed).collect()
+}
+
+fn placed(wire: WireLog) -> Result<PlacedLog, String> {
+    let topics = wire.topics.iter().all(|topic| read_word(topic).is_some());
+    let data = wire.data.strip_prefix("0x").is_some_and(hex::check_raw);
+    if wire.topics.len() > 4 || !topics || !data || super::parse_address(&wire.address).is_none() {
+        return Err("a log whose address, topics or data are no hex of the right length".into());
+    }
+    let position = |text: &str| quantity(text).filter(|n| *n <= Height::MAX.get());
+    let (Some(tx_index), Some(log_index)) = (position(&wire.transaction_index), position(&wire.log_index)) else {
+        return Err("a log without a place".into());
+    };
+    Ok(PlacedLog {
+        height: quantity(&wire.block_number).and_then(Height::new).ok_or("a log without a height")?,
+        block_hash: word(&wire.block_hash).ok_or("a log without a block hash")?,
+        removed: wire.removed == Some(true),
+        log: RawLog {
+            tx_hash: word(&wire.transaction_hash).ok_or("a log without a transaction hash")?.as_str().to_owned(),
+            tx_index,
+            log_index,
+            address: wire.address,
+            topics: wire.topics,
+            data: wire.data,
+        },
+    })
+}
+
+/// A number as nodes write it: `0x` and hex digits.
+pub(super) fn quantity(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x")?;
+    // Wider than 64 bits only when it is padded: leading zeros are let pass.
+    u64::try_from(U256::from_str_radix(digits, 16).ok().filter(|_| !digits.is_empty())?).ok()
+}
+
+/// A hash in canonical form.
+fn word(text: &str) -> Option<Hash> {
+    let word = read_word(text)?;
+    Some(Hash::new(hex::encode_prefixed(word)))
+}
+
+/// Bloom filters of headers; remembers what it hashed, since a few tokens make most logs.
+#[derive(Default)]
+pub(super) struct Blooms(HashMap<Vec<u8>, [u16; 3]>);
+
+impl Blooms {
+    /// Whether `bloom` may hold this address or topic: false is certain, true is not.
+    pub(super) fn may_hold(&mut self, bloom: &[u8; 256], item: &[u8]) -> bool {
+        self.bits(item).iter().all(|bit| bloom[usize::from(255 - bit / 8)] & (1 << (bit % 8)) != 0)
+    }
+
+    /// Adds an address or topic.
+    pub(super) fn add(&mut self, bloom: &mut [u8; 256], item: &[u8]) {
+        for bit in self.bits(item) {
+            bloom[usize::from(255 - bit / 8)] |= 1 << (bit % 8);
+        }
+    }
+
+    fn bits(&mut self, item: &[u8]) -> [u16; 3] {
+        if let Some(bits) = self.0.get(item) {
+            return *bits;
+        }
+        let hash = keccak256(item);
+        let bits = [0, 2, 4].map(|at| u16::from_be_bytes([hash[at], hash[at + 1]]) % 2048);
+        if self.0.len() < 100_000 {
+            self.0.insert(item.to_vec(), bits);
+        }
+        bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_primitives::{Bloom, BloomInput};
+
+    #[test]
+    fn numbers_are_read_as_nodes_write_them() {
+        assert_eq!(quantity("0x0"), Some(0));
+        assert_eq!(quantity("0x00ff"), Some(255));
+        assert_eq!(quantity("0xffffffff"), Some(u64::from(u32::MAX)));
+        for bad in ["", "0x", "12", "0x1ffffffffffffffff", "0xg", "0x-1"] {
+            assert_eq!(quantity(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn our_bloom_is_everybodys_bloom() {
+        let mut ours = [0u8; 256];
+        let mut theirs = Bloom::default();
+        let mut blooms = Blooms::default();
+        for n in 0u8..50 {
+            blooms.add(&mut ours, &[n; 20]);
+            theirs.accrue(BloomInput::Raw(&[n; 20]));
+        }
+        assert_eq!(ours, theirs.0.0);
+        assert!(blooms.may_hold(&ours, &[7; 20]));
+        assert!(!blooms.may_hold(&[0; 256], &[7; 20]));
+    }
+
+    #[test]
+    fn a_clock_beyond_time_is_no_time() {
+        let zeros = "0x".to_owned() + &"00".repeat(32);
+        let block = |seconds: &str| {
+            let json = serde_json::json!({"number": "0x1", "hash": zeros, "parentHash": zeros, "timestamp": seconds});
+            let raw = RawValue::from_string(json.to_string()).expect("JSON");
+            header(&raw).expect("a block").expect("not null").time
+        };
+        assert_eq!(block("0xffffffffffffffff"), None);
+        assert_eq!(block("0x0"), Some(jiff::Timestamp::UNIX_EPOCH));
+    }
+}

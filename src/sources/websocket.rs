@@ -1,0 +1,56 @@
+//! WebSocket connections over TCP or TLS.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Url;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::ConfigVerifierExt;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+/// Largest message that is read: pushes are small, and a server that sends more is not what we think it is.
+const LARGEST_MESSAGE: usize = 4 << 20;
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a WebSocket runs over.
+pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// An open WebSocket.
+pub type Socket = WebSocketStream<Box<dyn Transport>>;
+
+/// Opens a WebSocket to a `ws` or `wss` URL, within 10 s.
+///
+/// # Errors
+/// Why there is no connection, in words that hold nothing of the URL but its host.
+pub async fn connect(url: &Url) -> Result<Socket, String> {
+    tokio::time::timeout(CONNECT_WITHIN, open(url))
+        .await
+        .map_err(|_| format!("no connection within {CONNECT_WITHIN:?}"))?
+}
+
+async fn open(url: &Url) -> Result<Socket, String> {
+    let host = url.host_str().ok_or("no host")?.to_owned();
+    let port = url.port_or_known_default().ok_or("no port")?;
+    // IPv6 hosts stand in brackets in URLs.
+    let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let tcp = TcpStream::connect((name.as_str(), port)).await.map_err(|e| e.to_string())?;
+    tcp.set_nodelay(true).map_err(|e| e.to_string())?;
+    let transport: Box<dyn Transport> = if url.scheme() == "wss" {
+        // The error says that a provider is installed already, which is all we want.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = rustls::ClientConfig::with_platform_verifier().map_err(|e| e.to_string())?;
+        let name = ServerName::try_from(name).map_err(|e| e.to_string())?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        Box::new(connector.connect(name, tcp).await.map_err(|e| e.to_string())?)
+    } else {
+        Box::new(tcp)
+    };
+    let config =
+        WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE)).max_frame_size(Some(LARGEST_MESSAGE));
+    let opened = tokio_tungstenite::client_async_with_config(url.as_str(), transport, Some(config)).await;
+    opened.map(|(socket, _)| socket).map_err(|e| e.to_string())
+}

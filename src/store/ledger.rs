@@ -1,0 +1,755 @@
+//! What the processor reads and writes. One connection reads ahead, another applies.
+
+use futures::{TryStreamExt, pin_mut};
+use serde_json::Value;
+use tokio_postgres::{Client, Row, Statement, Transaction};
+
+use super::numeric::Numeric;
+use super::{Store, StoreError};
+use crate::chain::delta::Delta;
+use crate::chain::plan::StoredBlock;
+use crate::chain::{BlockRef, ChainId, Hash, Height, Kind, Text, TokenEvent};
+
+/// A chain and one projection's checkpoint on it, in one snapshot.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The chain's name.
+    pub chain_name: String,
+    /// The grammar of its texts.
+    pub kind: Kind,
+    /// First height that counts; none: the lowest present.
+    pub start_height: Option<Height>,
+    /// Blocks below the head taken as final.
+    pub finality_depth: u64,
+    /// The source's head; none: no source follows this chain.
+    pub head_height: Option<Height>,
+    /// Nothing up to here is expected to be replaced.
+    pub final_height: Option<Height>,
+    /// Up to here a missing height is an empty block.
+    pub complete_to: Option<Height>,
+    /// Lowest height stored.
+    pub lowest: Option<Height>,
+    /// Highest height stored.
+    pub highest: Option<Height>,
+    /// The projection's checkpoint.
+    pub checkpoint: Checkpoint,
+}
+
+/// Where a projection stands.
+#[derive(Debug, Clone, Default)]
+pub struct Checkpoint {
+    /// The fence.
+    pub seq: i64,
+    /// The last block applied.
+    pub block: Option<BlockRef>,
+    /// Applied up to here.
+    pub through: Option<Height>,
+    /// The height its state began at.
+    pub begun_at: Option<Height>,
+    /// Apply again from here.
+    pub redo_from: Option<Height>,
+    /// Whether the chain changed at or below its final height.
+    pub deep_change: bool,
+    /// The journal reaches back to here; none: to the start.
+    pub history_from: Option<Height>,
+    /// Whether an operator paused it.
+    pub paused: bool,
+    /// Where it stays while paused; none: where it is.
+    pub pause_at: Option<Height>,
+    /// Why it does not go on.
+    pub halted_reason: Option<String>,
+}
+
+/// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
+#[derive(Debug, Clone, Default)]
+pub struct Fence {
+    heights: Vec<i64>,
+    hashes: Vec<String>,
+    revisions: Vec<Option<i64>>,
+    complete_to: Option<i64>,
+}
+
+impl Fence {
+    /// Adds a block above those added before. No revision: any will do (it was final when we looked).
+    pub fn hold(&mut self, block: &BlockRef, revision: Option<i64>) {
+        self.heights.push(block.height.to_sql());
+        self.hashes.push(block.hash.as_str().to_owned());
+        self.revisions.push(revision);
+    }
+
+    /// The chain must be complete to this height: missing ones below it were taken as empty.
+    pub fn needs_complete_to(&mut self, height: Height) {
+        self.complete_to = self.complete_to.max(Some(height.to_sql()));
+    }
+}
+
+/// One change of one balance in one block.
+#[derive(Debug, Clone)]
+pub struct BlockChange {
+    /// The token.
+    pub token: Text,
+    /// The account.
+    pub address: Text,
+    /// The block's height.
+    pub height: Height,
+    /// By how much.
+    pub delta: Delta,
+    /// What later blocks of the same transaction change it by.
+    pub later: Delta,
+    /// Height of the change before, if it is in the same transaction.
+    pub prev_height: Option<Height>,
+}
+
+/// An event the projection would not take.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Its block's height.
+    pub height: Height,
+    /// Its transaction.
+    pub tx_index: i64,
+    /// Its place.
+    pub event_index: i64,
+    /// As it stands in `token_events`.
+    pub raw: Value,
+    /// A fixed word.
+    pub reason: &'static str,
+}
+
+/// What one apply statement does.
+#[derive(Debug, Clone, Default)]
+pub struct ApplyBlock {
+    /// Blocks to hold.
+    pub fence: Fence,
+    /// The blocks, ascending, with their revisions.
+    pub blocks: Vec<(BlockRef, i64)>,
+    /// Applied up to here afterwards.
+    pub through: Height,
+    /// The height the state began at.
+    pub start: Height,
+    /// Heights above this are noted in `applied_blocks`; none: all.
+    pub final_height: Option<Height>,
+    /// Changes, in (token, address) order; for several blocks also by height within a key.
+    pub changes: Vec<BlockChange>,
+    /// Whether `balance_changes` is written.
+    pub history: bool,
+    /// Whether a negative balance fails the statement.
+    pub refuse_negative: bool,
+    /// Events left out.
+    pub refused: Vec<Refused>,
+}
+
+/// An apply that took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    /// The checkpoint's new seq.
+    pub seq: i64,
+    /// Touched balances that are negative now.
+    pub negative: u64,
+}
+
+/// An undo that took effect, if `keys == restored`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Undone {
+    /// The checkpoint's new seq.
+    pub seq: i64,
+    /// Balances the journal names.
+    pub keys: u64,
+    /// Balances found as the journal left them, and taken back.
+    pub restored: u64,
+    /// Journal rows consumed.
+    pub changes: u64,
+    /// Blocks taken out of `applied_blocks`.
+    pub blocks: u64,
+}
+
+fn height(row: &Row, column: &str) -> Result<Option<Height>, StoreError> {
+    row.try_get::<_, Option<i64>>(column)?
+        .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
+        .transpose()
+}
+
+fn needed_height(row: &Row, column: &str) -> Result<Height, StoreError> {
+    height(row, column)?.ok_or_else(|| StoreError::Nonsense { what: format!("{column} is null") })
+}
+
+fn count(row: &Row, column: &str) -> Result<u64, StoreError> {
+    Ok(row.try_get::<_, i64>(column)?.unsigned_abs())
+}
+
+/// The reading side of a processor: sees committed states only, holds no locks.
+#[derive(Debug)]
+pub struct LedgerRead {
+    client: Client,
+    look: Statement,
+    stored_blocks: Statement,
+    applied_blocks: Statement,
+    block_below: Statement,
+    movements: Statement,
+}
+
+impl LedgerRead {
+    /// A connection of its own.
+    pub async fn connect(store: &Store) -> Result<LedgerRead, StoreError> {
+        let client = store.connect().await?;
+        // Index lookups whatever the statistics say: they may come from an empty table.
+        client.batch_execute("set enable_seqscan = off; set plan_cache_mode = force_generic_plan").await?;
+        Ok(LedgerRead {
+            look: client.prepare(include_str!("../../sql/queries/look.sql")).await?,
+            stored_blocks: client.prepare(include_str!("../../sql/queries/stored_blocks.sql")).await?,
+            applied_blocks: client.prepare(include_str!("../../sql/queries/applied_blocks.sql")).await?,
+            block_below: client.prepare(include_str!("../../sql/queries/block_below.sql")).await?,
+            movements: client.prepare(include_str!("../../sql/queries/movements.sql")).await?,
+            client,
+        })
+    }
+
+    /// The chains there are, by number.
+    pub async fn chain_ids(&self) -> Result<Vec<ChainId>, StoreError> {
+        let rows = self.client.query("select chain_id from chains order by chain_id", &[]).await?;
+        Ok(rows.iter().map(|row| ChainId(row.get(0))).collect())
+    }
+
+    /// What a plan begins with; none: the chain is gone. Makes the checkpoint if there is none.
+    pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
+        let mut rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
+        if rows.is_empty() {
+            self.client
+                .execute(
+                    "insert into checkpoints (chain_id, projection) \
+                     select chain_id, $2 from chains where chain_id = $1 on conflict do nothing",
+                    &[&chain.0, &projection],
+                )
+                .await?;
+            rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
+        }
+        let Some(row) = rows.first() else { return Ok(None) };
+        let kind: &str = row.try_get("kind")?;
+        let block = match (height(row, "height")?, row.try_get::<_, Option<&str>>("hash")?) {
+            (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
+            _ => None,
+        };
+        Ok(Some(Look {
+            chain_name: row.try_get("name")?,
+            kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
+            start_height: height(row, "start_height")?,
+            finality_depth: count(row, "finality_depth")?,
+            head_height: height(row, "head_height")?,
+            final_height: height(row, "final_height")?,
+            // -1: nothing is complete.
+            complete_to: row.try_get::<_, Option<i64>>("complete_to")?.and_then(|h| Height::try_from(h).ok()),
+            lowest: height(row, "lowest")?,
+            highest: height(row, "highest")?,
+            checkpoint: Checkpoint {
+                seq: row.try_get("seq")?,
+                block,
+                through: height(row, "through_height")?,
+                begun_at: height(row, "begun_at")?,
+                redo_from: height(row, "redo_from")?,
+                deep_change: row.try_get("deep_change")?,
+                history_from: height(row, "history_from")?,
+                paused: row.try_get("paused")?,
+                pause_at: height(row, "pause_at")?,
+                halted_reason: row.try_get("halted_reason")?,
+            },
+        }))
+    }
+
+    /// Stored blocks from one height to another (inclusive), ascending, at most `limit`.
+    pub async fn stored_blocks(
+        &self,
+        chain: ChainId,
+        from: Height,
+        to: Height,
+        limit: i64,
+    ) -> Result<Vec<StoredBlock>, StoreError> {
+        let rows = self.client.query(&self.stored_blocks, &[&chain.0, &from.to_sql(), &to.to_sql(), &limit]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(StoredBlock {
+                    height: needed_height(row, "height")?,
+                    hash: Hash::new(row.try_get::<_, &str>("hash")?),
+                    parent_hash: Hash::new(row.try_get::<_, &str>("parent_hash")?),
+                    revision: row.try_get("revision")?,
+                    complete: row.try_get("complete")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Blocks applied and not yet pruned, ascending.
+    pub async fn applied_blocks(&self, chain: ChainId, projection: &str) -> Result<Vec<(BlockRef, i64)>, StoreError> {
+        let rows = self.client.query(&self.applied_blocks, &[&chain.0, &projection]).await?;
+        rows.iter()
+            .map(|row| {
+                let hash = Hash::new(row.try_get::<_, &str>("hash")?);
+                Ok((BlockRef { height: needed_height(row, "height")?, hash }, row.try_get("revision")?))
+            })
+            .collect()
+    }
+
+    /// The last stored block below a height.
+    pub async fn block_below(&self, chain: ChainId, below: Height) -> Result<Option<BlockRef>, StoreError> {
+        let row = self.client.query_opt(&self.block_below, &[&chain.0, &below.to_sql()]).await?;
+        row.map(|row| {
+            Ok(BlockRef { height: needed_height(&row, "height")?, hash: Hash::new(row.try_get::<_, &str>("hash")?) })
+        })
+        .transpose()
+    }
+
+    /// Hands every movement of a run of blocks (inclusive) to `each`, in order, without holding them all.
+    pub async fn movements(
+        &self,
+        chain: ChainId,
+        from: Height,
+        to: Height,
+        mut each: impl FnMut(Height, TokenEvent),
+    ) -> Result<u64, StoreError> {
+        let params: [&(dyn postgres_types::ToSql + Sync); 3] = [&chain.0, &from.to_sql(), &to.to_sql()];
+        let rows = self.client.query_raw(&self.movements, params).await?;
+        pin_mut!(rows);
+        let mut seen = 0;
+        while let Some(row) = rows.try_next().await? {
+            let side = |column: usize| -> Result<Option<Text>, StoreError> {
+                Ok(row.try_get::<_, Option<&str>>(column)?.map(Text::from))
+            };
+            let amount = row.try_get::<_, Numeric>(6)?.0;
+            let event = TokenEvent {
+                tx_index: row.try_get::<_, i64>(1)?.unsigned_abs(),
+                event_index: row.try_get::<_, i64>(2)?.unsigned_abs(),
+                token: row.try_get::<_, &str>(3)?.into(),
+                from: side(4)?,
+                to: side(5)?,
+                amount: crate::chain::Amount::from(amount.magnitude()),
+            };
+            each(needed_height(&row, "height")?, event);
+            seen += 1;
+        }
+        Ok(seen)
+    }
+}
+
+/// The writing side of a processor.
+#[derive(Debug)]
+pub struct LedgerWrite {
+    client: Client,
+    statements: Statements,
+}
+
+#[derive(Debug)]
+struct Statements {
+    apply_block: Statement,
+    apply_blocks: Statement,
+    pass_empty: Statement,
+    hold_checkpoint: Statement,
+    hold_block: Statement,
+    undo: Statement,
+    empty: Statement,
+    open_balances: Statement,
+    note_reorg: Statement,
+}
+
+impl LedgerWrite {
+    /// A connection of its own.
+    pub async fn connect(store: &Store) -> Result<LedgerWrite, StoreError> {
+        let client = store.connect().await?;
+        // Checkpoint and effects are lost or kept together, so a commit need not wait for the disk. Joins of arrays
+        // with what was just written are hashed: a plan made while the tables were empty would nest loops.
+        client
+            .batch_execute(
+                "set synchronous_commit = off; set plan_cache_mode = force_generic_plan; \
+                 set enable_nestloop = off; set enable_seqscan = off; set enable_mergejoin = off",
+            )
+            .await?;
+        let statements = Statements {
+            apply_block: client.prepare(include_str!("../../sql/queries/apply_block.sql")).await?,
+            apply_blocks: client.prepare(include_str!("../../sql/queries/apply_blocks.sql")).await?,
+            pass_empty: client.prepare(include_str!("../../sql/queries/pass_empty_blocks.sql")).await?,
+            hold_checkpoint: client.prepare(include_str!("../../sql/queries/hold_checkpoint.sql")).await?,
+            hold_block: client.prepare(include_str!("../../sql/queries/hold_block.sql")).await?,
+            undo: client.prepare(include_str!("../../sql/queries/undo.sql")).await?,
+            empty: client.prepare(include_str!("../../sql/queries/empty.sql")).await?,
+            open_balances: client.prepare(include_str!("../../sql/queries/open_balances.sql")).await?,
+            note_reorg: client.prepare(include_str!("../../sql/queries/note_reorg.sql")).await?,
+        };
+        Ok(LedgerWrite { client, statements })
+    }
+
+    /// Applies in a transaction of its own; calls may be sent before earlier ones were answered, and take effect in
+    /// the order in which they were first polled. None: the fence did not hold, nothing was written.
+    pub async fn apply(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        seq: i64,
+        block: &ApplyBlock,
+    ) -> Result<Option<Applied>, StoreError> {
+        apply(&self.client, &self.statements, chain, projection, seq, block).await
+    }
+
+    /// Passes over empty heights at the end. None: the fence did not hold.
+    pub async fn pass_empty_blocks(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        seq: i64,
+        through: Height,
+    ) -> Result<Option<i64>, StoreError> {
+        let row = self
+            .client
+            .query_opt(&self.statements.pass_empty, &[&chain.0, &projection, &seq, &through.to_sql()])
+            .await?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    /// Begins a reorg transaction. None: the checkpoint has moved.
+    pub async fn begin_switch(
+        &mut self,
+        chain: ChainId,
+        projection: &str,
+        seq: i64,
+    ) -> Result<Option<Switch<'_>>, StoreError> {
+        let statements = &self.statements;
+        let tx = self.client.transaction().await?;
+        let held = tx.query_opt(&statements.hold_checkpoint, &[&chain.0, &projection, &seq]).await?;
+        let Some(row) = held else { return Ok(None) };
+        let redo_from = height(&row, "redo_from")?;
+        Ok(Some(Switch { tx, statements, chain, projection: projection.to_owned(), seq, redo_from }))
+    }
+
+    /// Stops a projection with a reason, if it still stands where it failed.
+    pub async fn halt(&self, chain: ChainId, projection: &str, seq: i64, reason: &str) -> Result<(), StoreError> {
+        self.client
+            .execute(include_str!("../../sql/queries/halt.sql"), &[&chain.0, &projection, &seq, &reason])
+            .await?;
+        Ok(())
+    }
+
+    /// Takes a height as final on a chain that no source follows.
+    pub async fn raise_final(&self, chain: ChainId, height: Height) -> Result<(), StoreError> {
+        self.client.execute(include_str!("../../sql/queries/raise_final.sql"), &[&chain.0, &height.to_sql()]).await?;
+        Ok(())
+    }
+
+    /// Prunes the journal of applied blocks up to the horizon.
+    pub async fn prune_applied(&self, chain: ChainId, projection: &str, horizon: Height) -> Result<(), StoreError> {
+        self.client
+            .execute(include_str!("../../sql/queries/prune_applied.sql"), &[&chain.0, &projection, &horizon.to_sql()])
+            .await?;
+        Ok(())
+    }
+
+    /// Prunes `balance_changes` that lie below the horizon and were followed by others up to it.
+    pub async fn prune_history(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        pruned_to: Option<Height>,
+        horizon: Height,
+    ) -> Result<u64, StoreError> {
+        let above = pruned_to.map_or(-1, Height::to_sql);
+        let row = self
+            .client
+            .query_one(
+                include_str!("../../sql/queries/prune_history.sql"),
+                &[&chain.0, &projection, &above, &horizon.to_sql()],
+            )
+            .await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
+    }
+
+    /// Fresh statistics after the first batches: plans made on empty tables are bad ones.
+    pub async fn analyze(&self) -> Result<(), StoreError> {
+        self.client.batch_execute("analyze balances; analyze balance_changes").await?;
+        Ok(())
+    }
+}
+
+/// A reorg transaction: undo, then apply, all or nothing. Dropped without a commit it is rolled back.
+#[allow(missing_debug_implementations)]
+pub struct Switch<'a> {
+    tx: Transaction<'a>,
+    statements: &'a Statements,
+    chain: ChainId,
+    projection: String,
+    seq: i64,
+    /// As it stands now that the checkpoint is held.
+    pub redo_from: Option<Height>,
+}
+
+impl Switch<'_> {
+    /// Holds the ancestor until the end. False: someone is changing it, or has.
+    pub async fn hold(&self, block: &BlockRef) -> Result<bool, StoreError> {
+        let row = self
+            .tx
+            .query_opt(&self.statements.hold_block, &[&self.chain.0, &block.height.to_sql(), &block.hash.as_str()])
+            .await?;
+        Ok(row.is_some())
+    }
+
+    /// Takes the state back to `ancestor` (none: to before the opening balances), applied through `through`.
+    pub async fn undo_to(
+        &mut self,
+        ancestor: Option<&BlockRef>,
+        through: Option<Height>,
+        redo_from: Option<Height>,
+    ) -> Result<Undone, StoreError> {
+        // Index lookups in both directions; the statistics of a moment ago must not make this a scan.
+        self.tx.batch_execute("set local enable_nestloop = on; set local enable_hashjoin = off").await?;
+        // Below -1, where opening balances may stand.
+        let above = through.map_or(-2, Height::to_sql);
+        let height = ancestor.map(|a| a.height.to_sql());
+        let hash = ancestor.map(|a| a.hash.as_str());
+        let row = self
+            .tx
+            .query_one(
+                &self.statements.undo,
+                &[
+                    &self.chain.0,
+                    &self.projection,
+                    &self.seq,
+                    &above,
+                    &height,
+                    &hash,
+                    &through.map(Height::to_sql),
+                    &redo_from.map(Height::to_sql),
+                ],
+            )
+            .await?;
+        self.tx.batch_execute("set local enable_nestloop = off; set local enable_hashjoin = on").await?;
+        self.undone(&row)
+    }
+
+    /// Takes the time limit off this transaction's statements: a rebuild takes as long as it takes.
+    pub async fn unlimited(&self) -> Result<(), StoreError> {
+        Ok(self.tx.batch_execute("set local statement_timeout = 0").await?)
+    }
+
+    /// Empties the projection's state of this chain.
+    pub async fn empty(&mut self) -> Result<Undone, StoreError> {
+        self.unlimited().await?;
+        let row = self.tx.query_one(&self.statements.empty, &[&self.chain.0, &self.projection, &self.seq]).await?;
+        self.undone(&row)
+    }
+
+    fn undone(&mut self, row: &Row) -> Result<Undone, StoreError> {
+        let undone = Undone {
+            seq: row.try_get("seq")?,
+            keys: count(row, "keys")?,
+            restored: count(row, "restored")?,
+            changes: count(row, "changes")?,
+            blocks: count(row, "blocks")?,
+        };
+        self.seq = undone.seq;
+        Ok(undone)
+    }
+
+    /// Writes the opening balances as changes of the height before `start`.
+    pub async fn open_balances(&self, start: Height) -> Result<u64, StoreError> {
+        let at = start.to_sql() - 1;
+        let row = self.tx.query_one(&self.statements.open_balances, &[&self.chain.0, &at]).await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
+    }
+
+    /// Applies on top. False: the fence did not hold; roll back and look again.
+    pub async fn apply(&mut self, block: &ApplyBlock) -> Result<Option<Applied>, StoreError> {
+        let applied = apply(&self.tx, self.statements, self.chain, &self.projection, self.seq, block).await?;
+        if let Some(applied) = applied {
+            self.seq = applied.seq;
+        }
+        Ok(applied)
+    }
+
+    /// Writes down what this transaction did.
+    pub async fn note_reorg(&self, reorg: &ReorgNote) -> Result<(), StoreError> {
+        self.tx
+            .query_one(
+                &self.statements.note_reorg,
+                &[
+                    &self.chain.0,
+                    &self.projection,
+                    &reorg.ancestor.map(Height::to_sql),
+                    &(reorg.depth as i64),
+                    &reorg.old_tip.height.to_sql(),
+                    &reorg.old_tip.hash.as_str(),
+                    &reorg.new_tip.as_ref().map(|b| b.height.to_sql()),
+                    &reorg.new_tip.as_ref().map(|b| b.hash.as_str()),
+                    &(reorg.blocks_undone as i64),
+                    &(reorg.blocks_applied as i64),
+                    &(reorg.rows_touched as i64),
+                    &reorg.duration_ms,
+                ],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Makes it so.
+    pub async fn commit(self) -> Result<i64, StoreError> {
+        let seq = self.seq;
+        self.tx.commit().await?;
+        Ok(seq)
+    }
+}
+
+/// A row of `reorgs`.
+#[derive(Debug, Clone)]
+pub struct ReorgNote {
+    /// Height of the last shared block.
+    pub ancestor: Option<Height>,
+    /// Heights undone.
+    pub depth: u64,
+    /// The block stood on before.
+    pub old_tip: BlockRef,
+    /// The block stood on after, if any.
+    pub new_tip: Option<BlockRef>,
+    /// Blocks undone.
+    pub blocks_undone: u64,
+    /// Blocks applied in their place.
+    pub blocks_applied: u64,
+    /// Balances taken back.
+    pub rows_touched: u64,
+    /// From the plan to the commit.
+    pub duration_ms: f64,
+}
+
+async fn apply<C: tokio_postgres::GenericClient>(
+    client: &C,
+    statements: &Statements,
+    chain: ChainId,
+    projection: &str,
+    seq: i64,
+    apply: &ApplyBlock,
+) -> Result<Option<Applied>, StoreError> {
+    let Some((last, last_revision)) = apply.blocks.last() else {
+        return Err(StoreError::Nonsense { what: "an apply without a block".to_owned() });
+    };
+    let fence = &apply.fence;
+    let (last_height, last_hash) = (last.height.to_sql(), last.hash.as_str());
+    let (through, start) = (apply.through.to_sql(), apply.start.to_sql());
+    let noted = |height: Height| apply.final_height.is_none_or(|f| height > f);
+    let refused_tx: Vec<i64> = apply.refused.iter().map(|r| r.tx_index).collect();
+    let refused_event: Vec<i64> = apply.refused.iter().map(|r| r.event_index).collect();
+    let refused_raw: Vec<&Value> = apply.refused.iter().map(|r| &r.raw).collect();
+    let refused_reason: Vec<&str> = apply.refused.iter().map(|r| r.reason).collect();
+    let tokens: Vec<&str>;
+    let addresses: Vec<&str>;
+    let row = if apply.blocks.len() == 1 {
+        tokens = apply.changes.iter().map(|c| &*c.token).collect();
+        addresses = apply.changes.iter().map(|c| &*c.address).collect();
+        let deltas: Vec<Numeric> = apply.changes.iter().map(|c| Numeric(c.delta)).collect();
+        client
+            .query_opt(
+                &statements.apply_block,
+                &[
+                    &chain.0,
+                    &projection,
+                    &seq,
+                    &fence.heights,
+                    &fence.hashes,
+                    &fence.revisions,
+                    &fence.complete_to,
+                    &last_height,
+                    &last_hash,
+                    last_revision,
+                    &through,
+                    &start,
+                    &noted(last.height),
+                    &tokens,
+                    &addresses,
+                    &deltas,
+                    &apply.history,
+                    &apply.refuse_negative,
+                    &refused_tx,
+                    &refused_event,
+                    &refused_raw,
+                    &refused_reason,
+                ],
+            )
+            .await?
+    } else {
+        let nets = net_by_key(&apply.changes);
+        tokens = nets.iter().map(|n| &**n.token).collect();
+        addresses = nets.iter().map(|n| &**n.address).collect();
+        let net_deltas: Vec<Numeric> = nets.iter().map(|n| Numeric(n.delta)).collect();
+        let net_heights: Vec<i64> = nets.iter().map(|n| n.last.to_sql()).collect();
+        // Without history the rows would not be written: do not send them.
+        let changes: &[BlockChange] = if apply.history { &apply.changes } else { &[] };
+        let change_tokens: Vec<&str> = changes.iter().map(|c| &*c.token).collect();
+        let change_addresses: Vec<&str> = changes.iter().map(|c| &*c.address).collect();
+        let change_heights: Vec<i64> = changes.iter().map(|c| c.height.to_sql()).collect();
+        let change_deltas: Vec<Numeric> = changes.iter().map(|c| Numeric(c.delta)).collect();
+        let change_later: Vec<Numeric> = changes.iter().map(|c| Numeric(c.later)).collect();
+        let change_prev: Vec<Option<i64>> = changes.iter().map(|c| c.prev_height.map(Height::to_sql)).collect();
+        let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted(b.height)).collect();
+        let noted_heights: Vec<i64> = noted.iter().map(|(b, _)| b.height.to_sql()).collect();
+        let noted_hashes: Vec<&str> = noted.iter().map(|(b, _)| b.hash.as_str()).collect();
+        let noted_revisions: Vec<i64> = noted.iter().map(|(_, r)| *r).collect();
+        let refused_heights: Vec<i64> = apply.refused.iter().map(|r| r.height.to_sql()).collect();
+        client
+            .query_opt(
+                &statements.apply_blocks,
+                &[
+                    &chain.0,
+                    &projection,
+                    &seq,
+                    &fence.heights,
+                    &fence.hashes,
+                    &fence.revisions,
+                    &fence.complete_to,
+                    &noted_heights,
+                    &noted_hashes,
+                    &noted_revisions,
+                    &through,
+                    &start,
+                    &tokens,
+                    &addresses,
+                    &net_deltas,
+                    &net_heights,
+                    &change_tokens,
+                    &change_addresses,
+                    &change_heights,
+                    &change_deltas,
+                    &change_later,
+                    &change_prev,
+                    &apply.history,
+                    &apply.refuse_negative,
+                    &refused_heights,
+                    &refused_tx,
+                    &refused_event,
+                    &refused_raw,
+                    &refused_reason,
+                    &last_height,
+                    &last_hash,
+                ],
+            )
+            .await?
+    };
+    row.map(|row| Ok(Applied { seq: row.try_get("seq")?, negative: count(&row, "negative")? })).transpose()
+}
+
+struct KeyNet<'a> {
+    token: &'a Text,
+    address: &'a Text,
+    delta: Delta,
+    last: Height,
+}
+
+/// Sums changes in (token, address, height) order by key.
+fn net_by_key(changes: &[BlockChange]) -> Vec<KeyNet<'_>> {
+    let mut nets: Vec<KeyNet<'_>> = Vec::with_capacity(changes.len());
+    for change in changes {
+        match nets.last_mut() {
+            Some(net) if *net.token == change.token && *net.address == change.address => {
+                net.delta = net.delta.merge(change.delta);
+                net.last = change.height;
+            }
+            _ => nets.push(KeyNet {
+                token: &change.token,
+                address: &change.address,
+                delta: change.delta,
+                last: change.height,
+            }),
+        }
+    }
+    nets
+}

@@ -1,0 +1,317 @@
+//! Transfer history, newest first, a page at a time.
+//!
+//! The event tables have their primary key, the order of application, and nothing else (any index by address costs
+//! four times of load speed). So the whole history is a walk back along that key, and the history of an account takes
+//! its heights from `balance_changes`, which is keyed by (token, address, height): the newest heights of each of the
+//! account's tokens, merged, then the events of those blocks. A page costs the lookups of its own rows and one or two
+//! for each token of the chain; it does not grow with the length of the chain.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::{ChainState, Snapshot, StoreError};
+
+/// Rows looked at for one page before a filter that finds too little gives up and hands out a cursor.
+const LOOK_AT_MOST: usize = 50_000;
+
+/// A place in the order of application; a page holds what lies before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Block height.
+    pub height: i64,
+    /// Place of the transaction in the block.
+    pub tx_index: i64,
+    /// Place of the event.
+    pub event_index: i64,
+}
+
+impl Position {
+    /// Before every event of this height.
+    pub fn start_of(height: i64) -> Position {
+        Position { height, tx_index: 0, event_index: 0 }
+    }
+}
+
+/// A token event with the block it is in.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    /// Its place.
+    pub position: Position,
+    /// The token.
+    pub token: String,
+    /// Who gave; none for a mint.
+    pub from: Option<String>,
+    /// Who received; none for a burn.
+    pub to: Option<String>,
+    /// Base units as decimal digits.
+    pub amount: String,
+    /// `mint`, `burn` or `transfer`.
+    pub kind: String,
+    /// Hash of its block.
+    pub block_hash: String,
+    /// Time of its block, as the chain says.
+    pub time: Option<jiff::Timestamp>,
+    /// Hash of its transaction, if asked for and known.
+    pub tx_hash: Option<String>,
+}
+
+/// Which events to show.
+#[derive(Debug, Clone)]
+pub struct HistoryRequest<'a> {
+    /// Only those of this account.
+    pub address: Option<&'a str>,
+    /// Only these kinds; empty: all.
+    pub kinds: &'a [String],
+    /// With the hashes of their transactions.
+    pub with_tx_hash: bool,
+    /// Only those before this place.
+    pub before: Position,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Up to `limit` events, and where the rest begins.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryPage {
+    /// Newest first.
+    pub transfers: Vec<Transfer>,
+    /// More may lie before this place. The block hash, where one is known, lets a later page see that it was undone.
+    pub next: Option<(Position, Option<String>)>,
+    /// Nothing can be said about what lies before this page: the account's history was pruned there.
+    pub pruned: bool,
+}
+
+/// A page being filled.
+struct Filling<'a> {
+    request: &'a HistoryRequest<'a>,
+    transfers: Vec<Transfer>,
+    /// The last row looked at, shown or not.
+    last: Option<(Position, Option<String>)>,
+    looked_at: usize,
+}
+
+impl<'a> Filling<'a> {
+    fn new(request: &'a HistoryRequest<'a>) -> Filling<'a> {
+        Filling { request, transfers: Vec::new(), last: None, looked_at: 0 }
+    }
+
+    /// One more than the page holds tells whether there are more.
+    fn missing(&self) -> usize {
+        (self.request.limit + 1).saturating_sub(self.transfers.len())
+    }
+
+    fn take(&mut self, row: &Row) -> Result<(), StoreError> {
+        self.looked_at += 1;
+        let position = Position {
+            height: row.try_get("height")?,
+            tx_index: row.try_get("tx_index")?,
+            event_index: row.try_get("event_index")?,
+        };
+        let block_hash: Option<String> = row.try_get("block_hash")?;
+        self.last = Some((position, block_hash.clone()));
+        // Without its block an event does not count.
+        let Some(block_hash) = block_hash else { return Ok(()) };
+        let kind: String = row.try_get("kind")?;
+        if self.request.kinds.is_empty() || self.request.kinds.contains(&kind) {
+            self.transfers.push(Transfer {
+                position,
+                token: row.try_get("token")?,
+                from: row.try_get("from_address")?,
+                to: row.try_get("to_address")?,
+                amount: row.try_get("amount")?,
+                kind,
+                block_hash,
+                time: row.try_get("time")?,
+                tx_hash: row.try_get("tx_hash")?,
+            });
+        }
+        Ok(())
+    }
+
+    /// The page is full: cut the one too many, and go on after the last one shown.
+    fn full(mut self) -> HistoryPage {
+        self.transfers.truncate(self.request.limit);
+        let next = self.transfers.last().map(|last| (last.position, Some(last.block_hash.clone())));
+        HistoryPage { transfers: self.transfers, next, pruned: false }
+    }
+
+    /// Nothing lies before this page.
+    fn end(self) -> HistoryPage {
+        HistoryPage { transfers: self.transfers, next: None, pruned: false }
+    }
+
+    /// Looked long enough: a short page, and go on from `position`.
+    fn pause(self, position: Position) -> HistoryPage {
+        let next = match self.last {
+            Some((last, hash)) if last == position => (last, hash),
+            _ => (position, None),
+        };
+        HistoryPage { transfers: self.transfers, next: Some(next), pruned: false }
+    }
+}
+
+impl Snapshot<'_> {
+    /// One page of the events of applied blocks up to `height` (inclusive), newest first.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn history(
+        &self,
+        chain: &ChainState,
+        height: i64,
+        request: &HistoryRequest<'_>,
+    ) -> Result<HistoryPage, StoreError> {
+        let Some(through) = chain.through_height else { return Ok(HistoryPage::default()) };
+        let top = Position::start_of(height.min(through).saturating_add(1));
+        let before = top.min(request.before);
+        match request.address {
+            Some(address) => self.history_of_account(chain, address, before, request).await,
+            None => self.history_of_all(chain, before, request).await,
+        }
+    }
+
+    async fn history_of_all(
+        &self,
+        chain: &ChainState,
+        mut before: Position,
+        request: &HistoryRequest<'_>,
+    ) -> Result<HistoryPage, StoreError> {
+        let mut filling = Filling::new(request);
+        let settled = Position::start_of(chain.settled_below());
+        let mut in_window = chain.window_from.is_some_and(|from| before > Position::start_of(from));
+        if !in_window {
+            before = before.min(settled);
+        }
+        loop {
+            let sql = if in_window {
+                include_str!("../../../sql/queries/history_in_window.sql")
+            } else {
+                include_str!("../../../sql/queries/history_below_window.sql")
+            };
+            let wanted = filling.missing() as i64;
+            let parameters: &[&(dyn ToSql + Sync)] = &[
+                &chain.chain_id,
+                &before.height,
+                &before.tx_index,
+                &before.event_index,
+                &request.with_tx_hash,
+                &wanted,
+            ];
+            let rows = self.rows(sql, parameters).await?;
+            for row in &rows {
+                filling.take(row)?;
+            }
+            if filling.missing() == 0 {
+                return Ok(filling.full());
+            }
+            if let Some((last, _)) = &filling.last {
+                before = before.min(*last);
+            }
+            match (rows.len() < wanted as usize, in_window) {
+                (true, true) => {
+                    in_window = false;
+                    before = before.min(settled);
+                }
+                (true, false) => return Ok(filling.end()),
+                (false, _) if filling.looked_at >= LOOK_AT_MOST => return Ok(filling.pause(before)),
+                (false, _) => {}
+            }
+        }
+    }
+
+    async fn history_of_account(
+        &self,
+        chain: &ChainState,
+        address: &str,
+        mut before: Position,
+        request: &HistoryRequest<'_>,
+    ) -> Result<HistoryPage, StoreError> {
+        let mut filling = Filling::new(request);
+        let rows =
+            self.rows(include_str!("../../../sql/queries/tokens_of_account.sql"), &[&chain.chain_id, &address]).await?;
+        let tokens: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        if tokens.is_empty() {
+            return Ok(filling.end());
+        }
+        // Per token enough that one round mostly fills the page, without reading a page from each of many tokens.
+        let per_token = (4 * (request.limit + 1) / tokens.len()).clamp(16, request.limit.max(15) + 1) as i64;
+        let mut seen_to_its_start = vec![false; tokens.len()];
+        loop {
+            let up_to = if before > Position::start_of(before.height) { before.height } else { before.height - 1 };
+            let sql = include_str!("../../../sql/queries/heights_of_account.sql");
+            let rows = self.rows(sql, &[&chain.chain_id, &tokens, &address, &up_to, &per_token]).await?;
+            let heights = Heights::merge(&rows, tokens.len(), per_token as usize, &mut seen_to_its_start)?;
+            let newest_first: Vec<i64> = heights.known.iter().rev().copied().collect();
+            let wanted = filling.missing() as i64;
+            let parameters: &[&(dyn ToSql + Sync)] = &[
+                &chain.chain_id,
+                &newest_first,
+                &address,
+                &before.height,
+                &before.tx_index,
+                &before.event_index,
+                &chain.settled_below(),
+                &request.with_tx_hash,
+                &wanted,
+            ];
+            let rows = self.rows(include_str!("../../../sql/queries/history_of_account.sql"), parameters).await?;
+            for row in &rows {
+                filling.take(row)?;
+            }
+            filling.looked_at += newest_first.len();
+            if filling.missing() == 0 {
+                return Ok(filling.full());
+            }
+            before = match (rows.len() < wanted as usize, heights.more_below, &filling.last) {
+                // These blocks held more events of the account, of a kind that is not asked for.
+                (false, _, Some((last, _))) => *last,
+                (_, Some(floor), _) => Position::start_of(floor),
+                (_, None, _) => break,
+            };
+            if filling.looked_at >= LOOK_AT_MOST {
+                return Ok(filling.pause(before));
+            }
+        }
+        let mut page = filling.end();
+        page.pruned = chain.history_from.is_some() && !seen_to_its_start.iter().all(|seen| *seen);
+        Ok(page)
+    }
+}
+
+/// The heights at which an account changed, as far down as they are known for all of its tokens.
+struct Heights {
+    known: BTreeSet<i64>,
+    /// Below this height some token may have changes that were not read.
+    more_below: Option<i64>,
+}
+
+impl Heights {
+    fn merge(
+        rows: &[Row],
+        tokens: usize,
+        per_token: usize,
+        seen_to_its_start: &mut [bool],
+    ) -> Result<Heights, StoreError> {
+        let mut known = BTreeSet::new();
+        let mut counts = vec![(0usize, i64::MAX); tokens];
+        for row in rows {
+            let place = (row.try_get::<_, i64>("place")? - 1) as usize;
+            let height: i64 = row.try_get("height")?;
+            known.insert(height);
+            if let Some((count, lowest)) = counts.get_mut(place) {
+                *count += 1;
+                *lowest = height.min(*lowest);
+            }
+            if let Some(seen) = seen_to_its_start.get_mut(place) {
+                *seen |= row.try_get::<_, bool>("first")?;
+            }
+        }
+        let more_below = counts.iter().filter(|(count, _)| *count >= per_token).map(|(_, lowest)| *lowest).max();
+        if let Some(floor) = more_below {
+            known = known.split_off(&floor);
+        }
+        Ok(Heights { known, more_below })
+    }
+}

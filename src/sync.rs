@@ -1,0 +1,614 @@
+//! Source → plan → blocks and events in Postgres, heights committed in order; replaced blocks are archived.
+//!
+//! One syncer per chain (advisory lock). History is fetched by several requests at once and written by COPY; near
+//! the head the same code fetches a block at a time.
+
+mod fetch;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use self::fetch::Fetcher;
+use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
+use crate::chain::{Block, BlockRef, Height, Text};
+use crate::sources::{FaultKind, Head, Source, SourceError};
+use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoreError, StoreFault, SyncLock, Written};
+
+/// How the syncer goes about it.
+#[derive(Debug, Clone)]
+pub struct SyncSettings {
+    /// The chain it writes.
+    pub chain: ChainSettings,
+    /// Longest sleep between two questions for the head. Defaults to 1 s.
+    pub poll_interval: Duration,
+    /// Requests for history under way at once. Defaults to 4.
+    pub concurrency: usize,
+    /// Most blocks asked for at once. Defaults to 2,000.
+    pub range_blocks: u64,
+    /// Whether blocks that were final may be replaced.
+    pub allow_reset: bool,
+    /// Whether a rejected event stops the syncer before its block.
+    pub halt_on_bad_event: bool,
+    /// Whether to draw a progress bar.
+    pub progress: bool,
+}
+
+/// What the syncer tells whoever watches it. Called often; must be quick.
+pub trait SyncWatcher: Send + Sync {
+    /// The head was seen.
+    fn head(&self, _chain: &str, _head: u64, _tip: Option<u64>, _final_height: Option<u64>) {}
+    /// Blocks were written.
+    fn written(&self, _chain: &str, _blocks: u64, _events: u64, _removed: u64) {}
+    /// Events were rejected.
+    fn rejected(&self, _chain: &str, _reason: &str) {}
+    /// The source or Postgres fails; `lasting`: a person should look.
+    fn troubled(&self, _chain: &str, _reason: &str, _lasting: bool) {}
+    /// A round went well.
+    fn well(&self, _chain: &str) {}
+}
+
+/// Watches nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Unwatched;
+
+impl SyncWatcher for Unwatched {}
+
+/// Why syncing ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// Postgres would not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The source would not do it.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The source is another network than the one stored.
+    #[error(
+        "the source is network {found}, but chain {chain} holds {stored}: use another --chain name, or the right URL"
+    )]
+    AnotherNetwork {
+        /// The chain's name.
+        chain: String,
+        /// What is stored.
+        stored: String,
+        /// What the source says.
+        found: String,
+    },
+    /// The source replaced blocks that were final.
+    #[error(
+        "the source has another block {height} ({theirs}) than ours ({ours}), which is final: \
+         if the chain really began anew, start with --allow-reset"
+    )]
+    TooDeep {
+        /// The lowest height that may be replaced.
+        height: Height,
+        /// Our hash there.
+        ours: String,
+        /// Theirs.
+        theirs: String,
+    },
+    /// A block of the source does not fit the one before it.
+    #[error("block {block} of the source names the parent {parent}, but the block before it is {before}")]
+    NotLinked {
+        /// The block.
+        block: BlockRef,
+        /// What it names.
+        parent: String,
+        /// What is there.
+        before: String,
+    },
+    /// A malformed event, and the settings say to stop.
+    #[error("block {block}: event {event_index} of transaction {tx_index} is malformed: {reason}")]
+    BadEvent {
+        /// Its block.
+        block: BlockRef,
+        /// Its transaction.
+        tx_index: u64,
+        /// Its place.
+        event_index: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What to do about a [`SyncError`].
+enum Fault {
+    /// Wait, then go on with the same connection.
+    Wait(Option<Duration>),
+    /// Look again at once.
+    Again,
+    /// Connect to Postgres anew.
+    Reconnect,
+    /// A person should look; ask again rarely.
+    Lasting,
+}
+
+impl SyncError {
+    fn fault(&self) -> Fault {
+        match self {
+            SyncError::Store(error) => match error.fault() {
+                StoreFault::Unavailable => Fault::Reconnect,
+                StoreFault::Contended | StoreFault::TimedOut => Fault::Wait(None),
+                StoreFault::Permanent => Fault::Lasting,
+            },
+            SyncError::Source(error) => match error {
+                SourceError::Transient { retry_after, .. } => Fault::Wait(*retry_after),
+                other => match other.kind() {
+                    FaultKind::Transient | FaultKind::RangeTooLarge => Fault::Wait(None),
+                    FaultKind::Changed => Fault::Again,
+                    FaultKind::Permanent => Fault::Lasting,
+                },
+            },
+            SyncError::NotLinked { .. } => Fault::Wait(None),
+            SyncError::AnotherNetwork { .. } | SyncError::TooDeep { .. } | SyncError::BadEvent { .. } => Fault::Lasting,
+        }
+    }
+}
+
+/// Follows a source until `shutdown`, or until a source that ends has ended.
+///
+/// # Errors
+/// Faults that a person must mend, if they show before the first block was taken in this run or if the source ends
+/// by itself (a file); later ones are shown, and asked about again and again.
+pub async fn run(
+    store: Store,
+    source: Arc<dyn Source>,
+    settings: SyncSettings,
+    watcher: Arc<dyn SyncWatcher>,
+    shutdown: CancellationToken,
+) -> Result<(), SyncError> {
+    let mut syncer = Syncer {
+        store,
+        source,
+        settings,
+        watcher,
+        shutdown: shutdown.clone(),
+        described: HashSet::new(),
+        started_well: false,
+    };
+    let mut pause = FIRST_PAUSE;
+    while !shutdown.is_cancelled() {
+        let error = match syncer.session(&mut pause).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let name = &syncer.settings.chain.name;
+        let lasting = matches!(error.fault(), Fault::Lasting);
+        if lasting && !syncer.started_well {
+            return Err(error);
+        }
+        let wait = if lasting { LASTING_PAUSE } else { pause };
+        tracing::warn!(chain = %name, %error, "Syncing was interrupted; trying again");
+        syncer.watcher.troubled(name, &error.to_string(), lasting);
+        tokio::select! { () = tokio::time::sleep(jitter(wait)) => {}, () = shutdown.cancelled() => {} }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Ok(())
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LASTING_PAUSE: Duration = Duration::from_secs(10);
+
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)
+}
+
+struct Syncer {
+    store: Store,
+    source: Arc<dyn Source>,
+    settings: SyncSettings,
+    watcher: Arc<dyn SyncWatcher>,
+    shutdown: CancellationToken,
+    /// Tokens whose metadata was asked for.
+    described: HashSet<Text>,
+    /// Whether a round went well in this run: from then on faults are waited out.
+    started_well: bool,
+}
+
+/// How a round ended.
+enum Round {
+    /// Something was written: look again at once.
+    Moved,
+    /// Nothing new.
+    Idle,
+    /// The source has ended and all of it is stored.
+    Ended,
+}
+
+impl Syncer {
+    /// One connection's life.
+    async fn session(&mut self, pause: &mut Duration) -> Result<(), SyncError> {
+        let chain = self.store.ensure_chain(&self.settings.chain).await?;
+        let Some(mut lock) = self.lock(&chain).await? else { return Ok(()) };
+        let chain = lock.chain().await?;
+        let identity = self.source.identify().await?;
+        if let Some(found) = identity.network_id {
+            match &chain.network_id {
+                Some(stored) if *stored != found => {
+                    return Err(SyncError::AnotherNetwork { chain: chain.name, stored: stored.clone(), found });
+                }
+                Some(_) => {}
+                None => lock.note_network(&found).await?,
+            }
+        }
+        let tip = lock.tip().await?;
+        self.source.resume(tip.as_ref(), chain.source_position.as_ref()).await?;
+        if tip.is_none() {
+            let opening = self.source.opening_balances().await?;
+            if !opening.is_empty() {
+                let rows: Vec<_> = opening.into_iter().map(|o| (o.token, o.address, o.amount)).collect();
+                lock.put_opening_balances(&rows).await?;
+            }
+        }
+        loop {
+            if self.shutdown.is_cancelled() {
+                return Ok(());
+            }
+            let shutdown = self.shutdown.clone();
+            let round = tokio::select! {
+                round = self.round(&mut lock) => round,
+                // Between two transactions, or rolled back inside one: nothing is half done.
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            match round {
+                Ok(Round::Moved) => self.went_well(pause),
+                Ok(Round::Idle) => {
+                    self.went_well(pause);
+                    tokio::select! {
+                        () = self.source.wait(self.settings.poll_interval) => {}
+                        () = self.shutdown.cancelled() => return Ok(()),
+                    }
+                }
+                Ok(Round::Ended) => return Ok(()),
+                Err(error) => match error.fault() {
+                    Fault::Wait(at_least) => {
+                        let wait = jitter(*pause).max(at_least.unwrap_or_default());
+                        tracing::warn!(chain = %chain.name, %error, "The source failed; trying again");
+                        self.watcher.troubled(&chain.name, &error.to_string(), false);
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => {}
+                            () = self.shutdown.cancelled() => return Ok(()),
+                        }
+                        *pause = (*pause * 2).min(LONGEST_PAUSE);
+                    }
+                    Fault::Again => {
+                        tracing::debug!(chain = %chain.name, %error, "Looking again");
+                        tokio::time::sleep(jitter(Duration::from_millis(50))).await;
+                    }
+                    Fault::Reconnect | Fault::Lasting => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn went_well(&mut self, pause: &mut Duration) {
+        self.started_well = true;
+        *pause = FIRST_PAUSE;
+        self.watcher.well(&self.settings.chain.name);
+    }
+
+    /// The chain's lock; waits while another syncer has it. None: told to stop meanwhile.
+    async fn lock(&self, chain: &ChainRow) -> Result<Option<SyncLock>, SyncError> {
+        let mut said = false;
+        loop {
+            if let Some(lock) = SyncLock::acquire(&self.store, chain.id).await? {
+                return Ok(Some(lock));
+            }
+            if !std::mem::replace(&mut said, true) {
+                tracing::info!(chain = %chain.name, "Another syncer follows {}; standing by", chain.name);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.poll_interval) => {}
+                () = self.shutdown.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    async fn round(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
+        let head = self.source.head().await?;
+        let chain = lock.chain().await?;
+        let tip = lock.tip().await?;
+        let by_depth = head.block.height.get().checked_sub(chain.finality_depth).and_then(Height::new);
+        // Some nodes call their head final: the depth counts too. Blocks already final stay so.
+        let final_height = match (by_depth, head.finalized) {
+            (Some(by_depth), Some(finalized)) => Some(by_depth.min(finalized)),
+            (by_depth, None) => by_depth,
+            (None, Some(_)) => None,
+        };
+        self.watcher.head(
+            &chain.name,
+            head.block.height.get(),
+            tip.as_ref().map(|t| t.height.get()),
+            final_height.max(chain.final_height).map(Height::get),
+        );
+        let (ancestor, down) = match self.compare(lock, &chain, tip.as_ref(), &head).await? {
+            Compared::Known => {
+                let known_tip = tip.as_ref() == Some(&head.block);
+                lock.note_head(head.block.height, final_height, head.position.as_ref().filter(|_| known_tip)).await?;
+                return Ok(if head.last && known_tip {
+                    Round::Ended
+                } else if head.position.is_some() && !head.last {
+                    Round::Moved
+                } else {
+                    Round::Idle
+                });
+            }
+            Compared::Extend => (tip.clone(), Vec::new()),
+            Compared::Reorg { ancestor, down } => (ancestor, down),
+        };
+        let replace = !down.is_empty();
+        let reset = replace && ancestor.as_ref().map(|a| a.height) < chain.final_height;
+        if replace && !self.source.confirm_undo(&down, &head.block).await? {
+            tracing::warn!(
+                chain = %chain.name,
+                "Another branch was seen, but no second source agrees yet; {} blocks are kept", down.len()
+            );
+            return Ok(Round::Idle);
+        }
+        let from = match &ancestor {
+            Some(ancestor) => ancestor.height.next(),
+            None => self.first_height(lock, &chain).await?,
+        };
+        let write = Write { chain: &chain, head: &head, final_height, reset };
+        self.take(lock, write, ancestor, replace, from).await
+    }
+
+    async fn first_height(&self, lock: &SyncLock, chain: &ChainRow) -> Result<Height, SyncError> {
+        if let Some(start) = chain.start_height {
+            return Ok(start);
+        }
+        if let Some(lowest) = lock.lowest().await? {
+            return Ok(lowest);
+        }
+        Ok(self.source.first_height().await?)
+    }
+
+    /// Finds where the source's branch and ours part.
+    async fn compare(
+        &self,
+        lock: &SyncLock,
+        chain: &ChainRow,
+        tip: Option<&BlockRef>,
+        head: &Head,
+    ) -> Result<Compared, SyncError> {
+        let Some(tip) = tip else { return Ok(Compared::Extend) };
+        let lowest = lock.lowest().await?.unwrap_or(tip.height);
+        let reset = self.settings.allow_reset;
+        let floor = chain.final_height.filter(|f| *f > lowest && *f <= tip.height && !reset).unwrap_or(lowest);
+        let theirs = Theirs::Hint(head.block.clone());
+        let mut window = Window { tip: Some(tip.clone()), floor, more_below: floor > lowest, known: BTreeMap::new() };
+        if head.block.height < floor && !head.truth {
+            return Ok(Compared::Known);
+        }
+        loop {
+            match plan(&window, &theirs) {
+                // A file's lower head is the truth: the chain got shorter.
+                Ok(Step::Known) if head.truth && head.block.height < tip.height => {
+                    if head.block.height < floor {
+                        return Err(self.too_deep(&window, floor));
+                    }
+                    let down = lock.block_refs(head.block.height.next(), tip.height).await?;
+                    return Ok(Compared::Reorg { ancestor: Some(head.block.clone()), down });
+                }
+                Ok(Step::Known) => return Ok(Compared::Known),
+                Ok(Step::Extend) => return Ok(Compared::Extend),
+                Ok(Step::Reorg { ancestor, .. }) => {
+                    let from = ancestor.as_ref().map_or(lowest, |a| a.height.next());
+                    let down = lock.block_refs(from, tip.height).await?;
+                    return Ok(Compared::Reorg { ancestor, down });
+                }
+                Ok(Step::Need { heights }) => {
+                    let ours = lock.block_refs(*heights.start(), *heights.end()).await?;
+                    let links = self.source.links(heights.clone()).await?;
+                    let mut at = *heights.start();
+                    loop {
+                        window.known.entry(at).or_default();
+                        if at >= *heights.end() {
+                            break;
+                        }
+                        at = at.next();
+                    }
+                    for block in ours {
+                        window.known.entry(block.height).or_default().0 = Some(Mark { hash: block.hash, revision: 0 });
+                    }
+                    for link in links {
+                        window.known.entry(link.height).or_default().1 = Some(Mark { hash: link.hash, revision: 0 });
+                    }
+                }
+                Err(TooDeep { floor }) => return Err(self.too_deep(&window, floor)),
+            }
+        }
+    }
+
+    fn too_deep(&self, window: &Window, floor: Height) -> SyncError {
+        let name = |mark: Option<&Mark>| mark.map_or_else(|| "none".to_owned(), |m| m.hash.to_string());
+        let at = window.known.get(&floor);
+        SyncError::TooDeep {
+            height: floor,
+            ours: name(at.and_then(|(ours, _)| ours.as_ref())),
+            theirs: name(at.and_then(|(_, theirs)| theirs.as_ref())),
+        }
+    }
+
+    /// Fetches from `from` to the head and writes, ranges in order. The old branch goes with the first range of the
+    /// new one, in one transaction.
+    async fn take(
+        &mut self,
+        lock: &mut SyncLock,
+        write: Write<'_>,
+        ancestor: Option<BlockRef>,
+        mut replace: bool,
+        from: Height,
+    ) -> Result<Round, SyncError> {
+        let head_height = write.head.block.height;
+        if from > head_height {
+            if !replace {
+                return Ok(Round::Idle);
+            }
+            // The chain got shorter, and nothing is there instead.
+            let stored = self.store_blocks(lock, &write, ancestor.as_ref(), true, &[], true).await?;
+            return Ok(if stored { Round::Moved } else { Round::Idle });
+        }
+        let mut before = ancestor;
+        let source = self.source.clone();
+        let mut fetcher =
+            Fetcher::new(&*source, from, head_height, self.settings.concurrency, self.settings.range_blocks);
+        let progress = fetch::Progress::new(self.settings.progress, &write.chain.name, from, head_height);
+        let mut pending: Vec<Block> = Vec::new();
+        // A replacement up to this size goes in at once, so that nobody sees a shorter chain in between.
+        let at_once = if replace { REPLACEMENT_BLOCKS } else { 0 };
+        while let Some(blocks) = fetcher.next().await? {
+            check_links(before_of(&pending, before.as_ref()), &blocks)?;
+            pending.extend(blocks);
+            let ended = pending.last().is_some_and(|b| b.link.height >= head_height);
+            if !ended && pending.len() < at_once {
+                continue;
+            }
+            if !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, ended).await? {
+                return Ok(Round::Moved);
+            }
+            replace = false;
+            before = pending.last().map(|b| b.link.block_ref()).or(before);
+            progress.at(before.as_ref().map_or(from, |b| b.height));
+            pending.clear();
+            self.started_well = true;
+            if self.shutdown.is_cancelled() {
+                return Ok(Round::Idle);
+            }
+        }
+        if !pending.is_empty() && !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, true).await? {
+            return Ok(Round::Moved);
+        }
+        progress.done();
+        Ok(Round::Moved)
+    }
+
+    /// False: someone else changed the chain; look again.
+    async fn store_blocks(
+        &mut self,
+        lock: &mut SyncLock,
+        write: &Write<'_>,
+        ancestor: Option<&BlockRef>,
+        replace: bool,
+        blocks: &[Block],
+        ended: bool,
+    ) -> Result<bool, SyncError> {
+        let chain = &write.chain.name;
+        for block in blocks {
+            for reject in &block.rejects {
+                if self.settings.halt_on_bad_event {
+                    return Err(SyncError::BadEvent {
+                        block: block.link.block_ref(),
+                        tx_index: reject.tx_index,
+                        event_index: reject.event_index,
+                        reason: reject.reason.clone(),
+                    });
+                }
+                tracing::warn!(
+                    chain = %chain, height = block.link.height.get(), tx_index = reject.tx_index,
+                    event_index = reject.event_index, reason = %reject.reason, "Rejected an event"
+                );
+                self.watcher.rejected(chain, &reject.reason);
+            }
+        }
+        let new = NewBlocks {
+            ancestor,
+            replace,
+            blocks,
+            head_height: write.head.block.height,
+            final_height: write.final_height,
+            position: write.head.position.as_ref().filter(|_| ended),
+            reset: write.reset && replace,
+        };
+        match lock.write(&new).await? {
+            Written::Stale => {
+                tracing::info!(%chain, "Someone else changed the chain; looking again");
+                Ok(false)
+            }
+            Written::Stored { removed } => {
+                let events: usize = blocks.iter().map(|b| b.token_events.len() + b.events.len()).sum();
+                let height = blocks.last().map(|b| b.link.height.get());
+                if removed > 0 {
+                    tracing::info!(%chain, height, removed, "Replaced {removed} blocks of {chain}");
+                } else {
+                    tracing::debug!(%chain, height, blocks = blocks.len(), events, "Stored blocks");
+                }
+                self.watcher.written(chain, blocks.len() as u64, events as u64, removed);
+                self.describe(lock, blocks).await;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Reads what new tokens say of themselves, once. A token that does not answer holds nobody up.
+    async fn describe(&mut self, lock: &SyncLock, blocks: &[Block]) {
+        let mut fresh: Vec<Text> = Vec::new();
+        for event in blocks.iter().flat_map(|b| &b.token_events) {
+            if self.described.insert(event.token.clone()) {
+                fresh.push(event.token.clone());
+            }
+        }
+        if fresh.is_empty() {
+            return;
+        }
+        let result: Result<(), SyncError> = async {
+            let unknown = lock.tokens_without_metadata(&fresh).await?;
+            for tokens in unknown.chunks(50) {
+                for found in self.source.token_metadata(tokens).await? {
+                    lock.put_metadata(&found.token, found.symbol.as_deref(), found.name.as_deref(), found.decimals)
+                        .await?;
+                }
+            }
+            Ok(())
+        }
+        .await;
+        if let Err(error) = result {
+            tracing::warn!(%error, "Token metadata could not be read; asking again when the token moves");
+            for token in &fresh {
+                self.described.remove(token);
+            }
+        }
+    }
+}
+
+/// Blocks of a new branch that are gathered before the old one goes.
+const REPLACEMENT_BLOCKS: usize = 1_000;
+
+enum Compared {
+    Known,
+    Extend,
+    Reorg { ancestor: Option<BlockRef>, down: Vec<BlockRef> },
+}
+
+struct Write<'a> {
+    chain: &'a ChainRow,
+    head: &'a Head,
+    final_height: Option<Height>,
+    reset: bool,
+}
+
+fn before_of(pending: &[Block], before: Option<&BlockRef>) -> Option<BlockRef> {
+    pending.last().map(|b| b.link.block_ref()).or_else(|| before.cloned())
+}
+
+fn check_links(before: Option<BlockRef>, blocks: &[Block]) -> Result<(), SyncError> {
+    let mut before = before;
+    for block in blocks {
+        if let Some(before) = &before
+            && (block.link.parent_hash != before.hash || block.link.height != before.height.next())
+        {
+            return Err(SyncError::NotLinked {
+                block: block.link.block_ref(),
+                parent: block.link.parent_hash.to_string(),
+                before: before.to_string(),
+            });
+        }
+        before = Some(block.link.block_ref());
+    }
+    Ok(())
+}
