@@ -278,7 +278,7 @@ impl Parts {
 fn open_source(source: &SourceConfig) -> Result<Arc<dyn Source>> {
     Ok(match source {
         SourceConfig::Evm(settings) => Arc::new(EvmSource::new((**settings).clone())?),
-        SourceConfig::File(settings) => Arc::new(FileSource::new(settings.clone())),
+        SourceConfig::File(settings) => Arc::new(FileSource::new(settings.clone())?),
         SourceConfig::Devnet(settings) => Arc::new(Devnet::new(settings)),
     })
 }

@@ -1,0 +1,57 @@
+# make help lists the verbs. CI runs the same ones.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt bench doc soak build clean install-deps
+
+# More arguments for the program (make run), the tests (make test, make soak) or the benches (make bench).
+ARGS ?=
+# How long make soak goes on.
+SOAK_SECONDS ?= 600
+# CI waits longer for a slow test.
+PROFILE := $(if $(filter true,$(CI)),ci,default)
+
+help: ## Lists these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Builds and runs it; with no ARGS, a small built-in chain. ARGS="--source evm --url http://127.0.0.1:8545" follows a real one
+	@scripts/install-deps run
+	cargo build --release
+	./target/release/ebbtide run $(ARGS)
+
+test: ## Runs every test beside a throwaway Postgres. ARGS="-E 'test(reorg)'" picks some
+	@scripts/install-deps test
+	@# Built first, so that the server stands only while it is used.
+	cargo nextest run --no-run $(if $(filter true,$(CI)),--locked)
+	scripts/with-postgres cargo nextest run --profile $(PROFILE) $(ARGS)
+	cargo test --doc
+
+lint: ## Format, clippy and documentation, warnings as errors
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+
+fmt: ## Formats the code
+	cargo fmt
+
+bench: ## Runs the benches against a Postgres of their own, durable as a real one
+	@scripts/install-deps run
+	cargo bench $(ARGS)
+
+doc: ## Builds the documentation: target/doc/ebbtide/index.html
+	cargo doc --no-deps
+
+soak: ## Runs the soak tests for SOAK_SECONDS (600)
+	@scripts/install-deps test
+	cargo nextest run --release --no-run
+	EBBTIDE_SOAK_SECONDS=$(SOAK_SECONDS) scripts/with-postgres \
+		cargo nextest run --release --profile soak -E 'test(soak)' $(ARGS)
+
+build: ## Builds the release program: target/release/ebbtide
+	cargo build --release
+
+clean: ## Removes what was built; the data in .ebbtide stays
+	cargo clean
+	rm -rf node_modules
+
+install-deps: ## Installs what is missing for run and test
+	@scripts/install-deps test
