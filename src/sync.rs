@@ -330,13 +330,8 @@ impl Syncer {
             Compared::Known => {
                 let known_tip = tip.as_ref() == Some(&head.block);
                 lock.note_head(head.block.height, final_height, head.position.as_ref().filter(|_| known_tip)).await?;
-                return Ok(if head.last && known_tip {
-                    Round::Ended
-                } else if head.position.is_some() && !head.last {
-                    Round::Moved
-                } else {
-                    Round::Idle
-                });
+                // A file that has more to say does not wait when it is asked to.
+                return Ok(if head.last && known_tip { Round::Ended } else { Round::Idle });
             }
             Compared::Extend => (tip.clone(), Vec::new()),
             Compared::Reorg { ancestor, down } => (ancestor, down),
