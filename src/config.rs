@@ -312,6 +312,7 @@ impl ChainFile {
             range_blocks,
             allow_reset: self.allow_reset,
             halt_on_bad_event: false,
+            ends: matches!(source, SourceConfig::File(_)),
             progress: true,
         };
         Ok(ChainConfig { source, sync })
