@@ -1,7 +1,7 @@
 //! REST: it only reads. Every answer is one snapshot and names the block it is true at.
 //!
 //! Paths are matched raw, before percent-decoding, since token paths hold slashes. A route that fails on purpose answers
-//! with a [`reply::Failure`]; warp's own rejections are brought into the same shape in [`routes`].
+//! with a `reply::Failure`; warp's own rejections are brought into the same shape in [`routes`].
 
 mod chains;
 mod cursor;
@@ -33,13 +33,28 @@ const LONGEST_URI_BYTES: usize = 8 * 1024;
 pub struct ApiSettings {
     /// What is shown of balances below zero. Defaults to `Zero`.
     pub negative_balances: NegativeBalances,
+    /// Longest a statement of a request may run; then it is answered with 503. Defaults to 10 s.
+    pub read_timeout: Duration,
     /// How long requests in hand may take once the server was told to stop; then they are cut. Defaults to 5 s.
     pub drain: Duration,
 }
 
 impl Default for ApiSettings {
     fn default() -> ApiSettings {
-        ApiSettings { negative_balances: NegativeBalances::Zero, drain: Duration::from_secs(5) }
+        ApiSettings {
+            negative_balances: NegativeBalances::Zero,
+            read_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ApiSettings {
+    /// The defaults, with negative balances shown as they are if `show`.
+    #[must_use]
+    pub fn with_negative_shown(show: bool) -> ApiSettings {
+        let negative_balances = if show { NegativeBalances::Show } else { NegativeBalances::Zero };
+        ApiSettings { negative_balances, ..ApiSettings::default() }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::projections::token_balances;
 use crate::sources::SourceError;
 use crate::sources::devnet::DevnetSettings;
 use crate::sources::evm::EvmSettings;
+use crate::sources::evm::decode::DecodeSettings;
 use crate::sources::file::FileSettings;
 use crate::store::{ChainSettings, StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
@@ -281,7 +282,9 @@ impl ChainFile {
                     })
                 });
                 let kind = kind.transpose()?;
-                let settings = FileSettings { path, kind, network_id: self.network_id, tokens: self.tokens };
+                let decode =
+                    DecodeSettings { tokens: self.tokens, events: self.events, wrapped_native: self.wrapped_native };
+                let settings = FileSettings { path, kind, network_id: self.network_id, decode };
                 (SourceConfig::File(settings), kind.unwrap_or(Kind::Other))
             }
             SourceKind::Devnet => {

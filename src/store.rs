@@ -151,8 +151,12 @@ impl StoreError {
             StoreError::NoConnection { .. } => StoreFault::Unavailable,
             StoreError::Postgres(error) => {
                 let Some(code) = error.code() else {
-                    // No answer from the server at all: the connection broke.
-                    return StoreFault::Unavailable;
+                    // No answer from the server at all: the connection broke. But a value that cannot be written or
+                    // read as its column's type is ours to mend.
+                    let ours = std::error::Error::source(error).is_some_and(|source| {
+                        source.is::<postgres_types::WrongType>() || source.is::<postgres_types::WasNull>()
+                    });
+                    return if ours { StoreFault::Permanent } else { StoreFault::Unavailable };
                 };
                 let class = code.code().get(..2).unwrap_or_default();
                 match *code {

@@ -1,6 +1,7 @@
 -- What one account held at height $5 in each of the tokens in [$2, $3), in token order. There is no index by address
 -- (it would be a random-key index on the busiest table): the tokens are found by skipping from one to the next in the
--- primary key, so this costs one or two lookups for each token of the chain, whatever the number of accounts.
+-- primary key, so this costs one or two lookups for each token of the chain, whatever the number of accounts. Amounts at
+-- a height as in balances_of_token.sql.
 with recursive t as (
     (select b.token
      from balances b
@@ -18,7 +19,7 @@ with recursive t as (
         limit 1
     ) n
 )
-select t.token, b.address, trunc(coalesce(then_.balance_after, b.amount))::text as amount
+select t.token, b.address, trunc(case when b.height <= $5 then b.amount else later.before end)::text as amount
 from t
 cross join lateral (
     select b.address, b.amount, b.height
@@ -27,13 +28,13 @@ cross join lateral (
     offset 0
 ) b
 left join lateral (
-    select c.balance_after
+    select c.balance_after - c.delta as before, c.prev_height is not null as existed
     from balance_changes c
     where b.height > $5
-      and c.chain_id = $1 and c.token = t.token and c.address = $4 and c.height <= $5
-    order by c.height desc
+      and c.chain_id = $1 and c.token = t.token and c.address = $4 and c.height > $5
+    order by c.height
     limit 1
-) then_ on true
-where (b.height <= $5 or then_.balance_after is not null)
-  and ($6 or coalesce(then_.balance_after, b.amount) <> 0)
+) later on true
+where (b.height <= $5 or coalesce(later.existed, true))
+  and ($6 or case when b.height <= $5 then b.amount else later.before end is distinct from 0)
 limit $7

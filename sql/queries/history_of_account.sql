@@ -1,17 +1,15 @@
 -- The account's token events before the position ($4, $5, $6) in the blocks at these heights (given newest first), of
--- applied blocks alone: those below $7 all are, the others as the journal says. Stops once there are enough.
+-- blocks that are applied as they stand (see history.sql; $7 as its $6). Stops once there are enough.
 select e.height, e.tx_index, e.event_index, e.token, e.from_address, e.to_address, e.amount::text as amount, e.kind,
     b.hash as block_hash, b.time, x.hash as tx_hash
 from unnest($2::bigint[]) with ordinality h(height, place)
 cross join lateral (
     select b.hash, b.time
     from blocks b
+    left join applied_blocks a on a.chain_id = $1 and a.projection = 'token_balances' and a.height = b.height
     where b.chain_id = $1 and b.height = h.height
-      and (h.height < $7
-           or exists (select from applied_blocks a
-                      where a.chain_id = $1 and a.projection = 'token_balances' and a.height = h.height
-                        and a.hash = b.hash and a.revision = b.revision))
-    offset 0
+      and case when a.height is null then b.height < $7 else a.hash = b.hash and a.revision = b.revision end
+    limit 1
 ) b
 cross join lateral (
     select e.*

@@ -7,7 +7,7 @@ use super::cursor::Cursor;
 use super::reply::{self, Answer, Failure};
 use super::request::Query;
 use super::{Context, exactly, query, reading};
-use crate::store::reads::{ChainRow, NamedBlock, ProjectionRow, ReorgRow};
+use crate::store::reads::{ChainStatus, NamedBlock, ProjectionStatus, ReorgRow};
 
 /// `/chains`, `/status`, `/reorgs`.
 pub(super) fn routes(context: Context) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
@@ -72,7 +72,7 @@ struct ChainItem<'a> {
 }
 
 impl<'a> ChainItem<'a> {
-    fn of(chain: &'a ChainRow) -> ChainItem<'a> {
+    fn of(chain: &'a ChainStatus) -> ChainItem<'a> {
         ChainItem {
             name: &chain.name,
             kind: &chain.kind,
@@ -123,7 +123,7 @@ struct ProjectionItem<'a> {
 }
 
 impl<'a> StatusItem<'a> {
-    fn of(chain: &'a ChainRow, projections: impl Iterator<Item = &'a ProjectionRow>) -> StatusItem<'a> {
+    fn of(chain: &'a ChainStatus, projections: impl Iterator<Item = &'a ProjectionStatus>) -> StatusItem<'a> {
         let newest = chain.head_height.max(chain.tip.as_ref().map(|tip| tip.height)).max(chain.complete_to);
         let projections = projections.map(|row| ProjectionItem {
             projection: &row.projection,
@@ -199,14 +199,14 @@ async fn chains(context: &Context, query: &str) -> Result<Answer, Failure> {
     let query = Query::parse(query)?;
     let name = query.one("chain")?;
     let mut reader = context.store.read().await?;
-    let snapshot = reader.snapshot().await?;
+    let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let chains = snapshot.chains(name).await?;
     known(name, &chains)?;
 
     Ok(reply::json(&Chains { chains: chains.iter().map(ChainItem::of).collect() }))
 }
 
-fn known(name: Option<&str>, chains: &[ChainRow]) -> Result<(), Failure> {
+fn known(name: Option<&str>, chains: &[ChainStatus]) -> Result<(), Failure> {
     if chains.is_empty() && name.is_some() { Err(Failure::unknown_chain(name)) } else { Ok(()) }
 }
 
@@ -215,7 +215,7 @@ async fn status(context: &Context, query: &str) -> Result<Answer, Failure> {
     let query = Query::parse(query)?;
     let name = query.one("chain")?;
     let mut reader = context.store.read().await?;
-    let snapshot = reader.snapshot().await?;
+    let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let chains = snapshot.chains(name).await?;
     known(name, &chains)?;
     let projections = snapshot.projections(name).await?;
@@ -238,7 +238,7 @@ async fn reorgs(context: &Context, query: &str) -> Result<Answer, Failure> {
         Some(_) => return Err(Failure::invalid_cursor()),
     };
     let mut reader = context.store.read().await?;
-    let snapshot = reader.snapshot().await?;
+    let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     if name.is_some() {
         known(name, &snapshot.chains(name).await?)?;
     }

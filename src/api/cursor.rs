@@ -20,6 +20,9 @@ pub(crate) enum Cursor {
     /// History: chain, height, transaction, event, and the hash of the block, where the page ended at an event.
     #[serde(rename = "h")]
     Event(i64, i64, i64, i64, Option<String>),
+    /// History that is not kept: chain, and the height it begins at, where that is known.
+    #[serde(rename = "p")]
+    Pruned(i64, Option<i64>),
     /// Reorganisations: id.
     #[serde(rename = "r")]
     Reorg(i64),
@@ -45,7 +48,7 @@ impl Cursor {
             Cursor::Token(_, token) => token.contains('\0'),
             Cursor::Account(_, token, address) => token.contains('\0') || address.contains('\0'),
             Cursor::Event(_, _, _, _, hash) => hash.as_ref().is_some_and(|hash| hash.contains('\0')),
-            Cursor::Reorg(_) => false,
+            Cursor::Pruned(..) | Cursor::Reorg(_) => false,
         };
         if texts_hold_nul { Err(Failure::invalid_cursor()) } else { Ok(cursor) }
     }
@@ -96,6 +99,7 @@ mod tests {
             Cursor::Account(7, "gold \u{1F600}".into(), "alice".into()),
             Cursor::event(1, Position { height: 9, tx_index: 0, event_index: 4 }, Some("q+/=".into())),
             Cursor::event(1, Position::start_of(3), None),
+            Cursor::Pruned(1, Some(4)),
             Cursor::Reorg(1),
         ];
         for cursor in cursors {

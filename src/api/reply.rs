@@ -64,8 +64,11 @@ impl Failure {
         Failure::new(StatusCode::GONE, "block_replaced", "this block was replaced by another one in a reorganisation")
     }
 
-    pub(crate) fn history_pruned(from: i64) -> Failure {
-        let error = format!("the history of balances is kept from block {from} on");
+    pub(crate) fn history_pruned(from: Option<i64>) -> Failure {
+        let error = match from {
+            Some(from) => format!("the history of balances is kept from block {from} on"),
+            None => "the history of balances does not reach back that far".to_owned(),
+        };
         Failure::new(StatusCode::GONE, "history_pruned", error)
     }
 

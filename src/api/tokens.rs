@@ -207,7 +207,7 @@ impl State {
     /// Balances can be read at this height.
     fn has_balances(&self, chain: &ChainState) -> Result<(), Failure> {
         match chain.history_from {
-            Some(from) if self.height < from => Err(Failure::history_pruned(from)),
+            Some(from) if self.height < from => Err(Failure::history_pruned(Some(from))),
             _ => Ok(()),
         }
     }
@@ -271,7 +271,7 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
     let common = Common::read(&query)?;
     let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.negative_balances);
     let mut reader = context.store.read().await?;
-    let snapshot = reader.snapshot().await?;
+    let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     state.has_balances(&chain)?;
     let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
@@ -308,6 +308,7 @@ async fn fill_by_token(
             Some(address) => snapshot.balances_of_account(chain, &tokens, address, height, zero, limit).await?,
             None => snapshot.totals(chain, &tokens, height, zero, limit).await?,
         };
+        let rows = rows.ok_or_else(|| Failure::history_pruned(chain.history_from))?;
         let complete = rows.len() < wanted;
         if let Some(last) = rows.last() {
             tokens = tokens.after(&last.token);
@@ -331,7 +332,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
     let common = Common::read(&query)?;
     let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.negative_balances);
     let mut reader = context.store.read().await?;
-    let snapshot = reader.snapshot().await?;
+    let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     state.has_balances(&chain)?;
     let token = request::canonical(chain.kind, &path);
@@ -360,6 +361,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
             let wanted = page.wanted();
             let (height, zero) = (state.height, page.zero);
             let rows = snapshot.balances_of_token(&chain, &tokens, &after, height, zero, wanted as i64).await?;
+            let rows = rows.ok_or_else(|| Failure::history_pruned(chain.history_from))?;
             let complete = rows.len() < wanted;
             if let Some(last) = rows.last() {
                 tokens.low.clone_from(&last.token);
@@ -402,7 +404,7 @@ async fn history(context: &Context, query: &str) -> Result<Answer, Failure> {
     let kinds = query.kinds()?;
     let detail = query.flag("detail")?;
     let mut reader = context.store.read().await?;
-    let snapshot = reader.snapshot().await?;
+    let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
     let before = match &common.cursor {
@@ -416,14 +418,12 @@ async fn history(context: &Context, query: &str) -> Result<Answer, Failure> {
             }
             Position { height: *height, tx_index: *tx_index, event_index: *event_index }
         }
+        Some(Cursor::Pruned(id, from)) if *id == chain.chain_id => return Err(Failure::history_pruned(*from)),
         Some(_) => return Err(Failure::invalid_cursor()),
     };
-    // The heights of an account are found by its balance changes: where those were pruned nobody can say.
-    if let (Some(from), Some(_)) = (chain.history_from, &address) {
+    if address.is_some() {
+        // The blocks of an account are found by its balance changes: where those were pruned nobody can say.
         state.has_balances(&chain)?;
-        if before <= Position::start_of(from) {
-            return Err(Failure::history_pruned(from));
-        }
     }
     let request = HistoryRequest {
         address: address.as_deref(),
@@ -440,11 +440,10 @@ async fn history(context: &Context, query: &str) -> Result<Answer, Failure> {
 
 fn history_body(page: &HistoryPage, chain: &ChainState, detail: bool, form: AmountForm) -> Answer {
     let transfers = page.transfers.iter().map(|transfer| TransferItem::of(transfer, chain, detail, form)).collect();
-    let next = match (&page.next, chain.history_from) {
-        (Some((position, hash)), _) => Some(Cursor::event(chain.chain_id, *position, hash.clone())),
+    let next = match &page.next {
+        Some((position, hash)) => Some(Cursor::event(chain.chain_id, *position, hash.clone())),
         // Going on from here is answered with 410: silence would look like the end of the history.
-        (None, Some(from)) if page.pruned => Some(Cursor::event(chain.chain_id, Position::start_of(from), None)),
-        (None, _) => None,
+        None => page.pruned.then_some(Cursor::Pruned(chain.chain_id, chain.history_from)),
     };
     reply::json(&Transfers { transfers, next_cursor: next.map(|cursor| cursor.encode()) })
 }

@@ -183,7 +183,24 @@ impl Parts {
         });
     }
 
+    /// Says whether the database answers, for processes that only read.
+    fn watch_database(&mut self, store: Store) {
+        let (stop, reporter) = (self.stop.clone(), self.health.component("database"));
+        reporter.expect_within(Duration::from_secs(60));
+        self.tasks.spawn(async move {
+            while !stop.is_cancelled() {
+                match store.check_schema().await {
+                    Ok(()) => reporter.ok(),
+                    Err(error) => reporter.not_ready(error.to_string()),
+                }
+                tokio::select! { () = tokio::time::sleep(Duration::from_secs(2)) => {}, () = stop.cancelled() => {} }
+            }
+            Ok(())
+        });
+    }
+
     fn api(&mut self, listener: TcpListener, settings: &Settings, store: Store) {
+        self.watch_database(store.clone());
         let stop = self.stop.clone();
         let show = settings.process.token_balances.negative_balances
             == ebbtide::projections::token_balances::NegativeBalances::Show;
@@ -278,7 +295,7 @@ impl Parts {
 fn open_source(source: &SourceConfig) -> Result<Arc<dyn Source>> {
     Ok(match source {
         SourceConfig::Evm(settings) => Arc::new(EvmSource::new((**settings).clone())?),
-        SourceConfig::File(settings) => Arc::new(FileSource::new(settings.clone())),
+        SourceConfig::File(settings) => Arc::new(FileSource::new(settings.clone())?),
         SourceConfig::Devnet(settings) => Arc::new(Devnet::new(settings)),
     })
 }

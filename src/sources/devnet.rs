@@ -1,7 +1,7 @@
 //! A small chain of its own, made from a seed: for a first look, and for tests. It reorganizes now and then.
 //!
 //! The chain moves in slots. In each, a block is added, or the last few are replaced by others (by as many, or by one
-//! more). The chain as it stands after a slot follows from the settings alone ([`script`]), so another run goes on with
+//! more). The chain as it stands after a slot follows from the settings alone (`script`), so another run goes on with
 //! the same chain. Slots come by the clock, from the slot that the database holds.
 
 mod script;
@@ -203,5 +203,94 @@ impl Source for Devnet {
 
     async fn token_metadata(&self, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
         Ok(tokens.iter().filter_map(|token| self.script.metadata(token)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use super::*;
+    use serde_json::json;
+
+    fn settings() -> DevnetSettings {
+        DevnetSettings { block_interval: Duration::from_secs(3600), reorg_every: 2, ..DevnetSettings::default() }
+    }
+
+    #[tokio::test]
+    async fn a_restart_goes_on_from_the_slot_it_was_stopped_at() {
+        let devnet = Devnet::new(&settings());
+        for slot in [0, 1, 2, 3, 50, 51, 52] {
+            let chain = devnet.script.after(slot);
+            let tip = devnet.script.tip(&chain);
+            let position = json!({"seed": 1, "settings": devnet.script.fingerprint(), "slot": slot});
+            devnet.resume(Some(&tip), Some(&position)).await.unwrap();
+            let head = devnet.head().await.unwrap();
+            assert_eq!((&head.block, &head.position), (&tip, &Some(position)));
+            // Without its position the same slot is found by its tip.
+            devnet.resume(Some(&tip), None).await.unwrap();
+            assert_eq!(devnet.head().await.unwrap(), head);
+            // And one that holds it, if only a part of its blocks was stored.
+            for height in 90..tip.height.get() {
+                let part = devnet.script.link(&chain, Height::new(height).unwrap()).unwrap().block_ref();
+                devnet.resume(Some(&part), None).await.unwrap();
+                let links = devnet.links(part.height..=part.height).await.unwrap();
+                assert_eq!(links[0].block_ref(), part);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_of_another_devnet_is_refused() {
+        let other = Devnet::new(&DevnetSettings { seed: 7, ..settings() });
+        let head = other.head().await.unwrap();
+        let devnet = Devnet::new(&settings());
+        let refused = |position: Option<Value>| {
+            let (devnet, tip) = (&devnet, head.block.clone());
+            async move { devnet.resume(Some(&tip), position.as_ref()).await.unwrap_err().to_string() }
+        };
+        assert!(refused(head.position.clone()).await.contains("holds a devnet of the seed 7; this one has the seed 1"));
+        assert!(refused(None).await.contains("which is not of this devnet"));
+        let more = Devnet::new(&DevnetSettings { accounts: 5, ..settings() }).head().await.unwrap();
+        assert!(refused(more.position).await.contains("same seed made with other settings"));
+        assert!(refused(Some(json!({"path": "x", "line": 1}))).await.contains("a chain of another source"));
+    }
+
+    #[tokio::test]
+    async fn slots_come_by_the_clock_up_to_the_last_height() {
+        let quick = DevnetSettings {
+            block_interval: Duration::from_millis(5),
+            blocks_at_start: 3,
+            last_height: Some(12),
+            ..settings()
+        };
+        let devnet = Devnet::new(&quick);
+        let (mut slots, mut head) = (Vec::new(), devnet.head().await.unwrap());
+        assert!(!head.last);
+        let begun = Instant::now();
+        while !head.last {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            slots.push(head.position.clone().unwrap()["slot"].as_u64().unwrap());
+            devnet.wait(Duration::from_secs(3600)).await;
+            head = devnet.head().await.unwrap();
+        }
+        assert!(slots.windows(2).all(|w| w[0] < w[1]), "each wait ends with a new slot: {slots:?}");
+        assert_eq!(head.block.height, Height::from(12));
+        let slot = head.position.clone().unwrap()["slot"].as_u64().unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(5) * u32::try_from(slot - slots[0] - 1).unwrap());
+        assert_eq!(devnet.head().await.unwrap(), head);
+    }
+
+    #[tokio::test]
+    async fn tokens_say_what_they_are_called() {
+        let devnet = Devnet::new(&settings());
+        let genesis = devnet.blocks(Height::default()..=Height::default()).await.unwrap();
+        let tokens: Vec<Text> = [0, 20, 40].map(|event| genesis[0].token_events[event].token.clone()).into();
+        let metadata = devnet.token_metadata(&[tokens.clone(), vec!["0xff".into()]].concat()).await.unwrap();
+        let symbols: Vec<_> = metadata.iter().map(|token| token.symbol.as_deref().unwrap()).collect();
+        assert_eq!(symbols, ["GOLD", "SILVER", "COPPER"]);
+        let kind = devnet.identify().await.unwrap().kind;
+        assert!(tokens.iter().all(|token| kind.is_token(token)));
+        assert!(genesis[0].token_events.iter().all(|event| kind.is_address(event.to.as_deref().unwrap())));
     }
 }

@@ -102,6 +102,8 @@ pub struct EvmSource {
     alone_since: Mutex<Option<Instant>>,
     /// The newest head seen, plus one; 0: none yet.
     head: AtomicU64,
+    /// The newest block that a node called final, plus one; 0: none yet.
+    finalized: AtomicU64,
     looked_at_all: AtomicBool,
     ws_url: Option<Url>,
     heads: OnceLock<Heads>,
@@ -143,6 +145,7 @@ impl EvmSource {
             confirm_grace: settings.confirm_grace,
             alone_since: Mutex::new(None),
             head: AtomicU64::new(0),
+            finalized: AtomicU64::new(0),
             looked_at_all: AtomicBool::new(false),
             ws_url,
             heads: OnceLock::new(),
@@ -178,9 +181,13 @@ impl EvmSource {
         let latest = fetch::read_header(&endpoint, &calls[1], latest)?
             .ok_or_else(|| endpoint.transient("it has no latest block"))?;
         let height = latest.link.height;
-        // Not every node knows the word, and none knows a block before the first is final.
-        let finalized = fetch::read_header(&endpoint, &calls[2], finalized).ok().flatten();
-        let finalized = finalized.map(|header| header.link.height.min(height));
+        // Not every node knows the word, and none knows a block before the first is final. Once one was named, a node
+        // that names none (a busy one, or another one after a fail-over) must not make it look as if all were final.
+        if let Some(finalized) = fetch::read_header(&endpoint, &calls[2], finalized).ok().flatten() {
+            self.finalized.store(finalized.link.height.get() + 1, Ordering::Relaxed);
+        }
+        let finalized = self.finalized.load(Ordering::Relaxed).checked_sub(1).and_then(Height::new);
+        let finalized = finalized.map(|finalized| finalized.min(height));
         self.head.store(height.get() + 1, Ordering::Relaxed);
         Ok(Head { block: latest.link.block_ref(), finalized, position: None, last: false, truth: false })
     }
@@ -231,12 +238,16 @@ impl EvmSource {
         let hash = |link: Option<Link>, asked: &BlockRef| {
             link.filter(|link| link.height == asked.height).map(|link| link.hash)
         };
-        if let Some(hash) = hash(theirs, new)
-            && hash == new.hash
-        {
-            return Ok(Some(true));
-        }
-        Ok(hash(ours, first).map(|hash| hash != first.hash))
+        let has_new = hash(theirs, new).is_some_and(|hash| hash == new.hash);
+        Ok(match hash(ours, first) {
+            // height | 7 | 8 | 9        Where the new block replaces ours, having it is enough.
+            // ours   | A   B   C
+            // new    | A   B'
+            _ if has_new && new.height >= first.height => Some(true),
+            Some(hash) => Some(hash != first.hash),
+            // The chain got shorter: the other one ends below our blocks too.
+            None => has_new.then_some(true),
+        })
     }
 
     fn not_alone(&self) {

@@ -26,8 +26,12 @@ mod evidence;
 mod feed;
 mod line;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod text;
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,8 +45,9 @@ use self::events::Grammar;
 use self::feed::{Feed, Position};
 use self::line::{Line, LineReader};
 use self::reader::{Lines, Origin, Start};
+use super::evm::decode::{DecodeSettings, Decoder};
 use super::{Head, Identity, Source, SourceError};
-use crate::chain::{Block, BlockRef, Height, Kind, Link, OpeningBalance};
+use crate::chain::{Block, BlockRef, Hash, Height, Kind, Link, OpeningBalance};
 
 /// Most blocks that one answer holds.
 const ANSWER_BLOCKS: usize = 1_000;
@@ -53,14 +58,15 @@ const ANSWER_BYTES: usize = 16 << 20;
 /// Which file, and how to read it.
 #[derive(Debug, Clone)]
 pub struct FileSettings {
-    /// The file; `-` is standard input, which can be read once only: a run that was stopped cannot go on there.
+    /// The file; `-` is standard input. That and named pipes can be read once only: a run that was stopped does not
+    /// go on there, but compares what is piped in next with what it holds.
     pub path: PathBuf,
     /// The grammar of its texts. None: `evm` if its first block carries `logs`, else `other`.
     pub kind: Option<Kind>,
     /// What the network calls itself, if it should be kept and checked.
     pub network_id: Option<String>,
-    /// Tokens that are wanted; empty: all. Others are left out, from `logs` and `token_events` alike.
-    pub tokens: Vec<String>,
+    /// What to make of raw `logs`. Its `tokens` hold for `token_events` too: others are left out.
+    pub decode: DecodeSettings,
 }
 
 /// Reads a [file](self) of blocks.
@@ -82,18 +88,39 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn grammar(settings: &FileSettings) -> Result<Grammar, SourceError> {
+    let kind = settings.kind.unwrap_or(Kind::Other);
+    let network = settings.network_id.as_deref().and_then(|id| id.parse().ok());
+    let mut decode = settings.decode.clone();
+    let tokens = match decode.tokens.as_slice() {
+        [] => None,
+        [word] if word == "none" => Some(HashSet::new()),
+        listed => Some(listed.iter().map(|token| canonical(token)).collect()),
+    };
+    // Tokens of other kinds of chains are no contracts, and such chains have no logs to find them in.
+    if !(kind == Kind::Evm
+        || settings.kind.is_none() && decode.tokens.iter().all(|token| Kind::Evm.is_token(&canonical(token))))
+    {
+        decode.tokens.clear();
+    }
+    Ok(Grammar { kind, tokens, decoder: Decoder::new(&decode, network)? })
+}
+
+fn canonical(token: &str) -> String {
+    text::canonical(token).map_or_else(|_| token.to_owned(), Cow::into_owned)
+}
+
 impl FileSource {
     /// A source that reads this file; nothing is opened yet.
-    pub fn new(settings: FileSettings) -> FileSource {
-        let tokens = settings
-            .tokens
-            .iter()
-            .map(|token| text::canonical(token).map_or_else(|_| token.clone(), |canonical| canonical.into_owned()));
-        let grammar = Grammar { kind: settings.kind.unwrap_or(Kind::Other), tokens: tokens.collect() };
+    ///
+    /// # Errors
+    /// Permanent, when a setting is not as it should be; it names the setting.
+    pub fn new(settings: FileSettings) -> Result<FileSource, SourceError> {
+        let grammar = grammar(&settings)?;
         let origin = Origin::new(&settings.path);
         let reader = LineReader::new(grammar);
         let feed = tokio::sync::Mutex::new(Feed::new(origin.clone(), reader.clone()));
-        FileSource {
+        Ok(FileSource {
             settings,
             origin,
             reader,
@@ -101,17 +128,17 @@ impl FileSource {
             branch: Mutex::default(),
             ahead: Mutex::default(),
             refused: Mutex::default(),
-        }
+        })
     }
 
-    /// Height of the first block and whether it carries logs; none if there is no block.
-    async fn first(&self) -> Result<Option<(Height, bool)>, SourceError> {
-        if self.origin == Origin::Stdin {
+    /// The first block and whether it carries logs; none if there is no block.
+    async fn first(&self) -> Result<Option<(Link, bool)>, SourceError> {
+        if self.origin.is_pipe() {
             let mut feed = self.feed.lock().await;
             if feed.first().is_none() {
                 feed.fill(&self.branch).await?;
             }
-            return Ok(feed.first());
+            return Ok(feed.first().cloned());
         }
         let mut reader = self.reader.clone();
         self.scan(move |lines| {
@@ -119,7 +146,7 @@ impl FileSource {
                 if !raw.trim_ascii().is_empty()
                     && let Line::Block(block) = reader.read(&raw)?
                 {
-                    return Ok(Some((block.link.height, block.has_logs)));
+                    return Ok(Some((block.link, block.has_logs)));
                 }
             }
             Ok(None)
@@ -153,11 +180,12 @@ impl FileSource {
 
     /// Blocks that are no longer in memory, from their lines (ascending heights).
     async fn read_again(&self, wanted: Vec<(Link, u64)>) -> Result<Vec<Block>, SourceError> {
-        if self.origin == Origin::Stdin {
+        if self.origin.is_pipe() {
             let height = wanted.first().map_or(Height::default(), |(link, _)| link.height);
             return Err(SourceError::permanent(format!(
-                "block {height} was given before and is no longer in memory, and standard input cannot be read again: \
-                 give a file instead"
+                "block {height} was given before and is no longer in memory, and {} cannot be read again: give a \
+                 regular file instead",
+                self.origin.name()
             )));
         }
         let mut reader = self.reader.clone();
@@ -212,7 +240,14 @@ impl FileSource {
             None => None,
         };
         if let Some(Position { line, hash, .. }) = position {
-            feed.learn(Start { after_line: line, hash, show_links: true }, &self.branch).await?;
+            if let Err(error) = feed.learn(Start { after_line: line, hash, show_links: true }, &self.branch).await {
+                // Another file, then; but one that goes on where the last one ended is welcome.
+                let goes_on = |first: &Link| first.parent_hash == tip.hash && first.height == tip.height.next();
+                if !self.first().await?.is_some_and(|(first, _)| goes_on(&first)) {
+                    return Err(error);
+                }
+                return feed.learn(Start::default(), &self.branch).await;
+            }
             if locked(&self.branch).tip().is_some_and(|known| known.link.block_ref() == *tip) {
                 return Ok(());
             }
@@ -245,7 +280,7 @@ impl Source for FileSource {
 
     async fn resume(&self, tip: Option<&BlockRef>, position: Option<&Value>) -> Result<(), SourceError> {
         let mut feed = self.feed.lock().await;
-        if self.origin == Origin::Stdin {
+        if self.origin.is_pipe() {
             // It cannot be turned back; what is piped in again is compared with our blocks as it comes.
             if !feed.is_started() {
                 *locked(&self.ahead) = tip.cloned();
@@ -265,7 +300,7 @@ impl Source for FileSource {
 
     async fn first_height(&self) -> Result<Height, SourceError> {
         let first = self.first().await?;
-        first.map(|(height, _)| height).ok_or_else(|| self.permanent("holds no block"))
+        first.map(|(link, _)| link.height).ok_or_else(|| self.permanent("holds no block"))
     }
 
     async fn head(&self) -> Result<Head, SourceError> {
@@ -288,7 +323,7 @@ impl Source for FileSource {
     async fn links(&self, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
         let branch = locked(&self.branch);
         let Some((lowest, forgot)) = branch.lowest() else { return Ok(Vec::new()) };
-        if forgot && *heights.end() < lowest {
+        if forgot && heights.end().next() < lowest {
             return Err(self.permanent(&format!(
                 "remembers {REMEMBERED_HEIGHTS} blocks down to {lowest}; blocks {} to {} are asked for. Read it into a \
                  new chain instead",
@@ -297,8 +332,13 @@ impl Source for FileSource {
             )));
         }
         let from = (*heights.start()).max(lowest);
+        // What the lowest block stands on is known by name: ours may be just there, from another file or by hand.
+        let below = branch.at(lowest).and_then(|first| {
+            let height = lowest.prev().filter(|height| heights.contains(height))?;
+            Some(Link { height, hash: first.link.parent_hash.clone(), parent_hash: Hash::new("") })
+        });
         let links = (from.get()..=heights.end().get()).map_while(|height| branch.at(Height::new(height)?));
-        Ok(links.map(|known| known.link.clone()).collect())
+        Ok(below.into_iter().chain(links.map(|known| known.link.clone())).collect())
     }
 
     async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
@@ -338,12 +378,12 @@ impl Source for FileSource {
 
     async fn wait(&self, at_most: Duration) {
         let mut feed = self.feed.lock().await;
-        if feed.is_at_rest() || (self.origin != Origin::Stdin && locked(&self.refused).is_some()) {
+        if feed.is_at_rest() || (!self.origin.is_pipe() && locked(&self.refused).is_some()) {
             drop(feed);
             tokio::time::sleep(at_most).await;
-        } else if self.origin == Origin::Stdin {
+        } else if self.origin.is_pipe() {
             // What it finds, or why it cannot, stays for the next call of `head`.
-            let _ = tokio::time::timeout(at_most, feed.fill(&self.branch)).await;
+            let _ = tokio::time::timeout(at_most, feed.wait_and_fill(&self.branch)).await;
         }
     }
 

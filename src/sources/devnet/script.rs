@@ -275,3 +275,79 @@ impl Script {
         Dice(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::delta::{Key, Net, add};
+    use std::collections::HashSet;
+
+    fn settings() -> DevnetSettings {
+        DevnetSettings { reorg_every: 3, max_reorg_depth: 4, blocks_at_start: 12, ..DevnetSettings::default() }
+    }
+
+    fn blocks(script: &Script, chain: &Chain) -> Vec<Block> {
+        (0..=chain.height()).filter_map(|height| script.block(chain, Height::new(height)?)).collect()
+    }
+
+    #[test]
+    fn the_chain_follows_from_the_settings_alone() {
+        let script = Script::new(&settings());
+        let pace =
+            DevnetSettings { block_interval: std::time::Duration::from_millis(3), last_height: Some(9), ..settings() };
+        let again = Script::new(&pace);
+        for slot in [0, 1, 17, 200] {
+            let start = Script::new(&settings()).after(slot);
+            assert_eq!(blocks(&script, &script.after(slot)), blocks(&again, &start));
+        }
+        // Any other seed or setting makes other blocks, from genesis on.
+        let hash = |settings: &DevnetSettings| Script::new(settings).tip(&Chain { slot: 0, made_in: vec![0] }).hash;
+        let others = [
+            DevnetSettings { seed: 2, ..settings() },
+            DevnetSettings { accounts: 21, ..settings() },
+            DevnetSettings { reorg_every: 0, ..settings() },
+            DevnetSettings { events_per_block: 11, ..settings() },
+        ];
+        assert!(others.iter().all(|other| hash(other) != hash(&settings())));
+    }
+
+    #[test]
+    fn every_slot_keeps_the_chain_whole_and_no_balance_falls_below_zero() {
+        let script = Script::new(&settings());
+        let mut chain = script.start();
+        let (mut tips, mut depths, mut emptied) = (HashSet::new(), HashSet::new(), 0);
+        let (mut everyone, mut everyone_on_the_branch): (HashSet<Key>, HashSet<Key>) = Default::default();
+        for slot in 0..400 {
+            assert_eq!(chain.slot(), slot);
+            assert!(tips.insert(script.tip(&chain).hash), "each slot has a tip of its own");
+            let blocks = blocks(&script, &chain);
+            assert!(blocks.windows(2).all(|w| w[1].link.parent_hash == w[0].link.hash));
+            assert_eq!(blocks.last().map(|block| block.link.block_ref()), Some(script.tip(&chain)));
+            let mut balances = Net::new();
+            for event in blocks.iter().flat_map(|block| &block.token_events) {
+                assert!(event.from.is_some() || event.to.is_some());
+                add(&mut balances, event);
+            }
+            assert!(balances.values().all(|amount| !amount.is_negative()));
+            everyone_on_the_branch = balances.keys().cloned().collect();
+            everyone.extend(balances.into_keys());
+            let before = chain.clone();
+            assert!(script.advance(&mut chain));
+            assert!(chain.height() == before.height() || chain.height() == before.height() + 1);
+            let same = before.made_in.iter().zip(&chain.made_in).take_while(|(a, b)| a == b).count();
+            depths.insert(before.made_in.len() - same);
+            let had = |chain: &Chain, height| script.block(chain, height).is_some_and(|b| !b.token_events.is_empty());
+            let replaced = (same as u64..before.made_in.len() as u64).filter_map(Height::new);
+            emptied += replaced.filter(|height| had(&before, *height) && !had(&chain, *height)).count();
+        }
+        assert_eq!(depths, (0..=4).collect(), "depths of reorgs");
+        assert!(emptied > 5, "movements that a reorg only takes away: {emptied}");
+        assert!(everyone.len() > everyone_on_the_branch.len() + 10, "accounts of replaced blocks only");
+    }
+
+    #[test]
+    fn without_reorgs_there_are_none() {
+        let script = Script::new(&DevnetSettings { reorg_every: 0, blocks_at_start: 0, ..settings() });
+        assert_eq!(script.after(50).made_in, (0..=50).collect::<Vec<u32>>());
+    }
+}

@@ -202,10 +202,24 @@ fn text_or_hex(bytes: &[u8]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::Strategy;
     use serde_json::json;
 
     fn shape(ty: &str) -> Shape {
-        Shape { ty: ty.parse().expect("a type"), components: Vec::new() }
+        fn parts(ty: &DynSolType) -> Vec<(String, Shape)> {
+            match ty {
+                DynSolType::Array(item) | DynSolType::FixedArray(item, _) => parts(item),
+                DynSolType::Tuple(types) => {
+                    let part = |(n, ty): (usize, &DynSolType)| {
+                        (n.to_string(), Shape { ty: ty.clone(), components: parts(ty) })
+                    };
+                    types.iter().enumerate().map(part).collect()
+                }
+                _ => Vec::new(),
+            }
+        }
+        let ty = ty.parse().expect("a type");
+        Shape { components: parts(&ty), ty }
     }
 
     fn words(words: &[u64]) -> Vec<u8> {
@@ -264,6 +278,25 @@ mod tests {
         let mut data = words(&numbers);
         data.extend(vec![b'x'; 10_016]);
         assert_eq!(read_sequence(&[&shape("string[]")], &data), Err(NotThisType));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(
+            words in proptest::collection::vec(proptest::prop_oneof![0u64..6, (0u64..12).prop_map(|n| n * 32)], 0..40),
+            extra: Vec<u8>,
+        ) {
+            let mut data = self::words(&words);
+            data.extend(extra);
+            let types = ["string", "bytes[]", "uint256[][]", "string[2]", "(bytes,uint8[])[]", "uint8[][3][]", "bool"];
+            for ty in types {
+                if let Ok(values) = read_sequence(&[&shape(ty)], &data) {
+                    // Not a byte of ours for nothing: what comes out stays in proportion to what came in.
+                    let size = serde_json::to_string(&values).expect("JSON").len();
+                    proptest::prop_assert!(size <= 20 * data.len() + 10_000, "{ty}: {size} bytes out of {}", data.len());
+                }
+            }
+        }
     }
 
     #[test]

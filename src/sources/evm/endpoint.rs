@@ -24,7 +24,7 @@ const MOST_CALLS: usize = 100;
 /// Requests of one call of ours that are under way at once on one endpoint.
 const REQUESTS_AT_ONCE: usize = 4;
 /// A node that refused batches is offered them again after this: the refusal may have been a passing fault.
-const OFFER_AGAIN: Duration = Duration::from_secs(300);
+const OFFER_AGAIN: Duration = Duration::from_secs(60);
 /// Longest text of a node that is passed on.
 const LONGEST_TEXT: usize = 300;
 
@@ -259,7 +259,6 @@ impl Endpoint {
         let Some(error) = single.error.map(read_error) else {
             return Err(later("one answer to many calls".into()));
         };
-        let code = error.code.as_i64().unwrap_or_default();
         match error.verdict("") {
             Verdict::BatchRefused { at_most } => {
                 let at_most = at_most.and_then(|n| usize::try_from(n).ok()).unwrap_or(calls.len() / 2);
@@ -267,9 +266,8 @@ impl Endpoint {
             }
             Verdict::Busy => Err(later(format!("says {:?}", error.text()))),
             Verdict::NoAccess => Err(self.permanent(format!("says {:?}", error.text()))),
-            // "invalid request", "method not found", "cannot parse": it does not know batches.
-            _ if matches!(code, -32600 | -32601 | -32602 | -32700) => Ok(Sent::Fewer { at_most: 1 }),
-            _ => Err(later(format!("says {:?} (code {code})", error.text()))),
+            // It may not know batches, or be in trouble: the first single call will tell.
+            _ => Ok(Sent::Fewer { at_most: 1 }),
         }
     }
 

@@ -10,21 +10,24 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::evidence::evidence;
+use super::evidence::{evidence, storable};
 use super::line::BadLine;
 use super::text::{self, Interner};
 use crate::chain::{Block, Event, Kind, Link, Reject, Text, TokenEvent, Transaction};
+use crate::sources::evm::decode::{Decoded, Decoder, RawLog};
 
 /// Longest token, address, emitter, event name or transaction hash, in bytes.
 const LONGEST_TEXT: usize = 512;
 
-/// What texts must look like, and which tokens are wanted.
+/// What texts must look like, what is wanted of them, and what raw logs mean.
 #[derive(Debug, Clone)]
 pub(super) struct Grammar {
     /// The kind of chain.
     pub(super) kind: Kind,
-    /// Canonical addresses of the tokens that are wanted; empty: all.
-    pub(super) tokens: HashSet<String>,
+    /// Tokens that are wanted, in canonical form; none: all.
+    pub(super) tokens: Option<HashSet<String>>,
+    /// For raw logs.
+    pub(super) decoder: Decoder,
 }
 
 /// The parts of a block line, still as text.
@@ -70,6 +73,13 @@ pub(super) fn block(
             Err(fault) => rejects.add(fault.place, raw, fault.reason),
         }
     }
+    if !given.logs.is_empty() {
+        let decoded = logs(&given.logs, grammar, &mut rejects);
+        // What the line says of a transaction goes before what its logs let us know.
+        let listed: HashSet<u64> = transactions.iter().map(|transaction| transaction.tx_index).collect();
+        transactions.extend(decoded.transactions.into_iter().filter(|known| !listed.contains(&known.tx_index)));
+        (token_events, events) = (decoded.token_events, decoded.events);
+    }
     // Mostly they come in order already, and then this costs one look at each.
     transactions.sort_by_key(|transaction| transaction.tx_index);
     token_events.sort_by_key(|event| (event.tx_index, event.event_index));
@@ -79,7 +89,7 @@ pub(super) fn block(
 
 impl Grammar {
     fn wants(&self, token: &str) -> bool {
-        self.tokens.is_empty() || self.tokens.contains(token)
+        self.tokens.as_ref().is_none_or(|tokens| tokens.contains(token))
     }
 }
 
@@ -117,18 +127,39 @@ struct Rejects {
 const NOWHERE: u64 = i64::MAX as u64;
 
 impl Rejects {
-    fn add(&mut self, place: Option<(u64, u64)>, raw: &RawValue, reason: &'static str) {
-        let own = place.filter(|place| self.places.insert(*place));
-        let (tx_index, event_index) = own.unwrap_or_else(|| {
-            // Events that lie there already are counted in the list too, so the next free one is not far.
+    /// The place given, if it is free, else one of its own.
+    fn place(&mut self, given: Option<(u64, u64)>) -> (u64, u64) {
+        given.filter(|place| self.places.insert(*place)).unwrap_or_else(|| {
+            // There are at most as many as rejects came before, so the next free one is not far.
             let mut index = self.list.len() as u64;
             while !self.places.insert((NOWHERE, index)) {
                 index += 1;
             }
             (NOWHERE, index)
-        });
+        })
+    }
+
+    fn add(&mut self, place: Option<(u64, u64)>, raw: &RawValue, reason: &'static str) {
+        let (tx_index, event_index) = self.place(place);
         self.list.push(Reject { tx_index, event_index, raw: evidence(raw.get()), reason: reason.into() });
     }
+}
+
+fn logs(given: &[&RawValue], grammar: &Grammar, rejects: &mut Rejects) -> Decoded {
+    let mut logs = Vec::with_capacity(given.len());
+    for raw in given {
+        match serde_json::from_str::<RawLog>(raw.get()) {
+            Ok(log) => logs.push(log),
+            Err(_) => rejects.add(None, raw, "bad_log"),
+        }
+    }
+    let mut decoded = grammar.decoder.decode(logs);
+    decoded.token_events.retain(|event| grammar.wants(&event.token));
+    for reject in decoded.rejects.drain(..) {
+        let (tx_index, event_index) = rejects.place(Some((reject.tx_index, reject.event_index)));
+        rejects.list.push(Reject { tx_index, event_index, raw: storable(reject.raw), ..reject });
+    }
+    decoded
 }
 
 fn transactions(given: &[&RawValue], rejects: &mut Rejects) -> Vec<Transaction> {
@@ -318,3 +349,6 @@ fn name(raw: &str, texts: &mut Interner) -> Result<Text, &'static str> {
     }
     Ok(texts.text(&text::canonical(&given)?))
 }
+
+#[cfg(test)]
+mod tests;

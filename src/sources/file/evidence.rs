@@ -22,6 +22,11 @@ pub(super) fn evidence(raw: &str) -> Value {
     Value::String(raw[..end].to_owned())
 }
 
+/// A value from outside as `jsonb` can hold it.
+pub(super) fn storable(value: Value) -> Value {
+    if fits_jsonb(&value) { value } else { Value::String(value.to_string()) }
+}
+
 /// Nesting is bounded by the parser (128), so this recursion is too.
 fn fits_jsonb(value: &Value) -> bool {
     match value {

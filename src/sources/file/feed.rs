@@ -116,7 +116,7 @@ pub(super) struct Feed {
     taken_raw: Result<Vec<u8>, String>,
     opening: Vec<OpeningBalance>,
     opening_keys: HashSet<(Text, Text)>,
-    first: Option<(Height, bool)>,
+    first: Option<(Link, bool)>,
     /// The last answer was an error: read again from the last good line, since someone may have mended the file.
     failed: bool,
     ended: bool,
@@ -140,9 +140,9 @@ impl Feed {
         }
     }
 
-    /// Height of the first block that was read, and whether it came with raw logs.
-    pub(super) fn first(&self) -> Option<(Height, bool)> {
-        self.first
+    /// The first block that was read, and whether it came with raw logs.
+    pub(super) fn first(&self) -> Option<&(Link, bool)> {
+        self.first.as_ref()
     }
 
     /// Opening balances read so far; complete once a block was read.
@@ -163,10 +163,10 @@ impl Feed {
     /// Where to go on after a restart; none for standard input.
     pub(super) fn position(&self) -> Option<Position> {
         match &self.origin {
-            Origin::Path(path) => {
+            Origin::File(path) => {
                 Some(Position { path: path.display().to_string(), line: self.taken_line, hash: self.taken_hash() })
             }
-            Origin::Stdin => None,
+            Origin::Pipe(_) | Origin::Stdin => None,
         }
     }
 
@@ -181,7 +181,7 @@ impl Feed {
         let (after_line, hash) = (start.after_line, start.hash.clone());
         self.lines = None;
         let lines = reader::spawn(self.origin.clone(), start, self.reader.clone())
-            .map_err(|e| SourceError::permanent(format!("cannot open {}: {e}", self.origin.name())))?;
+            .map_err(|e| SourceError::permanent(format!("cannot start reading {}: {e}", self.origin.name())))?;
         (self.taken_line, self.taken_raw) = (after_line, Err(hash));
         self.lines = Some(lines);
         self.held = None;
@@ -210,6 +210,7 @@ impl Feed {
                 }
                 Some(Next::Bad(number, bad)) if *number <= until => return Err(self.fault(*number, bad)),
                 Some(Next::Another(why)) => return Err(self.another(why)),
+                Some(Next::Closed(error)) => return Err(self.closed(error)),
                 // What comes after the lines passed is for the next step.
                 _ => return Ok(()),
             }
@@ -217,29 +218,44 @@ impl Feed {
     }
 
     /// Gathers lines until the next step stands (true: nothing follows it). Nothing is lost when this is dropped.
+    ///
+    /// A pipe that brings nothing is not waited for, once there is a block to speak of.
     pub(super) async fn fill(&mut self, branch: &Mutex<Branch>) -> Result<bool, SourceError> {
+        let pause = (self.origin.is_pipe() && locked(branch).tip().is_some()).then_some(PIPE_PAUSE);
+        self.gather_from_start(branch, pause).await
+    }
+
+    /// [`fill`](Feed::fill), but waits for the next line however long it takes.
+    pub(super) async fn wait_and_fill(&mut self, branch: &Mutex<Branch>) -> Result<bool, SourceError> {
+        self.gather_from_start(branch, None).await
+    }
+
+    async fn gather_from_start(
+        &mut self,
+        branch: &Mutex<Branch>,
+        pause: Option<Duration>,
+    ) -> Result<bool, SourceError> {
         if self.lines.is_none() {
             self.begin(Start::default())?;
-        } else if self.failed && self.origin != Origin::Stdin {
+        } else if self.failed && !self.origin.is_pipe() {
             let start = Start { after_line: self.taken_line, hash: self.taken_hash(), show_links: false };
             self.begin(start)?;
         }
-        let outcome = self.gather(branch).await;
+        let outcome = self.gather(branch, pause).await;
         self.failed = outcome.is_err();
         outcome
     }
 
-    async fn gather(&mut self, branch: &Mutex<Branch>) -> Result<bool, SourceError> {
+    async fn gather(&mut self, branch: &Mutex<Branch>, pause: Option<Duration>) -> Result<bool, SourceError> {
         loop {
             if self.partial.as_ref().is_some_and(Partial::is_complete) {
                 return Ok(false);
             }
-            if self.origin == Origin::Stdin && self.partial.is_some() {
-                if tokio::time::timeout(PIPE_PAUSE, self.receive()).await.is_err() {
-                    return Ok(false);
-                }
-            } else {
-                self.receive().await;
+            let pause = pause.or((self.origin.is_pipe() && self.partial.is_some()).then_some(PIPE_PAUSE));
+            match pause {
+                Some(pause) if tokio::time::timeout(pause, self.receive()).await.is_err() => return Ok(false),
+                Some(_) => {}
+                None => self.receive().await,
             }
             // From here on nothing waits, so what is taken out of `held` cannot be lost.
             match self.held.take() {
@@ -271,6 +287,7 @@ impl Feed {
                     let error = match &other {
                         Some(Next::Bad(number, bad)) => self.fault(*number, bad),
                         Some(Next::Another(why)) => self.another(why),
+                        Some(Next::Closed(error)) => self.closed(error),
                         _ => SourceError::permanent(format!("the reader of {} stopped", self.origin.name())),
                     };
                     self.held = other;
@@ -315,10 +332,11 @@ impl Feed {
             Err(misfit) => Meaning::Misfit(misfit.to_string()),
             Ok(Place::Repeat) => Meaning::Nothing,
             Ok(Place::Follows { keep, again }) => match again.iter().find(|known| known.block.is_none()) {
-                Some(lost) if self.origin == Origin::Stdin => Meaning::Misfit(format!(
-                    "goes back to block {}, which is no longer in memory, and standard input cannot be read again: \
-                     give a file instead",
-                    lost.link.block_ref()
+                Some(lost) if self.origin.is_pipe() => Meaning::Misfit(format!(
+                    "goes back to block {}, which is no longer in memory, and {} cannot be read again: give a regular \
+                     file instead",
+                    lost.link.block_ref(),
+                    self.origin.name()
                 )),
                 _ => Meaning::Begins(keep, again),
             },
@@ -338,7 +356,7 @@ impl Feed {
     }
 
     fn take(&mut self, entry: Entry, meaning: Meaning, branch: &mut Branch) {
-        let Entry { number, raw, line } = entry;
+        let Entry { number, raw, line, .. } = entry;
         let bytes = raw.len();
         (self.taken_line, self.taken_raw) = (number, Ok(raw));
         if let Meaning::Begins(keep, again) = &meaning {
@@ -346,7 +364,7 @@ impl Feed {
         }
         match (line, meaning) {
             (Line::Block(block), Meaning::Begins(..) | Meaning::Extends) => {
-                self.first.get_or_insert((block.link.height, block.has_logs));
+                self.first.get_or_insert_with(|| (block.link.clone(), block.has_logs));
                 if let Some(partial) = &mut self.partial {
                     partial.push(Known::new(block.link, number, bytes, block.block));
                 }
@@ -378,6 +396,10 @@ impl Feed {
             self.origin.name(),
             bad.reason
         ))
+    }
+
+    fn closed(&self, error: &std::io::Error) -> SourceError {
+        SourceError::permanent(format!("cannot open {}: {error}", self.origin.name()))
     }
 
     fn another(&self, why: &str) -> SourceError {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ruint::Uint;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::events::{self, Grammar};
@@ -56,7 +57,8 @@ pub(super) struct NewBlock {
     pub(super) has_logs: bool,
 }
 
-/// A line's keys. Others are ignored: real feeds carry more than is needed here.
+/// A line's keys. Others are ignored, since real feeds carry more than is needed here; but not those that someone
+/// would write for one of these: the block would be taken as empty.
 #[derive(Deserialize)]
 struct Wire<'a> {
     event: Option<Cow<'a, str>>,
@@ -84,6 +86,19 @@ struct Wire<'a> {
     address: Option<Cow<'a, str>>,
     #[serde(borrow)]
     amount: Option<&'a RawValue>,
+    #[serde(
+        rename = "token_event",
+        alias = "tokenEvents",
+        alias = "tokenevents",
+        alias = "token-events",
+        alias = "token_transfers",
+        alias = "tokenTransfers",
+        alias = "transfers",
+        alias = "transfer"
+    )]
+    token_events_misspelt: Option<IgnoredAny>,
+    #[serde(rename = "log", alias = "Logs", alias = "raw_logs", alias = "rawLogs", alias = "receipts")]
+    logs_misspelt: Option<IgnoredAny>,
 }
 
 /// The keys that make a branch; the rest of a line is passed over.
@@ -125,6 +140,10 @@ impl LineReader {
                     })?),
                     (None, None) => None,
                 };
+                let misspelt = [("token_events", &wire.token_events_misspelt), ("logs", &wire.logs_misspelt)];
+                if let Some((meant, _)) = misspelt.into_iter().find(|(_, given)| given.is_some()) {
+                    return Err(BadLine::new(format!("has events under another key than {meant:?}")));
+                }
                 let has_logs = wire.logs.is_some();
                 let held = events::Given {
                     transactions: wire.transactions.unwrap_or_default(),
@@ -206,7 +225,7 @@ fn link(
     let hash = block_hash("hash", hash)?;
     let parent_hash = match parent_hash {
         // Genesis has no parent, so its line may leave it out.
-        None if height.get() == 0 => Hash::new(""),
+        given if height.get() == 0 && given.as_deref().unwrap_or_default().is_empty() => Hash::new(""),
         given => block_hash("parent_hash", given)?,
     };
     if parent_hash == hash {

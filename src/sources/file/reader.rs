@@ -4,10 +4,12 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::line::{BadLine, Line, LineReader};
 
@@ -15,27 +17,41 @@ use super::line::{BadLine, Line, LineReader};
 pub(super) const LONGEST_LINE: usize = 256 << 20;
 
 /// Lines that may wait between the reader's thread and the source.
-const LINES_AHEAD: usize = 32;
+const LINES_AHEAD: usize = 64;
+
+/// KiB of lines that may; a longer line waits alone.
+const KIB_AHEAD: u32 = 32 << 10;
 
 /// Where lines come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A file, which can be read again.
-    Path(PathBuf),
+    /// A regular file, which can be read again.
+    File(PathBuf),
+    /// A named pipe or the like, which cannot.
+    Pipe(PathBuf),
     /// Standard input, which cannot.
     Stdin,
 }
 
 impl Origin {
-    /// `-` is standard input.
+    /// `-` is standard input. What is not there (yet) counts as a file.
     pub(super) fn new(path: &Path) -> Origin {
-        if path.as_os_str() == "-" { Origin::Stdin } else { Origin::Path(path.to_owned()) }
+        if path.as_os_str() == "-" {
+            return Origin::Stdin;
+        }
+        let path = path.to_owned();
+        if path.metadata().is_ok_and(|it| !it.is_file()) { Origin::Pipe(path) } else { Origin::File(path) }
+    }
+
+    /// Whether it can be read once only, and may bring its lines slowly.
+    pub(super) fn is_pipe(&self) -> bool {
+        !matches!(self, Origin::File(_))
     }
 
     /// How messages call it.
     pub(super) fn name(&self) -> String {
         match self {
-            Origin::Path(path) => path.display().to_string(),
+            Origin::File(path) | Origin::Pipe(path) => path.display().to_string(),
             Origin::Stdin => "standard input".into(),
         }
     }
@@ -51,7 +67,7 @@ impl Lines {
     /// Opens a file or standard input; nothing of it is read but its first two bytes.
     pub(super) fn open(origin: &Origin) -> io::Result<Lines> {
         match origin {
-            Origin::Path(path) => Lines::new(File::open(path)?),
+            Origin::File(path) | Origin::Pipe(path) => Lines::new(File::open(path)?),
             Origin::Stdin => Lines::new(io::stdin()),
         }
     }
@@ -106,6 +122,8 @@ pub(super) struct Entry {
     pub(super) raw: Vec<u8>,
     /// What it says; of a line that was only passed by, its links alone.
     pub(super) line: Line,
+    /// Its share of what may wait, given back when it is taken.
+    _share: OwnedSemaphorePermit,
 }
 
 /// What comes from the reader's thread.
@@ -114,6 +132,8 @@ pub(super) enum Next {
     Line(Box<Entry>),
     /// This line cannot be read; nothing follows.
     Bad(u64, BadLine),
+    /// The file cannot be opened; nothing follows.
+    Closed(io::Error),
     /// The file is not the one that the position was made from; nothing follows.
     Another(String),
     /// The stream ended as it should; without this word it did not.
@@ -133,20 +153,30 @@ pub(super) struct Start {
 
 /// Starts the reader's thread. It ends when the stream does, or when the receiver is dropped.
 ///
-/// A plain thread: one that waits for standard input would keep the runtime's own from ending.
+/// A plain thread, opening included: one that waits for a pipe would keep the runtime's own from ending.
 pub(super) fn spawn(origin: Origin, start: Start, reader: LineReader) -> io::Result<mpsc::Receiver<Next>> {
-    let lines = Lines::open(&origin)?;
     let (sender, receiver) = mpsc::channel(LINES_AHEAD);
+    let runtime = Handle::current();
     std::thread::Builder::new().name("ebbtide-file".into()).spawn(move || {
-        // An error here only means that nobody listens any more.
-        let _ = run(lines, &start, reader, &sender);
+        // Nobody listens any more, if a word cannot be sent.
+        let _ = match Lines::open(&origin) {
+            Ok(lines) => run(lines, &start, reader, &sender, &runtime),
+            Err(error) => sender.blocking_send(Next::Closed(error)).map_err(|_| Gone),
+        };
     })?;
     Ok(receiver)
 }
 
 struct Gone;
 
-fn run(mut lines: Lines, start: &Start, mut reader: LineReader, to: &mpsc::Sender<Next>) -> Result<(), Gone> {
+fn run(
+    mut lines: Lines,
+    start: &Start,
+    mut reader: LineReader,
+    to: &mpsc::Sender<Next>,
+    runtime: &Handle,
+) -> Result<(), Gone> {
+    let shares = Arc::new(Semaphore::new(KIB_AHEAD as usize));
     let send = |read| to.blocking_send(read).map_err(|_| Gone);
     loop {
         let (number, raw) = match lines.next() {
@@ -170,7 +200,12 @@ fn run(mut lines: Lines, start: &Start, mut reader: LineReader, to: &mpsc::Sende
         }
         let read = if passed_by { reader.links(&raw) } else { reader.read(&raw) };
         match read {
-            Ok(line) => send(Next::Line(Box::new(Entry { number, raw, line })))?,
+            Ok(line) => {
+                let kib = u32::try_from(raw.len() >> 10).unwrap_or(KIB_AHEAD).min(KIB_AHEAD);
+                // When the receiver is gone so are the lines in it, and their shares come back.
+                let share = runtime.block_on(shares.clone().acquire_many_owned(kib)).map_err(|_| Gone)?;
+                send(Next::Line(Box::new(Entry { number, raw, line, _share: share })))?;
+            }
             Err(bad) => return send(Next::Bad(number, bad)),
         }
     }

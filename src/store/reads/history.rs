@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use crate::chain::Kind;
+
 use super::{ChainState, Snapshot, StoreError};
 
 /// Rows looked at for one page before a filter that finds too little gives up and hands out a cursor.
@@ -79,12 +81,13 @@ pub struct HistoryPage {
     pub transfers: Vec<Transfer>,
     /// More may lie before this place. The block hash, where one is known, lets a later page see that it was undone.
     pub next: Option<(Position, Option<String>)>,
-    /// Nothing can be said about what lies before this page: the account's history was pruned there.
+    /// More lies before this page, but the history of the account was pruned there.
     pub pruned: bool,
 }
 
 /// A page being filled.
 struct Filling<'a> {
+    kind: Kind,
     request: &'a HistoryRequest<'a>,
     transfers: Vec<Transfer>,
     /// The last row looked at, shown or not.
@@ -93,8 +96,8 @@ struct Filling<'a> {
 }
 
 impl<'a> Filling<'a> {
-    fn new(request: &'a HistoryRequest<'a>) -> Filling<'a> {
-        Filling { request, transfers: Vec::new(), last: None, looked_at: 0 }
+    fn new(kind: Kind, request: &'a HistoryRequest<'a>) -> Filling<'a> {
+        Filling { kind, request, transfers: Vec::new(), last: None, looked_at: 0 }
     }
 
     /// One more than the page holds tells whether there are more.
@@ -113,21 +116,28 @@ impl<'a> Filling<'a> {
         self.last = Some((position, block_hash.clone()));
         // Without its block an event does not count.
         let Some(block_hash) = block_hash else { return Ok(()) };
-        let kind: String = row.try_get("kind")?;
-        if self.request.kinds.is_empty() || self.request.kinds.contains(&kind) {
-            self.transfers.push(Transfer {
-                position,
-                token: row.try_get("token")?,
-                from: row.try_get("from_address")?,
-                to: row.try_get("to_address")?,
-                amount: row.try_get("amount")?,
-                kind,
-                block_hash,
-                time: row.try_get("time")?,
-                tx_hash: row.try_get("tx_hash")?,
-            });
+        let transfer = Transfer {
+            position,
+            token: row.try_get("token")?,
+            from: row.try_get("from_address")?,
+            to: row.try_get("to_address")?,
+            amount: row.try_get("amount")?,
+            kind: row.try_get("kind")?,
+            block_hash,
+            time: row.try_get("time")?,
+            tx_hash: row.try_get("tx_hash")?,
+        };
+        let asked_for = self.request.kinds.is_empty() || self.request.kinds.contains(&transfer.kind);
+        if asked_for && self.moved_balances(&transfer) {
+            self.transfers.push(transfer);
         }
         Ok(())
+    }
+
+    /// Movements that no account of this chain can have made were refused (`rejected_events`): no balance holds them.
+    fn moved_balances(&self, transfer: &Transfer) -> bool {
+        self.kind.is_token(&transfer.token)
+            && [&transfer.from, &transfer.to].into_iter().flatten().all(|address| self.kind.is_address(address))
     }
 
     /// The page is full: cut the one too many, and go on after the last one shown.
@@ -178,45 +188,42 @@ impl Snapshot<'_> {
         mut before: Position,
         request: &HistoryRequest<'_>,
     ) -> Result<HistoryPage, StoreError> {
-        let mut filling = Filling::new(request);
-        let settled = Position::start_of(chain.settled_below());
-        let mut in_window = chain.window_from.is_some_and(|from| before > Position::start_of(from));
-        if !in_window {
-            before = before.min(settled);
-        }
+        let mut filling = Filling::new(chain.kind, request);
+        let mut low = chain.window_from();
         loop {
-            let sql = if in_window {
-                include_str!("../../../sql/queries/history_in_window.sql")
-            } else {
-                include_str!("../../../sql/queries/history_below_window.sql")
-            };
+            // What is to be applied again below the window is hidden as a whole: stepped over, not walked through.
+            if before <= Position::start_of(low) {
+                low = i64::MIN;
+                before = before.min(Position::start_of(chain.window_from().min(chain.settled_below())));
+            }
             let wanted = filling.missing() as i64;
             let parameters: &[&(dyn ToSql + Sync)] = &[
                 &chain.chain_id,
                 &before.height,
                 &before.tx_index,
                 &before.event_index,
+                &low,
+                &chain.settled_below(),
                 &request.with_tx_hash,
                 &wanted,
             ];
-            let rows = self.rows(sql, parameters).await?;
+            let rows = self.rows(include_str!("../../../sql/queries/history.sql"), parameters).await?;
             for row in &rows {
                 filling.take(row)?;
             }
             if filling.missing() == 0 {
                 return Ok(filling.full());
             }
-            if let Some((last, _)) = &filling.last {
-                before = before.min(*last);
-            }
-            match (rows.len() < wanted as usize, in_window) {
-                (true, true) => {
-                    in_window = false;
-                    before = before.min(settled);
+            if rows.len() < wanted as usize {
+                if low == i64::MIN {
+                    return Ok(filling.end());
                 }
-                (true, false) => return Ok(filling.end()),
-                (false, _) if filling.looked_at >= LOOK_AT_MOST => return Ok(filling.pause(before)),
-                (false, _) => {}
+                before = Position::start_of(low);
+            } else if let Some((last, _)) = &filling.last {
+                before = *last;
+            }
+            if filling.looked_at >= LOOK_AT_MOST {
+                return Ok(filling.pause(before));
             }
         }
     }
@@ -228,7 +235,7 @@ impl Snapshot<'_> {
         mut before: Position,
         request: &HistoryRequest<'_>,
     ) -> Result<HistoryPage, StoreError> {
-        let mut filling = Filling::new(request);
+        let mut filling = Filling::new(chain.kind, request);
         let rows =
             self.rows(include_str!("../../../sql/queries/tokens_of_account.sql"), &[&chain.chain_id, &address]).await?;
         let tokens: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
@@ -239,7 +246,7 @@ impl Snapshot<'_> {
         let per_token = (4 * (request.limit + 1) / tokens.len()).clamp(16, request.limit.max(15) + 1) as i64;
         let mut seen_to_its_start = vec![false; tokens.len()];
         loop {
-            let up_to = if before > Position::start_of(before.height) { before.height } else { before.height - 1 };
+            let up_to = last_height(before);
             let sql = include_str!("../../../sql/queries/heights_of_account.sql");
             let rows = self.rows(sql, &[&chain.chain_id, &tokens, &address, &up_to, &per_token]).await?;
             let heights = Heights::merge(&rows, tokens.len(), per_token as usize, &mut seen_to_its_start)?;
@@ -274,10 +281,37 @@ impl Snapshot<'_> {
                 return Ok(filling.pause(before));
             }
         }
-        let mut page = filling.end();
-        page.pruned = chain.history_from.is_some() && !seen_to_its_start.iter().all(|seen| *seen);
-        Ok(page)
+        let pruned = self.began_before(chain, address, &tokens, &mut seen_to_its_start, before).await?;
+        Ok(HistoryPage { pruned, ..filling.end() })
     }
+
+    /// Whether the account had events that the history kept no longer shows: in some token its first change was neither
+    /// seen on this page nor lies above it.
+    async fn began_before(
+        &self,
+        chain: &ChainState,
+        address: &str,
+        tokens: &[String],
+        seen_to_its_start: &mut [bool],
+        before: Position,
+    ) -> Result<bool, StoreError> {
+        if seen_to_its_start.iter().all(|seen| *seen) {
+            return Ok(false);
+        }
+        let sql = include_str!("../../../sql/queries/account_began_above.sql");
+        let tokens = &tokens;
+        for row in self.rows(sql, &[&chain.chain_id, tokens, &address, &last_height(before)]).await? {
+            if let Some(seen) = seen_to_its_start.get_mut((row.try_get::<_, i64>("place")? - 1) as usize) {
+                *seen = true;
+            }
+        }
+        Ok(!seen_to_its_start.iter().all(|seen| *seen))
+    }
+}
+
+/// The highest height that has a place before this one.
+fn last_height(before: Position) -> i64 {
+    if before > Position::start_of(before.height) { before.height } else { before.height.saturating_sub(1) }
 }
 
 /// The heights at which an account changed, as far down as they are known for all of its tokens.
