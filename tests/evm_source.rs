@@ -474,6 +474,50 @@ async fn answers_that_contradict_themselves_are_not_believed() {
 }
 
 #[tokio::test]
+async fn a_chain_that_changes_without_end_is_a_fault() {
+    let node = FakeNode::start(31337, lively(200, "a")).await;
+    let source = following(&[&node], &[]).await;
+    node.fault(Fault::TwoHashes);
+    let mut kinds = Vec::new();
+    for _ in 0..6 {
+        kinds.push(source.blocks(range(0, 100)).await.unwrap_err().kind());
+    }
+    let (again, later) = (FaultKind::Changed, FaultKind::Transient);
+    assert_eq!(kinds, [again, again, later, again, again, later]);
+}
+
+#[tokio::test]
+async fn a_key_that_a_node_repeats_stays_secret() {
+    let node = FakeNode::start(31337, lively(3, "a")).await;
+    let source = following(&[&node], &[]).await;
+    for fault in [
+        Fault::Refused(-32000, "project TOPSECRET is unauthorized"),
+        Fault::BatchRefused(-32005, "rate limit of /key/TOPSECRET reached"),
+        Fault::Refused(-1, "TOPSECRET?"),
+    ] {
+        node.fault(fault);
+        let error = source.head().await.unwrap_err().to_string();
+        assert!(error.contains("***") && !error.contains("SECRET"), "{error}");
+        node.heal();
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_rings_without_end_does_not_wake_without_end() {
+    let node = FakeNode::start(31337, lively(3, "a")).await;
+    let source = EvmSource::new(EvmSettings { ws_url: Some(node.ws_url()), ..settings(&[&node]) }).unwrap();
+    let start = Instant::now();
+    let mut wakes = 0;
+    while start.elapsed() < Duration::from_millis(600) {
+        (0..20).for_each(|_| node.ring());
+        source.wait(Duration::from_millis(100)).await;
+        wakes += 1;
+    }
+    println!("{wakes} wakes in 600 ms");
+    assert!((2..=32).contains(&wakes), "{wakes}");
+}
+
+#[tokio::test]
 async fn logs_that_a_node_leaves_out_are_missed() {
     let blocks = lively(200, "a");
     let node = FakeNode::start(31337, blocks.clone()).await;

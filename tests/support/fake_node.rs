@@ -258,11 +258,11 @@ impl FakeNode {
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/key/SECRET", self.http)
+        format!("http://127.0.0.1:{}/key/TOPSECRET", self.http)
     }
 
     pub fn ws_url(&self) -> String {
-        format!("ws://127.0.0.1:{}/key/SECRET", self.ws)
+        format!("ws://127.0.0.1:{}/key/TOPSECRET", self.ws)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
