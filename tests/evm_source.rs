@@ -46,6 +46,52 @@ async fn listed_tokens_alone_are_asked_for() {
 }
 
 #[tokio::test]
+async fn events_are_asked_for_beside_tokens() {
+    let Some(feed) = data_lines("anvil/erc20-depth-1-10.feed.ndjson.gz") else { return };
+    let info: serde_json::Value = serde_json::from_str(&data_text("anvil/erc20-depth-1-10.run.json").unwrap()).unwrap();
+    let token = |n: usize| info["tokens"][n].as_str().unwrap().to_owned();
+    let mut blocks = Vec::new();
+    feed.iter().for_each(|line| follow(&mut blocks, line));
+    let node = FakeNode::start(31337, blocks.clone()).await;
+    let approval = "Approval(address indexed owner, address indexed spender, uint256 value)";
+    let role = "RoleGranted(bytes32 indexed role, address indexed account, address indexed sender)";
+    for events in [
+        vec![approval.to_owned(), role.to_owned()],
+        vec![format!("{approval} @ {}", token(1)), format!("{role} @ {}, {}", token(0), token(1))],
+    ] {
+        let tokens = vec![token(0)];
+        let decode = DecodeSettings { tokens: tokens.clone(), events: events.clone(), ..DecodeSettings::default() };
+        let decoder = Decoder::new(&decode, Some(31337)).unwrap();
+        let source = EvmSource::new(EvmSettings { tokens, events, ..settings(&[&node]) }).unwrap();
+        source.head().await.unwrap();
+        let read = read_all(&source, 0, blocks.last().unwrap().number).await;
+        let (mut movements, mut names) = (0, std::collections::BTreeMap::new());
+        for (read, block) in read.iter().zip(&blocks) {
+            let decoded = decoder.decode(serde_json::from_value(json!(block.logs)).unwrap());
+            assert_eq!((&read.token_events, &read.events), (&decoded.token_events, &decoded.events));
+            assert_eq!(read.transactions, decoded.transactions);
+            assert!(read.token_events.iter().all(|e| *e.token == *token(0)));
+            movements += read.token_events.len();
+            read.events.iter().for_each(|e| *names.entry(e.name.to_string()).or_insert(0) += 1);
+        }
+        println!("{movements} movements, events {names:?}");
+        assert!(movements > 0 && names["RoleGranted"] == 6);
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_tokens_are_asked_for_in_parts() {
+    let blocks = lively(100, "a");
+    let node = FakeNode::start(31337, blocks.clone()).await;
+    let many: Vec<String> = (0..1_199).map(|n| format!("0x{n:040x}")).chain([OTHER.to_owned()]).collect();
+    let tokens: Vec<&str> = many.iter().map(String::as_str).collect();
+    let source = following(&[&node], &tokens).await;
+    assert_eq!(source.blocks(range(0, 35)).await.unwrap(), expected(&blocks[..36], &[OTHER]));
+    assert_eq!(node.call_count("eth_getLogs"), 3);
+    assert_eq!(read_all(&source, 36, 99).await, expected(&blocks[36..], &[OTHER]));
+}
+
+#[tokio::test]
 async fn recorded_runs_come_through_the_wire_unchanged() {
     for (file, chain_id) in
         [("ethereum/run-17686110-17686132/blocks.ndjson.gz", 1), ("anvil/erc20-depth-64.feed.ndjson.gz", 31337)]

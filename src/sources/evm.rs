@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout};
 
 use self::decode::{DecodeSettings, Decoder};
 use self::endpoint::{Call, Endpoint};
-use self::fetch::{Fetch, NEAR_HEAD};
+use self::fetch::{BloomTrust, Fetch, NEAR_HEAD};
 use self::heads::Heads;
 use self::pool::Pool;
 use super::http::{HttpClient, parse_url};
@@ -172,8 +172,12 @@ impl EvmSource {
         Ok(Arc::clone(self.decoder.get_or_init(|| decoder)))
     }
 
-    fn blooms_count(&self) -> bool {
-        self.check_bloom && self.pool.network_id().is_none_or(|id| !LOGS_BESIDE_BLOOMS.contains(&id.as_str()))
+    fn blooms(&self) -> BloomTrust {
+        match self.pool.network_id() {
+            _ if !self.check_bloom => BloomTrust::None,
+            Some(id) if LOGS_BESIDE_BLOOMS.contains(&id.as_str()) => BloomTrust::Promise,
+            _ => BloomTrust::Exact,
+        }
     }
 
     async fn head_of(&self, endpoint: Arc<Endpoint>) -> Result<Head, SourceError> {
@@ -208,7 +212,7 @@ impl EvmSource {
     ) -> Result<Vec<Block>, SourceError> {
         let decoder = self.decoder()?;
         let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
-        let fetch = Fetch { endpoint: &endpoint, decoder: &decoder, check_bloom: self.blooms_count(), old_to };
+        let fetch = Fetch { endpoint: &endpoint, decoder: &decoder, blooms: self.blooms(), old_to };
         fetch.blocks(heights).await
     }
 
