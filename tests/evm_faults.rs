@@ -251,6 +251,22 @@ async fn answers_that_contradict_themselves_are_not_believed() {
 }
 
 #[tokio::test]
+async fn blocks_that_do_not_name_each_other_are_a_change() {
+    let (a, b) = (lively(200, "a"), lively(200, "b"));
+    for broken in [50, 180] {
+        let mixed = a[..broken].iter().chain(&b[broken..]).cloned().collect();
+        let node = FakeNode::start(31337, mixed).await;
+        let source = following(&[&node], &[]).await;
+        let around = broken as u64 - 10..=broken as u64 + 10;
+        let changed =
+            |error: SourceError| matches!(error, SourceError::Changed { height } if height.get() == broken as u64);
+        assert!(changed(source.links(range(*around.start(), *around.end())).await.unwrap_err()));
+        assert!(changed(source.blocks(range(*around.start(), *around.end())).await.unwrap_err()));
+        source.blocks(range(broken as u64, *around.end())).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_chain_that_changes_without_end_is_a_fault() {
     let node = FakeNode::start(31337, lively(200, "a")).await;
     let source = following(&[&node], &[]).await;

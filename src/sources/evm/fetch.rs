@@ -144,7 +144,6 @@ impl Fetch<'_> {
         let answers = self.endpoint.ask(&calls).await?;
         let mut logs = Logs::new();
         let heights = last.get() - first.get() + 1;
-        let mut hash_at: HashMap<Height, Hash> = HashMap::new();
         for (call, answer) in calls.iter().zip(answers) {
             let raw = answer.map_err(|error| self.endpoint.refused(call, &error, Some(heights)))?;
             for placed in wire::logs(&raw).map_err(|what| self.endpoint.transient(what))? {
@@ -152,9 +151,7 @@ impl Fetch<'_> {
                     let what = format!("its log was given for the range {first} to {last}");
                     return Err(self.endpoint.lies(placed.height, what));
                 }
-                // Two hashes for one height: two nodes behind one URL, or a reorg between two calls.
-                let hash = hash_at.entry(placed.height).or_insert_with(|| placed.block_hash.clone());
-                if *hash != placed.block_hash || placed.removed {
+                if placed.removed {
                     return Err(SourceError::Changed { height: placed.height });
                 }
                 logs.entry(placed.block_hash).or_default().push(placed.log);
@@ -208,7 +205,7 @@ impl Fetch<'_> {
     fn check(&self, filters: &[LogFilter], headers: &[Header], logs: &mut Logs) -> Result<HashSet<Hash>, SourceError> {
         let known: HashSet<&Hash> = headers.iter().map(|header| &header.link.hash).collect();
         if let Some(stray) = logs.keys().find(|hash| !known.contains(hash)) {
-            // The headers end early, or the block was replaced between two calls.
+            // The headers end early, the block was replaced between two calls, or two nodes behind one URL differ.
             tracing::debug!(block = %stray, "logs of a block that is not among the headers");
             let height = headers.last().map(|header| header.link.height).unwrap_or_default();
             return Err(SourceError::Changed { height });
