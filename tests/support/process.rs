@@ -1,7 +1,7 @@
 //! Runs the built program as a person would.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,11 @@ impl Ebbtide {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "ebbtide {args:?} ended with {}:\n{stderr}", output.status);
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The other end of its input, where the command was given one (`Stdio::piped()`).
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("its input is a pipe, taken once")
     }
 
     pub fn pid(&self) -> u32 {
