@@ -17,7 +17,7 @@ pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
 use crate::chain::{Block, BlockRef, Height, Text};
-use crate::sources::{Head, Source};
+use crate::sources::{Head, Source, SourceError};
 use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, SyncLock, Written};
 
 /// How the syncer goes about it.
@@ -313,6 +313,12 @@ impl Syncer {
                 Ok(Step::Need { heights }) => {
                     let ours = lock.block_refs(*heights.start(), *heights.end()).await?;
                     let links = self.source.links(heights.clone()).await?;
+                    // A node behind the one that named the head has no blocks there: that proves nothing.
+                    let asked = heights.end().get() - heights.start().get() + 1;
+                    if !head.truth && (links.len() as u64) < asked {
+                        let what = format!("the source names a head at {}, but not all blocks below it", head.block);
+                        return Err(SourceError::transient(what).into());
+                    }
                     let mut at = *heights.start();
                     loop {
                         window.known.entry(at).or_default();
