@@ -188,17 +188,23 @@ struct Pause {
 
 impl Default for Pause {
     fn default() -> Pause {
-        Pause { next: Duration::from_millis(50) }
+        Pause { next: Duration::from_millis(10) }
     }
 }
 
 impl Pause {
     const LONGEST: Duration = Duration::from_secs(5);
 
-    async fn sleep(&mut self) {
+    /// How long to wait now; longer each time.
+    fn next(&mut self) -> Duration {
         let jitter = 0.5 + rand::random::<f64>() / 2.0;
-        tokio::time::sleep(self.next.mul_f64(jitter)).await;
+        let now = self.next.mul_f64(jitter);
         self.next = (self.next * 2).min(Pause::LONGEST);
+        now
+    }
+
+    async fn sleep(&mut self) {
+        tokio::time::sleep(self.next()).await;
     }
 }
 

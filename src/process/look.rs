@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,9 @@ use crate::store::{Look, Store, StoreError, StoreFault, Wake};
 
 /// Statements that ran too long at a single block before it is given up: a slow disk or a frozen server is forgiven.
 const TIMEOUTS_FORGIVEN: u32 = 5;
+
+/// Longest pause while someone else holds blocks or the checkpoint.
+const MOST_CONTENDED: Duration = Duration::from_millis(250);
 
 pub(super) struct Task {
     pub(super) store: Store,
@@ -119,7 +123,9 @@ impl Task {
                     self.timeouts = 0;
                 }
                 Ok(Outcome::Contended) => {
-                    tokio::select! { () = pause.sleep() => {}, () = self.shutdown.cancelled() => {} }
+                    // Whoever was in the way rings when done; one that gives up does not.
+                    let at_most = pause.next().min(MOST_CONTENDED);
+                    tokio::select! { () = self.wake.wait(at_most) => {}, () = self.shutdown.cancelled() => {} }
                 }
                 Ok(Outcome::Idle) => {
                     pause = Pause::default();
