@@ -8,6 +8,7 @@ mod operate;
 pub mod private;
 pub mod reads;
 mod tls;
+mod verify;
 mod wake;
 
 use std::time::Duration;
@@ -24,7 +25,8 @@ pub use ledger::{
     Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
-pub use operate::{Findings, Standing};
+pub use operate::Standing;
+pub use verify::Findings;
 pub use wake::{Wake, WakeMode};
 
 /// How connections behave. One value for a process.

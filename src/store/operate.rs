@@ -76,17 +76,6 @@ impl Standing {
     }
 }
 
-/// What `verify` found.
-#[derive(Debug, Clone, Default)]
-pub struct Findings {
-    /// One line a difference, and a word on what was left out.
-    pub lines: Vec<String>,
-    /// What was looked at, in one line.
-    pub summary: String,
-    /// How many differences there are.
-    pub differences: u64,
-}
-
 impl Store {
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
@@ -136,10 +125,5 @@ impl Store {
     pub async fn resume(&self, chain: &str, projection: Option<&str>) -> Result<(), StoreError> {
         self.reader().await?.execute("select resume($1, $2)", &[&chain, &projection]).await?;
         Ok(())
-    }
-
-    /// Computes everything again and compares.
-    pub async fn verify(&self, _chain: Option<&str>, _most: i64) -> Result<Findings, StoreError> {
-        Ok(Findings::default())
     }
 }
