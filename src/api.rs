@@ -1,7 +1,7 @@
 //! REST: it only reads. Every answer is one snapshot and names the block it is true at.
 //!
 //! Paths are matched raw, before percent-decoding, since token paths hold slashes. A route that fails on purpose answers
-//! with a [`reply::Failure`]; warp's own rejections are brought into the same shape in [`routes`].
+//! with a `reply::Failure`; warp's own rejections are brought into the same shape in [`routes`].
 
 mod chains;
 mod cursor;

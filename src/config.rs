@@ -266,6 +266,10 @@ impl ChainFile {
                     tokens: self.tokens,
                     events: self.events,
                     wrapped_native: self.wrapped_native,
+                    check_bloom: self.check_bloom.unwrap_or(true),
+                    confirm_grace: milliseconds(self.confirm_grace_ms, "confirm_grace_ms", 15_000)?,
+                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
+                    concurrency: concurrency * 2,
                     ..EvmSettings::default()
                 };
                 (SourceConfig::Evm(Box::new(settings)), Kind::Evm)
@@ -312,6 +316,7 @@ impl ChainFile {
             range_blocks,
             allow_reset: self.allow_reset,
             halt_on_bad_event: false,
+            ends: matches!(source, SourceConfig::File(_)),
             progress: true,
         };
         Ok(ChainConfig { source, sync })

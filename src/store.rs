@@ -3,7 +3,7 @@
 mod chains;
 mod ledger;
 mod migrate;
-mod numeric;
+pub mod numeric;
 mod operate;
 pub mod private;
 pub mod reads;

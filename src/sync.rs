@@ -3,6 +3,7 @@
 //! One syncer per chain (advisory lock). History is fetched by several requests at once and written by COPY; near
 //! the head the same code fetches a block at a time.
 
+mod error;
 mod fetch;
 
 use std::collections::{BTreeMap, HashSet};
@@ -11,11 +12,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use self::error::Fault;
+pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
 use crate::chain::{Block, BlockRef, Height, Text};
-use crate::sources::{FaultKind, Head, Source, SourceError};
-use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoreError, StoreFault, SyncLock, Written};
+use crate::sources::{Head, Source, SourceError};
+use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, SyncLock, Written};
 
 /// How the syncer goes about it.
 #[derive(Debug, Clone)]
@@ -32,6 +35,8 @@ pub struct SyncSettings {
     pub allow_reset: bool,
     /// Whether a rejected event stops the syncer before its block.
     pub halt_on_bad_event: bool,
+    /// Whether the source ends by itself (a file): a fault that a person must mend ends the run then.
+    pub ends: bool,
     /// Whether to draw a progress bar.
     pub progress: bool,
 }
@@ -55,99 +60,6 @@ pub trait SyncWatcher: Send + Sync {
 pub struct Unwatched;
 
 impl SyncWatcher for Unwatched {}
-
-/// Why syncing ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SyncError {
-    /// Postgres would not do it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The source would not do it.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The source is another network than the one stored.
-    #[error(
-        "the source is network {found}, but chain {chain} holds {stored}: use another --chain name, or the right URL"
-    )]
-    AnotherNetwork {
-        /// The chain's name.
-        chain: String,
-        /// What is stored.
-        stored: String,
-        /// What the source says.
-        found: String,
-    },
-    /// The source replaced blocks that were final.
-    #[error(
-        "the source has another block {height} ({theirs}) than ours ({ours}), which is final: \
-         if the chain really began anew, start with --allow-reset"
-    )]
-    TooDeep {
-        /// The lowest height that may be replaced.
-        height: Height,
-        /// Our hash there.
-        ours: String,
-        /// Theirs.
-        theirs: String,
-    },
-    /// A block of the source does not fit the one before it.
-    #[error("block {block} of the source names the parent {parent}, but the block before it is {before}")]
-    NotLinked {
-        /// The block.
-        block: BlockRef,
-        /// What it names.
-        parent: String,
-        /// What is there.
-        before: String,
-    },
-    /// A malformed event, and the settings say to stop.
-    #[error("block {block}: event {event_index} of transaction {tx_index} is malformed: {reason}")]
-    BadEvent {
-        /// Its block.
-        block: BlockRef,
-        /// Its transaction.
-        tx_index: u64,
-        /// Its place.
-        event_index: u64,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What to do about a [`SyncError`].
-enum Fault {
-    /// Wait, then go on with the same connection.
-    Wait(Option<Duration>),
-    /// Look again at once.
-    Again,
-    /// Connect to Postgres anew.
-    Reconnect,
-    /// A person should look; ask again rarely.
-    Lasting,
-}
-
-impl SyncError {
-    fn fault(&self) -> Fault {
-        match self {
-            SyncError::Store(error) => match error.fault() {
-                StoreFault::Unavailable => Fault::Reconnect,
-                StoreFault::Contended | StoreFault::TimedOut => Fault::Wait(None),
-                StoreFault::Permanent => Fault::Lasting,
-            },
-            SyncError::Source(error) => match error {
-                SourceError::Transient { retry_after, .. } => Fault::Wait(*retry_after),
-                other => match other.kind() {
-                    FaultKind::Transient | FaultKind::RangeTooLarge => Fault::Wait(None),
-                    FaultKind::Changed => Fault::Again,
-                    FaultKind::Permanent => Fault::Lasting,
-                },
-            },
-            SyncError::NotLinked { .. } => Fault::Wait(None),
-            SyncError::AnotherNetwork { .. } | SyncError::TooDeep { .. } | SyncError::BadEvent { .. } => Fault::Lasting,
-        }
-    }
-}
 
 /// Follows a source until `shutdown`, or until a source that ends has ended.
 ///
@@ -178,7 +90,7 @@ pub async fn run(
         };
         let name = &syncer.settings.chain.name;
         let lasting = matches!(error.fault(), Fault::Lasting);
-        if lasting && !syncer.started_well {
+        if lasting && (!syncer.started_well || syncer.settings.ends) {
             return Err(error);
         }
         let wait = if lasting { LASTING_PAUSE } else { pause };
@@ -223,10 +135,11 @@ enum Round {
 impl Syncer {
     /// One connection's life.
     async fn session(&mut self, pause: &mut Duration) -> Result<(), SyncError> {
-        let chain = self.store.ensure_chain(&self.settings.chain).await?;
+        let identity = self.source.identify().await?;
+        let wanted = ChainSettings { kind: identity.kind, ..self.settings.chain.clone() };
+        let chain = self.store.ensure_chain(&wanted).await?;
         let Some(mut lock) = self.lock(&chain).await? else { return Ok(()) };
         let chain = lock.chain().await?;
-        let identity = self.source.identify().await?;
         if let Some(found) = identity.network_id {
             match &chain.network_id {
                 Some(stored) if *stored != found => {
@@ -330,13 +243,8 @@ impl Syncer {
             Compared::Known => {
                 let known_tip = tip.as_ref() == Some(&head.block);
                 lock.note_head(head.block.height, final_height, head.position.as_ref().filter(|_| known_tip)).await?;
-                return Ok(if head.last && known_tip {
-                    Round::Ended
-                } else if head.position.is_some() && !head.last {
-                    Round::Moved
-                } else {
-                    Round::Idle
-                });
+                // A file that has more to say does not wait when it is asked to.
+                return Ok(if head.last && known_tip { Round::Ended } else { Round::Idle });
             }
             Compared::Extend => (tip.clone(), Vec::new()),
             Compared::Reorg { ancestor, down } => (ancestor, down),
@@ -405,6 +313,12 @@ impl Syncer {
                 Ok(Step::Need { heights }) => {
                     let ours = lock.block_refs(*heights.start(), *heights.end()).await?;
                     let links = self.source.links(heights.clone()).await?;
+                    // A node behind the one that named the head has no blocks there: that proves nothing.
+                    let asked = heights.end().get() - heights.start().get() + 1;
+                    if !head.truth && (links.len() as u64) < asked {
+                        let what = format!("the source names a head at {}, but not all blocks below it", head.block);
+                        return Err(SourceError::transient(what).into());
+                    }
                     let mut at = *heights.start();
                     loop {
                         window.known.entry(at).or_default();

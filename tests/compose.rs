@@ -132,8 +132,9 @@ async fn every_service_starts_in_order_becomes_healthy_and_the_api_shows_the_dev
     let services = services(&file);
     let order = in_order(&services);
     println!("order: {order:?}");
-    let mut running: BTreeMap<String, (Ebbtide, Ports)> = BTreeMap::new();
+    // In this order, so that a failure ends the services before their database.
     let mut postgres = None;
+    let mut running: BTreeMap<String, (Ebbtide, Ports)> = BTreeMap::new();
     for name in &order {
         let service = &services[name];
         if name == "postgres" {
@@ -184,7 +185,7 @@ async fn every_service_starts_in_order_becomes_healthy_and_the_api_shows_the_dev
         }
         running.insert(name.clone(), (process, ports));
     }
-    let own = postgres.unwrap();
+    let own = postgres.as_ref().unwrap();
     let client = own.client().await;
     let balances = wait_until("balances are there", async || {
         let rows: i64 = client.query_one("select count(*) from balances", &[]).await.unwrap().get(0);

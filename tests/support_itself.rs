@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::SinkExt as _;
-use support::{Ebbtide, Fault, FaultProxy, OwnPg, Pg, pg, wait_until};
+use serde_json::json;
+use support::{Anvil, Ebbtide, Fault, FaultProxy, OwnPg, Pg, pg, wait_until};
 use tokio_postgres::NoTls;
 
 /// Makes a table, then connects through the proxy.
@@ -209,4 +210,26 @@ async fn a_process_is_watched_and_signalled() {
     process.terminate();
     process.wait_for_line("ended").await;
     assert_eq!(process.wait(support::PATIENCE).await.code(), Some(3));
+}
+
+#[tokio::test]
+async fn a_node_deploys_the_token_contract() {
+    let Some(node) = Anvil::start(&["--chain-id", "4242"]).await else { return };
+    let Some((abi, bytecode)) = support::anvil::contract("ERC20PresetMinterPauser") else { return };
+    assert!(abi.as_array().unwrap().iter().any(|entry| entry["name"] == "Transfer"));
+    assert_eq!(node.rpc("eth_chainId", json!([])).await, "0x1092");
+    // Its constructor takes two texts: where each begins, then length and bytes.
+    let word = |n: u8| format!("{n:064x}");
+    let text = |t: &str| format!("{}{:0<64}", word(1), t.bytes().map(|b| format!("{b:02x}")).collect::<String>());
+    let data = format!("{bytecode}{}{}{}{}", word(0x40), word(0x80), text("T"), text("T"));
+    let accounts = node.rpc("eth_accounts", json!([])).await;
+    let from = &accounts[0];
+    let sent = node.rpc("eth_sendTransaction", json!([{ "from": from, "data": data, "gas": "0x4c4b40" }])).await;
+    let receipt = wait_until("the deployment is mined", async || {
+        Some(node.rpc("eth_getTransactionReceipt", json!([sent])).await).filter(|receipt| !receipt.is_null())
+    })
+    .await;
+    assert_eq!(receipt["status"], "0x1", "{receipt}");
+    let code = node.rpc("eth_getCode", json!([receipt["contractAddress"], "latest"])).await;
+    assert!(code.as_str().unwrap().len() > 1_000);
 }

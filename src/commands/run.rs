@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{migrated_store, stop_signal};
 
-/// Longest wait for parts to end after a stop signal (DESIGN 9: 10 s in all).
-const STOP_WITHIN: Duration = Duration::from_secs(8);
+/// Longest wait for parts to end after a stop signal; a private Postgres may need the rest of the 10 s (DESIGN 9).
+const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<ExitCode> {
     let stop = stop_signal()?;
@@ -53,10 +53,15 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
             url
         }
     };
-    let result = with_database(&settings, &url, stop).await;
-    if let Some(private) = private {
-        private.stop().await.context("the private Postgres did not stop")?;
-    }
+    let Some(mut private) = private else { return with_database(&settings, &url, stop).await };
+    let result = tokio::select! {
+        result = with_database(&settings, &url, stop) => result,
+        // Nobody else starts it again: say so rather than wait for it forever.
+        _ = private.ended() => {
+            return Err(anyhow!("the private Postgres ended by itself; its log: {}", private.log().display()));
+        }
+    };
+    private.stop().await.context("the private Postgres did not stop")?;
     result
 }
 
@@ -183,7 +188,24 @@ impl Parts {
         });
     }
 
+    /// Says whether the database answers, for processes that only read.
+    fn watch_database(&mut self, store: Store) {
+        let (stop, reporter) = (self.stop.clone(), self.health.component("database"));
+        reporter.expect_within(Duration::from_secs(60));
+        self.tasks.spawn(async move {
+            while !stop.is_cancelled() {
+                match store.check_schema().await {
+                    Ok(()) => reporter.ok(),
+                    Err(error) => reporter.not_ready(error.to_string()),
+                }
+                tokio::select! { () = tokio::time::sleep(Duration::from_secs(2)) => {}, () = stop.cancelled() => {} }
+            }
+            Ok(())
+        });
+    }
+
     fn api(&mut self, listener: TcpListener, settings: &Settings, store: Store) {
+        self.watch_database(store.clone());
         let stop = self.stop.clone();
         let show = settings.process.token_balances.negative_balances
             == ebbtide::projections::token_balances::NegativeBalances::Show;

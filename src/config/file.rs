@@ -82,6 +82,13 @@ pub struct ChainFile {
     /// Contracts that mint by Deposit and burn by Withdrawal.
     #[serde(default)]
     pub wrapped_native: Vec<String>,
+    /// evm: whether logs are checked against the blooms of headers. Defaults to true.
+    pub check_bloom: Option<bool>,
+    /// evm, several URLs: ms after which the only node that answers is believed about a replaced block. Defaults to
+    /// 15,000.
+    pub confirm_grace_ms: Option<u64>,
+    /// evm: ms for one request, its answer included. Defaults to 30,000.
+    pub request_timeout_ms: Option<u64>,
     /// Whether final blocks may be replaced.
     #[serde(default)]
     pub allow_reset: bool,

@@ -119,7 +119,7 @@ pub struct ProjectionMetrics {
     pub lag_blocks: Gauge,
     /// Seconds since the newest applied block's own time; 0 when nothing is waiting.
     pub lag_seconds: Seconds,
-    /// Balances below zero: history is missing.
+    /// Balances below zero among those the last transaction touched: history is missing.
     pub negative_balances: Gauge,
 }
 

@@ -1,7 +1,7 @@
 //! A small chain of its own, made from a seed: for a first look, and for tests. It reorganizes now and then.
 //!
 //! The chain moves in slots. In each, a block is added, or the last few are replaced by others (by as many, or by one
-//! more). The chain as it stands after a slot follows from the settings alone ([`script`]), so another run goes on with
+//! more). The chain as it stands after a slot follows from the settings alone (`script`), so another run goes on with
 //! the same chain. Slots come by the clock, from the slot that the database holds.
 
 mod script;

@@ -17,7 +17,7 @@ mod signature;
 mod wire;
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout};
 
 use self::decode::{DecodeSettings, Decoder};
 use self::endpoint::{Call, Endpoint};
-use self::fetch::{Fetch, NEAR_HEAD};
+use self::fetch::{BloomTrust, Fetch, NEAR_HEAD};
 use self::heads::Heads;
 use self::pool::Pool;
 use super::http::{HttpClient, parse_url};
@@ -46,6 +46,11 @@ const DEV_NETWORKS: [&str; 2] = ["31337", "1337"];
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Tokens described by one call of ours, so that no request grows without bound.
 const TOKENS_AT_ONCE: usize = 100;
+/// How often in a row the chain may change under a read before that is a fault of the node: "look again at once" must
+/// not become a storm of requests.
+const CHANGES_IN_A_ROW: u32 = 3;
+/// Shortest time between two wakes: a node that rings without end must not be asked without end.
+const BETWEEN_WAKES: Duration = Duration::from_millis(20);
 
 /// Settings of [`EvmSource`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +110,8 @@ pub struct EvmSource {
     /// The newest block that a node called final, plus one; 0: none yet.
     finalized: AtomicU64,
     looked_at_all: AtomicBool,
+    changes: AtomicU32,
+    last_wake: Mutex<Option<Instant>>,
     ws_url: Option<Url>,
     heads: OnceLock<Heads>,
 }
@@ -147,6 +154,8 @@ impl EvmSource {
             head: AtomicU64::new(0),
             finalized: AtomicU64::new(0),
             looked_at_all: AtomicBool::new(false),
+            changes: AtomicU32::new(0),
+            last_wake: Mutex::new(None),
             ws_url,
             heads: OnceLock::new(),
         })
@@ -163,8 +172,12 @@ impl EvmSource {
         Ok(Arc::clone(self.decoder.get_or_init(|| decoder)))
     }
 
-    fn blooms_count(&self) -> bool {
-        self.check_bloom && self.pool.network_id().is_none_or(|id| !LOGS_BESIDE_BLOOMS.contains(&id.as_str()))
+    fn blooms(&self) -> BloomTrust {
+        match self.pool.network_id() {
+            _ if !self.check_bloom => BloomTrust::None,
+            Some(id) if LOGS_BESIDE_BLOOMS.contains(&id.as_str()) => BloomTrust::Promise,
+            _ => BloomTrust::Exact,
+        }
     }
 
     async fn head_of(&self, endpoint: Arc<Endpoint>) -> Result<Head, SourceError> {
@@ -199,7 +212,7 @@ impl EvmSource {
     ) -> Result<Vec<Block>, SourceError> {
         let decoder = self.decoder()?;
         let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
-        let fetch = Fetch { endpoint: &endpoint, decoder: &decoder, check_bloom: self.blooms_count(), old_to };
+        let fetch = Fetch { endpoint: &endpoint, decoder: &decoder, blooms: self.blooms(), old_to };
         fetch.blocks(heights).await
     }
 
@@ -248,6 +261,32 @@ impl EvmSource {
             // The chain got shorter: the other one ends below our blocks too.
             None => has_new.then_some(true),
         })
+    }
+
+    /// A change is looked at again at once, but not for ever.
+    fn settled<T>(&self, read: Result<T, SourceError>) -> Result<T, SourceError> {
+        match read {
+            Err(SourceError::Changed { height }) => {
+                if self.changes.fetch_add(1, Ordering::Relaxed) + 1 < CHANGES_IN_A_ROW {
+                    return Err(SourceError::Changed { height });
+                }
+                self.changes.store(0, Ordering::Relaxed);
+                Err(SourceError::transient(format!(
+                    "the chain changed {CHANGES_IN_A_ROW} times in a row while block {height} was read"
+                )))
+            }
+            read => {
+                if read.is_ok() {
+                    self.changes.store(0, Ordering::Relaxed);
+                }
+                read
+            }
+        }
+    }
+
+    fn until_next_wake(&self) -> Duration {
+        let last = *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner);
+        last.map_or(Duration::ZERO, |last| BETWEEN_WAKES.saturating_sub(last.elapsed()))
     }
 
     fn not_alone(&self) {
@@ -330,7 +369,7 @@ impl Source for EvmSource {
         if heights.is_empty() {
             return Ok(Vec::new());
         }
-        self.pool.run(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone()))).await
+        self.settled(self.pool.run(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone()))).await)
     }
 
     /// # Cancel safety
@@ -339,8 +378,11 @@ impl Source for EvmSource {
         match &self.ws_url {
             Some(url) => {
                 let heads = self.heads.get_or_init(|| Heads::listen(url.clone()));
+                let pause = self.until_next_wake().min(at_most);
+                tokio::time::sleep(pause).await;
                 // Both ends are the same to the caller: look again.
-                let _ = timeout(at_most, heads.rung()).await;
+                let _ = timeout(at_most - pause, heads.rung()).await;
+                *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             }
             None => tokio::time::sleep(at_most).await,
         }

@@ -119,6 +119,15 @@ pub fn shown(url: &Url) -> String {
     format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or("?"))
 }
 
+/// The parts of a URL that may be a key: whatever a server sends back must not carry them into logs. Parts of fewer
+/// than 8 characters are words, not keys.
+pub fn secrets(url: &Url) -> Vec<String> {
+    let path = url.path_segments().into_iter().flatten();
+    let query = url.query().into_iter().flat_map(|query| query.split(['&', '=']));
+    let user = [url.username(), url.password().unwrap_or_default()];
+    path.chain(query).chain(user).filter(|part| part.len() >= 8).map(str::to_owned).collect()
+}
+
 /// An error with everything behind it: reqwest's own text says only that "sending failed".
 fn causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
@@ -142,6 +151,8 @@ mod tests {
         let url =
             parse_url("url", "https://user:pw@node.example:8443/v3/SECRET?key=SECRET", &["https"]).expect("a URL");
         assert_eq!(shown(&url), "https://node.example:8443");
+        let url = Url::parse("https://user1234:password@node.example/v3/0123456789?key=abcdefgh").expect("a URL");
+        assert_eq!(secrets(&url), ["0123456789", "abcdefgh", "user1234", "password"]);
         let error = parse_url("url", "ftp://node.example/SECRET", &["http", "https"]).expect_err("wrong scheme");
         assert!(!error.to_string().contains("SECRET"), "{error}");
         assert!(parse_url("url", "node.example:8545", &["http"]).is_err());

@@ -1,64 +1,18 @@
 //! What the processor reads and writes. One connection reads ahead, another applies.
 
-use futures::{TryStreamExt, pin_mut};
+mod read;
+mod values;
+
 use serde_json::Value;
 use tokio_postgres::{Client, Row, Statement, Transaction};
 
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::delta::Delta;
-use crate::chain::plan::StoredBlock;
-use crate::chain::{BlockRef, ChainId, Hash, Height, Kind, Text, TokenEvent};
+use crate::chain::{BlockRef, ChainId, Height, Text};
 
-/// A chain and one projection's checkpoint on it, in one snapshot.
-#[derive(Debug, Clone)]
-pub struct Look {
-    /// The chain's name.
-    pub chain_name: String,
-    /// The grammar of its texts.
-    pub kind: Kind,
-    /// First height that counts; none: the lowest present.
-    pub start_height: Option<Height>,
-    /// Blocks below the head taken as final.
-    pub finality_depth: u64,
-    /// The source's head; none: no source follows this chain.
-    pub head_height: Option<Height>,
-    /// Nothing up to here is expected to be replaced.
-    pub final_height: Option<Height>,
-    /// Up to here a missing height is an empty block.
-    pub complete_to: Option<Height>,
-    /// Lowest height stored.
-    pub lowest: Option<Height>,
-    /// Highest height stored.
-    pub highest: Option<Height>,
-    /// The projection's checkpoint.
-    pub checkpoint: Checkpoint,
-}
-
-/// Where a projection stands.
-#[derive(Debug, Clone, Default)]
-pub struct Checkpoint {
-    /// The fence.
-    pub seq: i64,
-    /// The last block applied.
-    pub block: Option<BlockRef>,
-    /// Applied up to here.
-    pub through: Option<Height>,
-    /// The height its state began at.
-    pub begun_at: Option<Height>,
-    /// Apply again from here.
-    pub redo_from: Option<Height>,
-    /// Whether the chain changed at or below its final height.
-    pub deep_change: bool,
-    /// The journal reaches back to here; none: to the start.
-    pub history_from: Option<Height>,
-    /// Whether an operator paused it.
-    pub paused: bool,
-    /// Where it stays while paused; none: where it is.
-    pub pause_at: Option<Height>,
-    /// Why it does not go on.
-    pub halted_reason: Option<String>,
-}
+pub use read::LedgerRead;
+pub use values::{Checkpoint, Look, ReorgNote};
 
 /// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
 #[derive(Debug, Clone, Default)]
@@ -174,158 +128,6 @@ fn needed_height(row: &Row, column: &str) -> Result<Height, StoreError> {
 
 fn count(row: &Row, column: &str) -> Result<u64, StoreError> {
     Ok(row.try_get::<_, i64>(column)?.unsigned_abs())
-}
-
-/// The reading side of a processor: sees committed states only, holds no locks.
-#[derive(Debug)]
-pub struct LedgerRead {
-    client: Client,
-    look: Statement,
-    stored_blocks: Statement,
-    applied_blocks: Statement,
-    block_below: Statement,
-    movements: Statement,
-}
-
-impl LedgerRead {
-    /// A connection of its own.
-    pub async fn connect(store: &Store) -> Result<LedgerRead, StoreError> {
-        let client = store.connect().await?;
-        // Index lookups whatever the statistics say: they may come from an empty table.
-        client.batch_execute("set enable_seqscan = off; set plan_cache_mode = force_generic_plan").await?;
-        Ok(LedgerRead {
-            look: client.prepare(include_str!("../../sql/queries/look.sql")).await?,
-            stored_blocks: client.prepare(include_str!("../../sql/queries/stored_blocks.sql")).await?,
-            applied_blocks: client.prepare(include_str!("../../sql/queries/applied_blocks.sql")).await?,
-            block_below: client.prepare(include_str!("../../sql/queries/block_below.sql")).await?,
-            movements: client.prepare(include_str!("../../sql/queries/movements.sql")).await?,
-            client,
-        })
-    }
-
-    /// The chains there are, by number.
-    pub async fn chain_ids(&self) -> Result<Vec<ChainId>, StoreError> {
-        let rows = self.client.query("select chain_id from chains order by chain_id", &[]).await?;
-        Ok(rows.iter().map(|row| ChainId(row.get(0))).collect())
-    }
-
-    /// What a plan begins with; none: the chain is gone. Makes the checkpoint if there is none.
-    pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
-        let mut rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
-        if rows.is_empty() {
-            self.client
-                .execute(
-                    "insert into checkpoints (chain_id, projection) \
-                     select chain_id, $2 from chains where chain_id = $1 on conflict do nothing",
-                    &[&chain.0, &projection],
-                )
-                .await?;
-            rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
-        }
-        let Some(row) = rows.first() else { return Ok(None) };
-        let kind: &str = row.try_get("kind")?;
-        let block = match (height(row, "height")?, row.try_get::<_, Option<&str>>("hash")?) {
-            (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
-            _ => None,
-        };
-        Ok(Some(Look {
-            chain_name: row.try_get("name")?,
-            kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
-            start_height: height(row, "start_height")?,
-            finality_depth: count(row, "finality_depth")?,
-            head_height: height(row, "head_height")?,
-            final_height: height(row, "final_height")?,
-            // -1: nothing is complete.
-            complete_to: row.try_get::<_, Option<i64>>("complete_to")?.and_then(|h| Height::try_from(h).ok()),
-            lowest: height(row, "lowest")?,
-            highest: height(row, "highest")?,
-            checkpoint: Checkpoint {
-                seq: row.try_get("seq")?,
-                block,
-                through: height(row, "through_height")?,
-                begun_at: height(row, "begun_at")?,
-                redo_from: height(row, "redo_from")?,
-                deep_change: row.try_get("deep_change")?,
-                history_from: height(row, "history_from")?,
-                paused: row.try_get("paused")?,
-                pause_at: height(row, "pause_at")?,
-                halted_reason: row.try_get("halted_reason")?,
-            },
-        }))
-    }
-
-    /// Stored blocks from one height to another (inclusive), ascending, at most `limit`.
-    pub async fn stored_blocks(
-        &self,
-        chain: ChainId,
-        from: Height,
-        to: Height,
-        limit: i64,
-    ) -> Result<Vec<StoredBlock>, StoreError> {
-        let rows = self.client.query(&self.stored_blocks, &[&chain.0, &from.to_sql(), &to.to_sql(), &limit]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(StoredBlock {
-                    height: needed_height(row, "height")?,
-                    hash: Hash::new(row.try_get::<_, &str>("hash")?),
-                    parent_hash: Hash::new(row.try_get::<_, &str>("parent_hash")?),
-                    revision: row.try_get("revision")?,
-                    complete: row.try_get("complete")?,
-                })
-            })
-            .collect()
-    }
-
-    /// Blocks applied and not yet pruned, ascending.
-    pub async fn applied_blocks(&self, chain: ChainId, projection: &str) -> Result<Vec<(BlockRef, i64)>, StoreError> {
-        let rows = self.client.query(&self.applied_blocks, &[&chain.0, &projection]).await?;
-        rows.iter()
-            .map(|row| {
-                let hash = Hash::new(row.try_get::<_, &str>("hash")?);
-                Ok((BlockRef { height: needed_height(row, "height")?, hash }, row.try_get("revision")?))
-            })
-            .collect()
-    }
-
-    /// The last stored block below a height.
-    pub async fn block_below(&self, chain: ChainId, below: Height) -> Result<Option<BlockRef>, StoreError> {
-        let row = self.client.query_opt(&self.block_below, &[&chain.0, &below.to_sql()]).await?;
-        row.map(|row| {
-            Ok(BlockRef { height: needed_height(&row, "height")?, hash: Hash::new(row.try_get::<_, &str>("hash")?) })
-        })
-        .transpose()
-    }
-
-    /// Hands every movement of a run of blocks (inclusive) to `each`, in order, without holding them all.
-    pub async fn movements(
-        &self,
-        chain: ChainId,
-        from: Height,
-        to: Height,
-        mut each: impl FnMut(Height, TokenEvent),
-    ) -> Result<u64, StoreError> {
-        let params: [&(dyn postgres_types::ToSql + Sync); 3] = [&chain.0, &from.to_sql(), &to.to_sql()];
-        let rows = self.client.query_raw(&self.movements, params).await?;
-        pin_mut!(rows);
-        let mut seen = 0;
-        while let Some(row) = rows.try_next().await? {
-            let side = |column: usize| -> Result<Option<Text>, StoreError> {
-                Ok(row.try_get::<_, Option<&str>>(column)?.map(Text::from))
-            };
-            let amount = row.try_get::<_, Numeric>(6)?.0;
-            let event = TokenEvent {
-                tx_index: row.try_get::<_, i64>(1)?.unsigned_abs(),
-                event_index: row.try_get::<_, i64>(2)?.unsigned_abs(),
-                token: row.try_get::<_, &str>(3)?.into(),
-                from: side(4)?,
-                to: side(5)?,
-                amount: crate::chain::Amount::from(amount.magnitude()),
-            };
-            each(needed_height(&row, "height")?, event);
-            seen += 1;
-        }
-        Ok(seen)
-    }
 }
 
 /// The writing side of a processor.
@@ -589,27 +391,6 @@ impl Switch<'_> {
         self.tx.commit().await?;
         Ok(seq)
     }
-}
-
-/// A row of `reorgs`.
-#[derive(Debug, Clone)]
-pub struct ReorgNote {
-    /// Height of the last shared block.
-    pub ancestor: Option<Height>,
-    /// Heights undone.
-    pub depth: u64,
-    /// The block stood on before.
-    pub old_tip: BlockRef,
-    /// The block stood on after, if any.
-    pub new_tip: Option<BlockRef>,
-    /// Blocks undone.
-    pub blocks_undone: u64,
-    /// Blocks applied in their place.
-    pub blocks_applied: u64,
-    /// Balances taken back.
-    pub rows_touched: u64,
-    /// From the plan to the commit.
-    pub duration_ms: f64,
 }
 
 async fn apply<C: tokio_postgres::GenericClient>(

@@ -9,7 +9,7 @@ use crate::chain::delta::Delta;
 
 /// A [`Delta`] on its way to or from a `numeric` column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Numeric(pub(crate) Delta);
+pub struct Numeric(pub Delta);
 
 impl From<Amount> for Numeric {
     fn from(amount: Amount) -> Numeric {

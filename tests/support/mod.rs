@@ -4,6 +4,7 @@
 //! database of its own in it, cloned from a migrated template.
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod anvil;
 pub mod fake_node;
 pub mod own_pg;
 pub mod pg;
@@ -14,6 +15,7 @@ pub mod recorded;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+pub use anvil::Anvil;
 pub use own_pg::OwnPg;
 pub use pg::Pg;
 pub use process::Ebbtide;

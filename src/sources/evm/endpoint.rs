@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::fault::{Verdict, judge};
 use crate::chain::Height;
 use crate::sources::SourceError;
-use crate::sources::http::{HttpClient, HttpFault, shown};
+use crate::sources::http::{HttpClient, HttpFault, secrets, shown};
 
 /// Most calls in one request; erigon and others stop at 100 unless told otherwise.
 const MOST_CALLS: usize = 100;
@@ -55,6 +55,8 @@ pub(super) struct Endpoint {
     url: Url,
     /// Scheme, host and port: what errors may show.
     pub(super) shown: String,
+    /// What errors must not show, though a node may say it.
+    secrets: Vec<String>,
     client: HttpClient,
     gate: Arc<Semaphore>,
     most_calls: AtomicUsize,
@@ -125,6 +127,7 @@ impl Endpoint {
     pub(super) fn new(url: Url, client: HttpClient, gate: Arc<Semaphore>) -> Endpoint {
         Endpoint {
             shown: shown(&url),
+            secrets: secrets(&url),
             url,
             client,
             gate,
@@ -215,10 +218,7 @@ impl Endpoint {
             Err(HttpFault::TooLarge(limit)) => return Err(self.too_large(&calls[0], limit)),
             Err(fault) => return Err(self.transient(fault.to_string())),
         };
-        let later = |what: String| SourceError::Transient {
-            what: format!("{}: {what}", self.shown),
-            retry_after: reply.retry_after,
-        };
+        let later = |what: String| SourceError::Transient { what: self.say(what), retry_after: reply.retry_after };
         let text = reply.body.trim_ascii_start();
         let status = reply.status;
         match status {
@@ -326,7 +326,7 @@ impl Endpoint {
 
     /// What a call's error means. `heights`: how many the call spanned, for `eth_getLogs` by range.
     pub(super) fn refused(&self, call: &Call, error: &RpcError, heights: Option<u64>) -> SourceError {
-        let what = format!("{}: {} failed: {:?}", self.shown, call.method, error.text());
+        let what = self.say(format!("{} failed: {:?}", call.method, error.text()));
         let too_large = |at_most: Option<u64>| match heights {
             Some(asked) if asked > 1 => {
                 SourceError::RangeTooLarge { what: what.clone(), at_most: at_most.filter(|n| *n > 0 && *n < asked) }
@@ -351,7 +351,7 @@ impl Endpoint {
     }
 
     fn too_large(&self, call: &Call, limit: usize) -> SourceError {
-        let what = format!("{}: the answer to {} is larger than {limit} bytes", self.shown, call.method);
+        let what = self.say(format!("the answer to {} is larger than {limit} bytes", call.method));
         if call.method == "eth_getLogs" && call.params.pointer("/0/fromBlock").is_some() {
             SourceError::RangeTooLarge { what, at_most: None }
         } else {
@@ -359,14 +359,22 @@ impl Endpoint {
         }
     }
 
+    fn say(&self, what: impl std::fmt::Display) -> String {
+        let mut text = format!("{}: {what}", self.shown);
+        for secret in &self.secrets {
+            text = text.replace(secret, "***");
+        }
+        text
+    }
+
     /// A fault of this node that may pass.
     pub(super) fn transient(&self, what: impl std::fmt::Display) -> SourceError {
-        SourceError::transient(format!("{}: {what}", self.shown))
+        SourceError::transient(self.say(what))
     }
 
     /// A fault of this node that will not pass by itself.
     pub(super) fn permanent(&self, what: impl std::fmt::Display) -> SourceError {
-        SourceError::permanent(format!("{}: {what}", self.shown))
+        SourceError::permanent(self.say(what))
     }
 
     /// A fault at a height: the node tells two things that cannot both be true.

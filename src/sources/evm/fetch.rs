@@ -26,12 +26,23 @@ const ADDRESSES_LOOKED_UP: usize = 8;
 /// How far below the head blocks are read by hash.
 pub(super) const NEAR_HEAD: u64 = 64;
 
+/// What headers' blooms are good for on a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BloomTrust {
+    /// They hold what the block's logs hold.
+    Exact,
+    /// There are logs beside them, but what they hold, some log holds.
+    Promise,
+    /// Nothing.
+    None,
+}
+
 /// What a fetch needs to know besides the heights.
 pub(super) struct Fetch<'f> {
     pub(super) endpoint: &'f Endpoint,
     pub(super) decoder: &'f Decoder,
-    /// Whether headers' blooms can be believed.
-    pub(super) check_bloom: bool,
+    /// How far headers' blooms can be believed.
+    pub(super) blooms: BloomTrust,
     /// Up to here the chain is old enough to be read by range.
     pub(super) old_to: Option<Height>,
 }
@@ -133,7 +144,6 @@ impl Fetch<'_> {
         let answers = self.endpoint.ask(&calls).await?;
         let mut logs = Logs::new();
         let heights = last.get() - first.get() + 1;
-        let mut hash_at: HashMap<Height, Hash> = HashMap::new();
         for (call, answer) in calls.iter().zip(answers) {
             let raw = answer.map_err(|error| self.endpoint.refused(call, &error, Some(heights)))?;
             for placed in wire::logs(&raw).map_err(|what| self.endpoint.transient(what))? {
@@ -141,9 +151,7 @@ impl Fetch<'_> {
                     let what = format!("its log was given for the range {first} to {last}");
                     return Err(self.endpoint.lies(placed.height, what));
                 }
-                // Two hashes for one height: two nodes behind one URL, or a reorg between two calls.
-                let hash = hash_at.entry(placed.height).or_insert_with(|| placed.block_hash.clone());
-                if *hash != placed.block_hash || placed.removed {
+                if placed.removed {
                     return Err(SourceError::Changed { height: placed.height });
                 }
                 logs.entry(placed.block_hash).or_default().push(placed.log);
@@ -197,7 +205,7 @@ impl Fetch<'_> {
     fn check(&self, filters: &[LogFilter], headers: &[Header], logs: &mut Logs) -> Result<HashSet<Hash>, SourceError> {
         let known: HashSet<&Hash> = headers.iter().map(|header| &header.link.hash).collect();
         if let Some(stray) = logs.keys().find(|hash| !known.contains(hash)) {
-            // The headers end early, or the block was replaced between two calls.
+            // The headers end early, the block was replaced between two calls, or two nodes behind one URL differ.
             tracing::debug!(block = %stray, "logs of a block that is not among the headers");
             let height = headers.last().map(|header| header.link.height).unwrap_or_default();
             return Err(SourceError::Changed { height });
@@ -207,7 +215,7 @@ impl Fetch<'_> {
         for header in headers {
             let found = logs.remove(&header.link.hash).unwrap_or_default();
             let found = self.check_logs(filters, header, found, &mut blooms)?;
-            let bloom = header.bloom.as_ref().filter(|_| self.check_bloom);
+            let bloom = header.bloom.as_ref().filter(|_| self.blooms != BloomTrust::None);
             if bloom.is_some_and(|bloom| may_hold_more(filters, bloom, &found, &mut blooms)) {
                 suspects.insert(header.link.hash.clone());
             }
@@ -233,7 +241,7 @@ impl Fetch<'_> {
             if !filters.iter().any(|filter| matches(filter, &log)) {
                 return Err(self.endpoint.lies(height, "a log that was not asked for"));
             }
-            if let Some(bloom) = header.bloom.as_ref().filter(|_| self.check_bloom)
+            if let Some(bloom) = header.bloom.as_ref().filter(|_| self.blooms == BloomTrust::Exact)
                 && !items(&log).all(|item| blooms.may_hold(bloom, &item))
             {
                 let what =
@@ -282,7 +290,7 @@ impl Fetch<'_> {
     }
 
     /// Near the head: a node may name a block before it has its logs, and then answers with an empty list. All logs
-    /// of the block together must make exactly the header's bloom.
+    /// of the block together must make up the header's bloom.
     async fn prove_complete(
         &self,
         filters: &[LogFilter],
@@ -301,7 +309,9 @@ impl Fetch<'_> {
             for item in found.iter().flat_map(items) {
                 blooms.add(&mut bits, &item);
             }
-            if header.bloom.as_deref() != Some(&bits) {
+            // Bits too many are a log that the bloom rules out: `check_logs` sees to that.
+            let promised = header.bloom.iter().flat_map(|bloom| bloom.iter());
+            if promised.zip(&bits).any(|(promised, given)| promised & !given != 0) {
                 let what = "its logs do not make up its bloom, some are missing (if this chain's blooms are not of \
                             its logs: check_bloom = false)";
                 return Err(self.endpoint.lies(header.link.height, what));

@@ -1,3 +1,5 @@
+//! Whole files, read as the syncer reads them.
+
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::Write;

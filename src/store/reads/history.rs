@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use crate::chain::Kind;
+
 use super::{ChainState, Snapshot, StoreError};
 
 /// Rows looked at for one page before a filter that finds too little gives up and hands out a cursor.
@@ -85,6 +87,7 @@ pub struct HistoryPage {
 
 /// A page being filled.
 struct Filling<'a> {
+    kind: Kind,
     request: &'a HistoryRequest<'a>,
     transfers: Vec<Transfer>,
     /// The last row looked at, shown or not.
@@ -93,8 +96,8 @@ struct Filling<'a> {
 }
 
 impl<'a> Filling<'a> {
-    fn new(request: &'a HistoryRequest<'a>) -> Filling<'a> {
-        Filling { request, transfers: Vec::new(), last: None, looked_at: 0 }
+    fn new(kind: Kind, request: &'a HistoryRequest<'a>) -> Filling<'a> {
+        Filling { kind, request, transfers: Vec::new(), last: None, looked_at: 0 }
     }
 
     /// One more than the page holds tells whether there are more.
@@ -113,21 +116,28 @@ impl<'a> Filling<'a> {
         self.last = Some((position, block_hash.clone()));
         // Without its block an event does not count.
         let Some(block_hash) = block_hash else { return Ok(()) };
-        let kind: String = row.try_get("kind")?;
-        if self.request.kinds.is_empty() || self.request.kinds.contains(&kind) {
-            self.transfers.push(Transfer {
-                position,
-                token: row.try_get("token")?,
-                from: row.try_get("from_address")?,
-                to: row.try_get("to_address")?,
-                amount: row.try_get("amount")?,
-                kind,
-                block_hash,
-                time: row.try_get("time")?,
-                tx_hash: row.try_get("tx_hash")?,
-            });
+        let transfer = Transfer {
+            position,
+            token: row.try_get("token")?,
+            from: row.try_get("from_address")?,
+            to: row.try_get("to_address")?,
+            amount: row.try_get("amount")?,
+            kind: row.try_get("kind")?,
+            block_hash,
+            time: row.try_get("time")?,
+            tx_hash: row.try_get("tx_hash")?,
+        };
+        let asked_for = self.request.kinds.is_empty() || self.request.kinds.contains(&transfer.kind);
+        if asked_for && self.moved_balances(&transfer) {
+            self.transfers.push(transfer);
         }
         Ok(())
+    }
+
+    /// Movements that no account of this chain can have made were refused (`rejected_events`): no balance holds them.
+    fn moved_balances(&self, transfer: &Transfer) -> bool {
+        self.kind.is_token(&transfer.token)
+            && [&transfer.from, &transfer.to].into_iter().flatten().all(|address| self.kind.is_address(address))
     }
 
     /// The page is full: cut the one too many, and go on after the last one shown.
@@ -178,7 +188,7 @@ impl Snapshot<'_> {
         mut before: Position,
         request: &HistoryRequest<'_>,
     ) -> Result<HistoryPage, StoreError> {
-        let mut filling = Filling::new(request);
+        let mut filling = Filling::new(chain.kind, request);
         let mut low = chain.window_from();
         loop {
             // What is to be applied again below the window is hidden as a whole: stepped over, not walked through.
@@ -225,7 +235,7 @@ impl Snapshot<'_> {
         mut before: Position,
         request: &HistoryRequest<'_>,
     ) -> Result<HistoryPage, StoreError> {
-        let mut filling = Filling::new(request);
+        let mut filling = Filling::new(chain.kind, request);
         let rows =
             self.rows(include_str!("../../../sql/queries/tokens_of_account.sql"), &[&chain.chain_id, &address]).await?;
         let tokens: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;

@@ -1,3 +1,5 @@
+//! Events of a line: what is taken, what is rejected, and why.
+
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use super::*;

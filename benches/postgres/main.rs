@@ -1,0 +1,90 @@
+//! Each line of the budgets beside its floor: the same work done by a bare statement, in the same run.
+//!
+//! `cargo bench --bench postgres`, or with a word to run only the lines whose name holds it. It starts a durable
+//! Postgres of its own in a temporary folder (`EBBTIDE_BENCH_DIR`: another place), and removes it. `EBBTIDE_BENCH_SCALE`
+//! (default 1) multiplies the amounts of data, `EBBTIDE_BENCH_ROUNDS` (default 3) the repetitions. Product and floor
+//! take turns. Absolute figures depend on the machine and its other work; believe the ratios.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod bulk;
+mod live;
+mod memory;
+mod report;
+mod server;
+mod workload;
+
+use report::Line;
+use server::Server;
+
+/// How much is done.
+pub(crate) struct Size {
+    scale: f64,
+    pub(crate) rounds: usize,
+    only: Option<String>,
+}
+
+impl Size {
+    /// So many, scaled, at least `least`.
+    pub(crate) fn of(&self, count: u64, least: u64) -> u64 {
+        ((count as f64 * self.scale) as u64).max(least)
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_ref().is_none_or(|word| part.contains(word.as_str()))
+    }
+}
+
+fn number_from(variable: &str, default: f64) -> f64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).filter(|n| *n > 0.0).unwrap_or(default)
+}
+
+fn main() {
+    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let size = Size {
+        scale: number_from("EBBTIDE_BENCH_SCALE", 1.0),
+        rounds: number_from("EBBTIDE_BENCH_ROUNDS", 3.0) as usize,
+        only,
+    };
+    let folder = match std::env::var_os("EBBTIDE_BENCH_DIR") {
+        Some(place) => tempfile::tempdir_in(place),
+        None => tempfile::tempdir(),
+    }
+    .unwrap();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(run(&size, folder.path()));
+}
+
+async fn run(size: &Size, folder: &std::path::Path) {
+    let begun = std::time::Instant::now();
+    let server = Server::start(folder).await;
+    report::print_machine(&server.version().await, &server::SETTINGS);
+    let mut lines: Vec<Line> = Vec::new();
+    if size.wants("load") {
+        lines.extend(bulk::load(&server, size).await);
+    }
+    if size.wants("catch-up") {
+        lines.extend(bulk::catch_up(&server, size).await);
+    }
+    if size.wants("block") {
+        lines.extend(bulk::block_by_block(&server, size).await);
+    }
+    if size.wants("latency") {
+        lines.extend(live::latency(&server, size).await);
+    }
+    if size.wants("reorg") {
+        lines.extend(live::reorgs(&server, size).await);
+    }
+    if size.wants("memory") {
+        lines.extend(memory::catch_up(&server, size).await);
+    }
+    let good = report::print(&lines);
+    eprintln!("{} rounds in {:.0} s", size.rounds, begun.elapsed().as_secs_f64());
+    if std::env::var_os("EBBTIDE_BENCH_EXPLAIN").is_some() {
+        let kept = std::env::temp_dir().join("ebbtide-bench-postgres.log");
+        std::fs::copy(server.log(), &kept).unwrap();
+        eprintln!("the server's log with the plans: {}", kept.display());
+    }
+    server.stop().await;
+    if !good {
+        eprintln!("at least one line misses its must");
+    }
+}

@@ -1,0 +1,74 @@
+//! What the processor learns from a look, and what it writes down after a reorganisation.
+
+use crate::chain::{BlockRef, Height, Kind};
+
+/// A chain and one projection's checkpoint on it, in one snapshot.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The chain's name.
+    pub chain_name: String,
+    /// The grammar of its texts.
+    pub kind: Kind,
+    /// First height that counts; none: the lowest present.
+    pub start_height: Option<Height>,
+    /// Blocks below the head taken as final.
+    pub finality_depth: u64,
+    /// The source's head; none: no source follows this chain.
+    pub head_height: Option<Height>,
+    /// Nothing up to here is expected to be replaced.
+    pub final_height: Option<Height>,
+    /// Up to here a missing height is an empty block.
+    pub complete_to: Option<Height>,
+    /// Lowest height stored.
+    pub lowest: Option<Height>,
+    /// Highest height stored.
+    pub highest: Option<Height>,
+    /// The projection's checkpoint.
+    pub checkpoint: Checkpoint,
+}
+
+/// Where a projection stands.
+#[derive(Debug, Clone, Default)]
+pub struct Checkpoint {
+    /// The fence.
+    pub seq: i64,
+    /// The last block applied.
+    pub block: Option<BlockRef>,
+    /// Applied up to here.
+    pub through: Option<Height>,
+    /// The height its state began at.
+    pub begun_at: Option<Height>,
+    /// Apply again from here.
+    pub redo_from: Option<Height>,
+    /// Whether the chain changed at or below its final height.
+    pub deep_change: bool,
+    /// The journal reaches back to here; none: to the start.
+    pub history_from: Option<Height>,
+    /// Whether an operator paused it.
+    pub paused: bool,
+    /// Where it stays while paused; none: where it is.
+    pub pause_at: Option<Height>,
+    /// Why it does not go on.
+    pub halted_reason: Option<String>,
+}
+
+/// A row of `reorgs`.
+#[derive(Debug, Clone)]
+pub struct ReorgNote {
+    /// Height of the last shared block.
+    pub ancestor: Option<Height>,
+    /// Heights undone.
+    pub depth: u64,
+    /// The block stood on before.
+    pub old_tip: BlockRef,
+    /// The block stood on after, if any.
+    pub new_tip: Option<BlockRef>,
+    /// Blocks undone.
+    pub blocks_undone: u64,
+    /// Blocks applied in their place.
+    pub blocks_applied: u64,
+    /// Balances taken back.
+    pub rows_touched: u64,
+    /// From the plan to the commit.
+    pub duration_ms: f64,
+}

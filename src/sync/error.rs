@@ -1,0 +1,100 @@
+//! Why syncing was interrupted, and what to do about it.
+
+use std::time::Duration;
+
+use crate::chain::{BlockRef, Height};
+use crate::sources::{FaultKind, SourceError};
+use crate::store::{StoreError, StoreFault};
+
+/// Why syncing ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// Postgres would not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The source would not do it.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The source is another network than the one stored.
+    #[error(
+        "the source is network {found}, but chain {chain} holds {stored}: use another --chain name, or the right URL"
+    )]
+    AnotherNetwork {
+        /// The chain's name.
+        chain: String,
+        /// What is stored.
+        stored: String,
+        /// What the source says.
+        found: String,
+    },
+    /// The source replaced blocks that were final.
+    #[error(
+        "the source has another block {height} ({theirs}) than ours ({ours}), which is final: \
+         if the chain really began anew, start with --allow-reset"
+    )]
+    TooDeep {
+        /// The lowest height that may be replaced.
+        height: Height,
+        /// Our hash there.
+        ours: String,
+        /// Theirs.
+        theirs: String,
+    },
+    /// A block of the source does not fit the one before it.
+    #[error("block {block} of the source names the parent {parent}, but the block before it is {before}")]
+    NotLinked {
+        /// The block.
+        block: BlockRef,
+        /// What it names.
+        parent: String,
+        /// What is there.
+        before: String,
+    },
+    /// A malformed event, and the settings say to stop.
+    #[error("block {block}: event {event_index} of transaction {tx_index} is malformed: {reason}")]
+    BadEvent {
+        /// Its block.
+        block: BlockRef,
+        /// Its transaction.
+        tx_index: u64,
+        /// Its place.
+        event_index: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What to do about a [`SyncError`].
+pub(super) enum Fault {
+    /// Wait, then go on with the same connection.
+    Wait(Option<Duration>),
+    /// Look again at once.
+    Again,
+    /// Connect to Postgres anew.
+    Reconnect,
+    /// A person should look; ask again rarely.
+    Lasting,
+}
+
+impl SyncError {
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            SyncError::Store(error) => match error.fault() {
+                StoreFault::Unavailable => Fault::Reconnect,
+                StoreFault::Contended | StoreFault::TimedOut => Fault::Wait(None),
+                StoreFault::Permanent => Fault::Lasting,
+            },
+            SyncError::Source(error) => match error {
+                SourceError::Transient { retry_after, .. } => Fault::Wait(*retry_after),
+                other => match other.kind() {
+                    FaultKind::Transient | FaultKind::RangeTooLarge => Fault::Wait(None),
+                    FaultKind::Changed => Fault::Again,
+                    FaultKind::Permanent => Fault::Lasting,
+                },
+            },
+            SyncError::NotLinked { .. } => Fault::Wait(None),
+            SyncError::AnotherNetwork { .. } | SyncError::TooDeep { .. } | SyncError::BadEvent { .. } => Fault::Lasting,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Over a socket, as clients see it.
+
+use ebbtide::api::{ApiSettings, serve, serve_operator};
+use ebbtide::ops::{Health, Metrics};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use crate::ledger::{A, Ledger, WUGNOT};
+use crate::support;
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// The whole answer, headers in lower case.
+async fn raw(address: SocketAddr, method: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.to_lowercase(), body.to_owned())
+}
+
+#[tokio::test]
+async fn a_client_gets_what_the_filters_say() {
+    let ledger = Ledger::with_chain("gno", "gno").await;
+    ledger.block("gno", 1, &[(WUGNOT, "", A, "5")]).await;
+    let store = ledger.store();
+    let (listener, address) = listener().await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(serve(listener, store, ApiSettings::default(), async {
+        let _ = stopped.await;
+    }));
+    let (head, body) = raw(address, "GET", "/tokens/gno.land%2Fr/demo/wugnot/balances").await;
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    assert!(head.contains("x-block-height: 1"), "{head}");
+    assert_eq!(body, format!(r#"{{"accountBalances":[{{"address":"{A}","tokenPath":"{WUGNOT}","amount":5}}]}}"#));
+    let (head_of_head, nothing) = raw(address, "HEAD", "/tokens/gno.land%2Fr/demo/wugnot/balances").await;
+    assert_eq!(nothing, "");
+    assert!(head_of_head.contains(&format!("content-length: {}", body.len())), "{head_of_head}");
+    let (head, body) = raw(address, "GET", &format!("/tokens/balances?x={}", "x".repeat(9000))).await;
+    assert!(head.starts_with("http/1.1 414") && body.contains("uri_too_long"), "{head}");
+    let (head, body) = raw(address, "POST", "/tokens/balances").await;
+    assert!(head.starts_with("http/1.1 405") && head.contains("allow: get, head") && body.contains("code"), "{head}");
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_client_that_stays_does_not_hold_the_server() {
+    let ledger = Ledger::with_chain("gno", "gno").await;
+    // Holds the read until the server has to give up on it.
+    ledger.sql("begin; lock table chains in access exclusive mode").await;
+    let store = ledger.store();
+    let (listener, address) = listener().await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let settings = ApiSettings { drain: Duration::from_millis(300), ..ApiSettings::default() };
+    let server = tokio::spawn(serve(listener, store, settings, async {
+        let _ = stopped.await;
+    }));
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET /tokens/balances HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    // The request is in hand once its read waits for the lock.
+    let watcher = ledger.pg.client().await;
+    support::wait_until("the request's read waits for the lock", async || {
+        let sql = "select 1 from pg_locks where not granted and database = (select oid from pg_database
+            where datname = current_database())";
+        watcher.query_opt(sql, &[]).await.unwrap()
+    })
+    .await;
+    stop.send(()).unwrap();
+    let began = Instant::now();
+    tokio::time::timeout(Duration::from_secs(4), server).await.expect("the server ends").unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(250), "it gave the request its time");
+}
+
+#[tokio::test]
+async fn operators_are_told_who_is_not_ready() {
+    let (listener, address) = listener().await;
+    let (health, metrics) = (Health::new(), Metrics::new());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(serve_operator(listener, health.clone(), metrics.clone(), async {
+        let _ = stopped.await;
+    }));
+    let process = health.component("process:main");
+    process.detail(json!({"tip": 5, "head": 9, "lag": 4}));
+    for path in ["/health", "/healthz"] {
+        let (head, body) = raw(address, "GET", path).await;
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((&body["status"], &body["components"]["process:main"]["lag"]), (&json!("starting"), &json!(4)));
+    }
+    for path in ["/ready", "/readyz"] {
+        let (head, body) = raw(address, "GET", path).await;
+        assert!(head.starts_with("http/1.1 503"), "{head}");
+        assert_eq!(body, r#"{"ready":false,"reasons":["process:main: it has not reported yet"]}"#);
+    }
+    process.ok();
+    assert!(raw(address, "GET", "/ready").await.0.starts_with("http/1.1 200"));
+    process.expect_within(Duration::ZERO);
+    let (head, body) = raw(address, "GET", "/ready").await;
+    assert!(head.starts_with("http/1.1 503") && body.contains("no sign of life"), "{body}");
+    metrics.projection("main", "token_balances").blocks_applied.inc_by(3);
+    let (head, body) = raw(address, "GET", "/metrics").await;
+    assert!(head.contains("content-type: application/openmetrics-text"), "{head}");
+    assert!(body.contains(r#"ebbtide_blocks_applied_total{chain="main",projection="token_balances"} 3"#), "{body}");
+    assert!(raw(address, "GET", "/tokens/balances").await.0.starts_with("http/1.1 404"));
+    assert!(raw(address, "POST", "/ready").await.0.starts_with("http/1.1 405"));
+    stop.send(()).unwrap();
+    server.await.unwrap();
+}
