@@ -122,12 +122,40 @@ begin
     return null;
 end $$;
 
--- What stood before the start changed: everything follows from it.
-create or replace function opening_balances_touched() returns trigger
+-- What stood before a chain's start changed: everything of that chain follows from it, and nothing of another.
+create or replace function opening_balances_touched(chain bigint) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
-    update chains set writes = writes + 1;
-    update checkpoints set redo_from = 0 where start_height is not null;
+    update chains c set writes = c.writes + 1 where c.chain_id = chain;
+    update checkpoints k set redo_from = 0 where k.chain_id = chain and k.start_height is not null;
+end $$;
+
+create or replace function opening_balances_inserted() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform opening_balances_touched(chain_id) from (select distinct chain_id from new_rows order by chain_id) t;
+    return null;
+end $$;
+
+create or replace function opening_balances_deleted() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform opening_balances_touched(chain_id) from (select distinct chain_id from old_rows order by chain_id) t;
+    return null;
+end $$;
+
+create or replace function opening_balances_updated() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform opening_balances_touched(chain_id)
+    from (select chain_id from old_rows union select chain_id from new_rows order by chain_id) t;
+    return null;
+end $$;
+
+create or replace function opening_balances_truncated() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform opening_balances_touched(chain_id) from (select chain_id from chains order by chain_id) t;
     return null;
 end $$;
 
@@ -170,5 +198,15 @@ begin
     end loop;
 end $$;
 
-create or replace trigger touched after insert or update or delete or truncate on opening_balances
-    for each statement execute function opening_balances_touched();
+-- An earlier version had one trigger here, for the opening balances of all chains.
+drop trigger if exists touched on opening_balances;
+drop function if exists opening_balances_touched();
+create or replace trigger inserted after insert on opening_balances referencing new table as new_rows
+    for each statement execute function opening_balances_inserted();
+create or replace trigger updated after update on opening_balances
+    referencing old table as old_rows new table as new_rows
+    for each statement execute function opening_balances_updated();
+create or replace trigger deleted after delete on opening_balances referencing old table as old_rows
+    for each statement execute function opening_balances_deleted();
+create or replace trigger truncated after truncate on opening_balances
+    for each statement execute function opening_balances_truncated();

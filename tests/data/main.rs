@@ -3,7 +3,9 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod anvil;
+mod blocks;
 mod live;
 mod mainnet_run;
+mod reorg_cases;
 #[path = "../support/mod.rs"]
 mod support;
