@@ -352,6 +352,16 @@ impl Switch<'_> {
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
+    /// Whether the opening balances changed since [`open_balances`](Switch::open_balances) read them. Takes the
+    /// writers' turn first: who changes them from now on finds the state committed that must be redone.
+    pub async fn opening_differs(&self, start: Height) -> Result<bool, StoreError> {
+        let turn = "select from chains where chain_id = $1 for share";
+        self.tx.query_opt(turn, &[&self.chain.0]).await?;
+        let at = start.to_sql() - 1;
+        let statement = include_str!("../../sql/queries/opening_differs.sql");
+        Ok(self.tx.query_one(statement, &[&self.chain.0, &at]).await?.get(0))
+    }
+
     /// Applies on top. False: the fence did not hold; roll back and look again.
     pub async fn apply(&mut self, block: &ApplyBlock) -> Result<Option<Applied>, StoreError> {
         let applied = apply(&self.tx, self.statements, self.chain, &self.projection, self.seq, block).await?;
