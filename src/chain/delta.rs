@@ -152,7 +152,7 @@ mod tests {
 
         #[test]
         fn netting_does_not_depend_on_grouping(amounts: Vec<(u8, u8, u64)>, cut in 0usize..32) {
-            let name = |n: u8| if n % 4 == 0 { None } else { Some(["a", "b", "c"][n as usize % 4 - 1]) };
+            let name = |n: u8| if n.is_multiple_of(4) { None } else { Some(["a", "b", "c"][n as usize % 4 - 1]) };
             let events: Vec<_> = amounts.iter().map(|(f, t, a)| event("x", name(*f), name(*t), Amount::from(*a))).collect();
             let cut = cut.min(events.len());
             let mut parts = net(&events[..cut]);
