@@ -4,6 +4,7 @@
 //! database of its own in it, cloned from a migrated template.
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod check;
 pub mod fake_node;
 pub mod own_pg;
 pub mod pg;
