@@ -232,11 +232,16 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Prunes the journal of applied blocks up to the horizon.
-    pub async fn prune_applied(&self, chain: ChainId, projection: &str, horizon: Height) -> Result<(), StoreError> {
-        self.client
-            .execute(include_str!("../../sql/queries/prune_applied.sql"), &[&chain.0, &projection, &horizon.to_sql()])
-            .await?;
+    /// Prunes the journal of applied blocks up to the horizon, if the state still is the one compared at `seq`.
+    pub async fn prune_applied(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        horizon: Height,
+        seq: i64,
+    ) -> Result<(), StoreError> {
+        let sql = include_str!("../../sql/queries/prune_applied.sql");
+        self.client.execute(sql, &[&chain.0, &projection, &horizon.to_sql(), &seq]).await?;
         Ok(())
     }
 
@@ -417,7 +422,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
     let fence = &apply.fence;
     let (last_height, last_hash) = (last.height.to_sql(), last.hash.as_str());
     let (through, start) = (apply.through.to_sql(), apply.start.to_sql());
-    let noted = |height: Height| apply.final_height.is_none_or(|f| height > f);
+    let noted_at = |height: Height| apply.final_height.is_none_or(|f| height > f);
     let refused_tx: Vec<i64> = apply.refused.iter().map(|r| r.tx_index).collect();
     let refused_event: Vec<i64> = apply.refused.iter().map(|r| r.event_index).collect();
     let refused_raw: Vec<&Value> = apply.refused.iter().map(|r| &r.raw).collect();
@@ -444,7 +449,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
                     last_revision,
                     &through,
                     &start,
-                    &noted(last.height),
+                    &noted_at(last.height),
                     &tokens,
                     &addresses,
                     &deltas,
@@ -471,10 +476,12 @@ async fn apply<C: tokio_postgres::GenericClient>(
         let change_deltas: Vec<Numeric> = changes.iter().map(|c| Numeric(c.delta)).collect();
         let change_later: Vec<Numeric> = changes.iter().map(|c| Numeric(c.later)).collect();
         let change_prev: Vec<Option<i64>> = changes.iter().map(|c| c.prev_height.map(Height::to_sql)).collect();
-        let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted(b.height)).collect();
+        let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted_at(b.height)).collect();
         let noted_heights: Vec<i64> = noted.iter().map(|(b, _)| b.height.to_sql()).collect();
         let noted_hashes: Vec<&str> = noted.iter().map(|(b, _)| b.hash.as_str()).collect();
         let noted_revisions: Vec<i64> = noted.iter().map(|(_, r)| *r).collect();
+        let unnoted = apply.blocks.iter().rev().find(|(b, _)| !noted_at(b.height));
+        let journal_from = unnoted.map(|(b, _)| b.height.next().to_sql());
         let refused_heights: Vec<i64> = apply.refused.iter().map(|r| r.height.to_sql()).collect();
         client
             .query_opt(
@@ -511,6 +518,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
                     &refused_reason,
                     &last_height,
                     &last_hash,
+                    &journal_from,
                 ],
             )
             .await?
