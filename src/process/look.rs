@@ -56,6 +56,8 @@ pub(super) struct Difference {
     pub(super) deep: bool,
     /// Our applied blocks above the ancestor, as far as the journal has them, newest first.
     pub(super) down: Vec<BlockRef>,
+    /// Whether the same blocks are only applied again (a replay): no reorganisation.
+    pub(super) same_branch: bool,
 }
 
 /// Why a single transaction failed in a way that waiting will not mend.
@@ -240,7 +242,7 @@ impl Task {
             return Ok(Outcome::Idle);
         };
         if checkpoint.through.is_none() {
-            let nothing = Difference { ancestor: None, deep: false, down: Vec::new() };
+            let nothing = Difference { ancestor: None, deep: false, down: Vec::new(), same_branch: true };
             let has_first = self.next_counts(session, &look, start, cap).await?;
             if has_first {
                 return self.switch(session, &look, Some(start), cap, nothing).await;
@@ -279,7 +281,7 @@ impl Task {
         let checkpoint = &look.checkpoint;
         let (Some(tip), Some(through)) = (&checkpoint.block, checkpoint.through) else {
             let redo = checkpoint.redo_from.is_some();
-            return Ok(redo.then(|| Difference { ancestor: None, deep: true, down: Vec::new() }));
+            return Ok(redo.then(|| Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: true }));
         };
         let mut ours = session.read.applied_blocks(self.chain, NAME).await?;
         ours.retain(|(block, _)| checkpoint.journal_from.is_none_or(|from| block.height >= from));
@@ -288,6 +290,8 @@ impl Task {
         // have come where none was. What lies below the window was final, and a change there comes as redo_from.
         let journalled = ours.first().map_or(tip.height, |(block, _)| block.height);
         let first = checkpoint.journal_from.or(start).map_or(journalled, |from| from.min(journalled));
+        // Paused below the window: go there in one step.
+        let first = first.min(cap.next());
         let below = session.read.block_below(self.chain, first).await?.filter(|b| start.is_some_and(|s| b.height >= s));
         let stored = session.read.stored_blocks(self.chain, first, through.min(cap), i64::MAX).await?;
         let counted = match start {
@@ -298,13 +302,21 @@ impl Task {
         let newest = stored[..counted].last().map(|b| BlockRef { height: b.height, hash: b.hash.clone() });
         let step = plan(&window, &Theirs::Truth(newest.or_else(|| below.clone())));
         let mut difference = match step {
-            Ok(Step::Reorg { ancestor, down }) => Some(Difference { ancestor, deep: ours.is_empty(), down }),
+            Ok(Step::Reorg { ancestor, down }) => {
+                let deep = match &ancestor {
+                    Some(ancestor) => ancestor.height.next() < journalled,
+                    None => checkpoint.begun_at.is_none_or(|begun| begun < journalled),
+                };
+                Some(Difference { ancestor, deep: deep || ours.is_empty(), down, same_branch: false })
+            }
             _ => None,
         };
         if begun_elsewhere {
-            difference = Some(Difference { ancestor: None, deep: true, down: Vec::new() });
+            difference = Some(Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: false });
         }
         if let Some(from) = checkpoint.redo_from {
+            let from = from.min(through.next());
+            let same_branch = difference.is_none() && !checkpoint.deep_change;
             let shared_below = difference.as_ref().map_or(Some(through), |d| d.ancestor.as_ref().map(|a| a.height));
             if difference.is_none() || shared_below.is_some_and(|shared| shared >= from) {
                 let ancestor = session
@@ -312,9 +324,10 @@ impl Task {
                     .block_below(self.chain, from)
                     .await?
                     .filter(|b| start.is_some_and(|s| b.height >= s) && b.height <= tip.height);
-                let journalled = ours.iter().rev().map(|(b, _)| b.clone());
-                let down = journalled.take_while(|b| ancestor.as_ref().is_none_or(|a| b.height > a.height)).collect();
-                difference = Some(Difference { ancestor, deep: from < first || ours.is_empty(), down });
+                let newest_first = ours.iter().rev().map(|(b, _)| b.clone());
+                let down = newest_first.take_while(|b| ancestor.as_ref().is_none_or(|a| b.height > a.height)).collect();
+                difference =
+                    Some(Difference { ancestor, deep: from < journalled || ours.is_empty(), down, same_branch });
             }
         }
         Ok(difference)

@@ -23,7 +23,7 @@ impl Task {
         difference: Difference,
     ) -> Result<Outcome, Fault> {
         let started = Instant::now();
-        let Difference { mut ancestor, deep, down } = difference;
+        let Difference { mut ancestor, deep, down, same_branch } = difference;
         let seq = look.checkpoint.seq;
         let old_tip = look.checkpoint.block.clone();
         let what = match (&old_tip, &ancestor) {
@@ -144,10 +144,18 @@ impl Task {
                 rows_touched: undone.restored,
                 duration_ms: took.as_secs_f64() * 1000.0,
             };
-            tx.note_reorg(&note).await.map_err(&failed)?;
-            tx.commit().await.map_err(&failed)?;
-            log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
-            self.watcher.switched(&look.chain_name, depth, took);
+            if same_branch {
+                tx.commit().await.map_err(&failed)?;
+                tracing::info!(
+                    chain = %look.chain_name, blocks = applied_blocks,
+                    "Applied {applied_blocks} blocks of {} again", look.chain_name
+                );
+            } else {
+                tx.note_reorg(&note).await.map_err(&failed)?;
+                tx.commit().await.map_err(&failed)?;
+                log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
+                self.watcher.switched(&look.chain_name, depth, took);
+            }
         } else {
             tx.commit().await.map_err(&failed)?;
         }
