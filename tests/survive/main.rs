@@ -2,7 +2,10 @@
 //! processor compares all derived rows with what the chain tables say.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test that cannot go on has failed")]
 
+mod crash;
+mod flat;
 mod psql;
+mod readers;
 mod reorg;
 #[path = "../support/mod.rs"]
 mod support;
