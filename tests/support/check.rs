@@ -328,3 +328,47 @@ union all select format('%s %s is noted as applied and is not in the chain', a.h
     from applied_blocks a join c using (chain_id)
     where not exists (select from blocks b where a.chain_id = b.chain_id and a.height = b.height
         and a.hash = b.hash and a.revision = b.revision) or a.height > $2";
+
+/// What every account holds, by token and address.
+pub type Holdings = std::collections::BTreeMap<(String, String), i128>;
+
+/// The state after every block ever written, by hash: what a reader must see who is told that hash.
+#[derive(Default, Clone)]
+pub struct Model {
+    states: std::collections::HashMap<String, Holdings>,
+}
+
+impl Model {
+    /// The blocks that [`branch`] writes.
+    pub fn branch(&mut self, tag: &str, from: i64, to: i64, parent: &str) {
+        let mut state = self.states.get(parent).cloned().unwrap_or_default();
+        for height in from..=to {
+            for text in contents(tag, height) {
+                let words: Vec<&str> = text.split_whitespace().collect();
+                let amount: i128 = words[3].parse().unwrap();
+                for (address, delta) in [(words[1], -amount), (words[2], amount)] {
+                    if address != "-" {
+                        *state.entry((words[0].to_owned(), address.to_owned())).or_default() += delta;
+                    }
+                }
+            }
+            self.states.insert(format!("{tag}{height}"), state.clone());
+        }
+    }
+
+    /// The state after the block of this hash.
+    pub fn at(&self, hash: &str) -> &Holdings {
+        self.states.get(hash).unwrap_or_else(|| panic!("nobody ever wrote a block {hash}"))
+    }
+}
+
+/// Height, hash and balances in one snapshot; none: nothing is applied.
+pub async fn snapshot(db: &Client) -> Option<(i64, String, Holdings)> {
+    db.batch_execute("begin isolation level repeatable read").await.unwrap();
+    let at = db.query("select height, hash from checkpoints where height is not null", &[]).await.unwrap();
+    let rows = db.query("select token, address, amount::text from balances", &[]).await.unwrap();
+    db.batch_execute("commit").await.unwrap();
+    let row = at.first()?;
+    let held = rows.iter().map(|r| ((r.get(0), r.get(1)), r.get::<_, String>(2).parse().unwrap())).collect();
+    Some((row.get(0), row.get(1), held))
+}

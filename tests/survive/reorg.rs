@@ -301,8 +301,8 @@ async fn a_fork_while_a_batch_is_applied_leaves_only_the_branch_that_stands() {
     // The apply in hand holds its blocks: the fork waits for it, or comes before it.
     let forking = world.client().await;
     let fork = tokio::spawn(async move {
-        for height in [120, 20] {
-            forking.execute("select drop_blocks('main', $1)", &[&(height as i64)]).await.unwrap();
+        for height in [120_i64, 20] {
+            forking.execute("select drop_blocks('main', $1)", &[&height]).await.unwrap();
             crate::support::check::branch(&forking, "b", height, height + 30, &format!("a{}", height - 1)).await;
         }
     });

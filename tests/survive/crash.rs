@@ -1,0 +1,186 @@
+//! Ended by force at every moment that matters: the state is that of one block, before and after the restart.
+
+use std::time::Duration;
+
+use ebbtide::store::WakeMode;
+use rand::RngExt;
+
+use crate::support::check::{Model, World, branch, snapshot};
+use crate::support::{Ebbtide, Fault, FaultProxy, wait_until};
+
+fn process(url: &str) -> Ebbtide {
+    Ebbtide::spawn(&["process", "--database-url", url], &[("EBBTIDE_POLL_INTERVAL_MS", "50")])
+}
+
+async fn is_one_blocks_state(world: &World, model: &Model) {
+    if let Some((_, hash, held)) = snapshot(&world.db).await {
+        assert_eq!(&held, model.at(&hash), "the balances are not those after {hash}");
+    }
+}
+
+#[tokio::test]
+async fn killed_at_fifty_moments_of_a_storm_of_reorgs_it_stands_on_one_block() {
+    const MOMENTS: usize = 50;
+    let world = World::new(8).await;
+    let mut model = Model::default();
+    let (mut tag, mut tip) = ("a".to_owned(), 20);
+    model.branch("a", 1, tip, "a0");
+    world.branch("a", 1, tip, "a0").await;
+    world.settle().await;
+    // The names of the blocks that stand, by height.
+    let mut hashes: Vec<String> = (0..=tip).map(|h| format!("a{h}")).collect();
+    let (mut inside, mut in_reorg) = (0, 0);
+    for moment in 0..MOMENTS {
+        let hold = moment % 5 != 4;
+        if moment % 3 == 0 {
+            // Everything is applied, so that the next step is the one that is hit.
+            let mut calm = process(&world.url);
+            world.check_soon().await;
+            calm.kill();
+        }
+        let holder = world.client().await;
+        if hold {
+            holder.batch_execute("begin; select from balances for update").await.unwrap();
+        }
+        let depth = if moment % 4 == 3 { 0 } else { rand::rng().random_range(1..12) };
+        let from = (tip + 1 - depth).max(2);
+        tip = from + rand::rng().random_range(1..10);
+        if depth > 0 {
+            tag = format!("s{moment}_");
+        }
+        let parent = hashes[usize::try_from(from - 1).unwrap()].clone();
+        model.branch(&tag, from, tip, &parent);
+        hashes.truncate(usize::try_from(from).unwrap());
+        hashes.extend((from..=tip).map(|h| format!("{tag}{h}")));
+        let mut victim = process(&world.url);
+        let writer = world.client().await;
+        writer.batch_execute("begin").await.unwrap();
+        branch(&writer, &tag, from, tip, &parent).await;
+        writer.batch_execute("commit").await.unwrap();
+        if hold {
+            world.processor_waits().await;
+            let seen = world
+                .db
+                .query_one(
+                    "select count(*) filter (where xact_start is not null),
+                            count(*) filter (where query like '-- Takes balances back%')
+                     from pg_stat_activity where datname = current_database()
+                     and application_name like 'ebbtide%' and wait_event_type = 'Lock'",
+                    &[],
+                )
+                .await
+                .unwrap();
+            inside += usize::from(seen.get::<_, i64>(0) > 0);
+            in_reorg += usize::from(seen.get::<_, i64>(1) > 0);
+        } else {
+            // Some moment, wherever it may be by then.
+            tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..400))).await;
+        }
+        victim.kill();
+        is_one_blocks_state(&world, &model).await;
+        if hold {
+            holder.batch_execute("commit").await.unwrap();
+        }
+        is_one_blocks_state(&world, &model).await;
+    }
+    let mut last = process(&world.url);
+    world.check_soon().await;
+    last.kill();
+    is_one_blocks_state(&world, &model).await;
+    println!(
+        "killed {MOMENTS} times, {inside} of them inside an open transaction, {in_reorg} in the middle of an undo"
+    );
+    assert!(inside >= 25 && in_reorg >= 5, "{inside} inside, {in_reorg} in an undo");
+}
+
+/// First blocks, more blocks, a reorganisation; each written once the one before is applied.
+const STEPS: [(&str, i64, i64, &str); 3] = [("a", 1, 2, "a0"), ("a", 3, 4, "a2"), ("b", 3, 5, "a2")];
+
+/// An empty chain in a database that may have held another one.
+async fn anew(world: &World) {
+    world
+        .sql("select drop_chain('main'); insert into chains (name, kind, finality_depth) values ('main', 'other', 2)")
+        .await;
+}
+
+/// Runs the steps through the proxy until the fault fires; whether it did.
+async fn steps_until_fired(world: &World, proxy: &FaultProxy, fired_before: u64) -> bool {
+    for (tag, from, to, parent) in STEPS {
+        world.branch(tag, from, to, parent).await;
+        let mut once = Ebbtide::spawn(&["process", "--once", "--database-url", &proxy.url(&world.url)], &[]);
+        let fired = wait_until("the fault fires, or the step ends", async || {
+            if proxy.fired() > fired_before {
+                return Some(true);
+            }
+            (!once.is_running()).then_some(false)
+        })
+        .await;
+        if fired || proxy.fired() > fired_before {
+            once.kill();
+            return true;
+        }
+    }
+    false
+}
+
+#[tokio::test]
+async fn killed_before_every_single_message_to_postgres_it_stands_on_one_block() {
+    let world = World::new(2).await;
+    let mut model = Model::default();
+    STEPS.iter().for_each(|(tag, from, to, parent)| model.branch(tag, *from, *to, parent));
+    let proxy = FaultProxy::in_front_of(&world.url).await;
+    assert!(!steps_until_fired(&world, &proxy, 0).await);
+    world.check().await;
+    let messages = proxy.messages();
+    // Preparing a statement changes nothing: its messages are passed over.
+    let boundary = |n: usize| {
+        let (message, before) = (messages[n].as_str(), n.checked_sub(1).map(|b| messages[b].as_str()));
+        let prepares = message.starts_with("Parse")
+            || message == "Bind"
+            || message == "Sync" && before.is_some_and(|b| b.starts_with("Parse"));
+        !prepares
+    };
+    let chosen: Vec<usize> = (0..messages.len()).filter(|n| boundary(*n)).collect();
+    let mut killed = 0;
+    for n in &chosen {
+        anew(&world).await;
+        let fired = proxy.fired();
+        proxy.arm_for("ebbtide", *n as u64 + 1, Fault::FreezeBefore);
+        if steps_until_fired(&world, &proxy, fired).await {
+            killed += 1;
+        }
+        proxy.disarm();
+        proxy.cut_all();
+        is_one_blocks_state(&world, &model).await;
+        world.settle().await;
+        is_one_blocks_state(&world, &model).await;
+    }
+    println!("{} messages in all, killed before {killed} of {} that do something", messages.len(), chosen.len());
+    assert!(killed * 10 >= chosen.len() * 9, "only {killed} of {} were reached", chosen.len());
+}
+
+#[tokio::test]
+async fn a_connection_cut_before_or_after_any_answer_is_made_anew() {
+    for fault in [Fault::CutBefore, Fault::CutAfterAnswer] {
+        let mut world = World::new(2).await;
+        let (proxy, straight) = (FaultProxy::in_front_of(&world.url).await, world.url.clone());
+        let mut fired = 0;
+        for nth in (1..).step_by(3).take(20) {
+            anew(&world).await;
+            world.branch("a", 1, 3, "a0").await;
+            world.url = proxy.url(&straight);
+            let running = world.start(WakeMode::Listen, Duration::from_millis(30));
+            world.url.clone_from(&straight);
+            world.check_soon().await;
+            // From here on the messages are those of the work itself.
+            proxy.arm_for("ebbtide", nth, fault);
+            world.branch("a", 4, 5, "a3").await;
+            world.branch("b", 3, 6, "a2").await;
+            wait_until("the fault fires", async || (proxy.fired() > fired).then_some(())).await;
+            fired = proxy.fired();
+            world.check_soon().await;
+            running.stop().await;
+        }
+        println!("{fault:?}: {fired} connections cut");
+    }
+}

@@ -1,0 +1,116 @@
+//! What it costs must not grow with the chain.
+
+use std::time::Duration;
+
+use crate::support::check::World;
+use crate::support::wait_within;
+
+/// Blocks `from..=to` named `{tag}{height}` with `events` movements each among `accounts`, by two statements.
+async fn bulk(world: &World, tag: &str, (from, to): (i64, i64), parent: &str, events: i64, accounts: i64) {
+    world
+        .sql(&format!(
+            "begin; set local ebbtide.bulk = 'on';
+             insert into token_events (chain_id, height, tx_index, event_index, token, from_address, to_address, amount)
+             select chain_id, h, i, 0, 'gold', 'acc' || (h * 31 + i * 17) % {accounts}, 'acc' || (h * 13 + i * 7) % {accounts}, h + i
+             from chains, generate_series({from}::bigint, {to}) h, generate_series(1, {events}) i;
+             insert into blocks (chain_id, height, hash, parent_hash)
+             select chain_id, h, '{tag}' || h, case when h = {from} then '{parent}' else '{tag}' || (h - 1) end
+             from chains, generate_series({from}::bigint, {to}) h;
+             commit"
+        ))
+        .await;
+}
+
+/// Runs the processor once and returns how many tuples all its statements read.
+async fn tuples_read(world: &World) -> i64 {
+    let total = "select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+                 from pg_stat_user_tables where schemaname = 'ebbtide'";
+    let before: i64 = settled_total(world, total).await;
+    world.try_process().await.unwrap();
+    settled_total(world, total).await - before
+}
+
+/// The statistics of a backend are whole once it has ended.
+async fn settled_total(world: &World, total: &str) -> i64 {
+    wait_within(Duration::from_secs(60), "the processor's backends have ended", async || {
+        let running = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'ebbtide%'";
+        (world.one(running).await.unwrap() == "0").then_some(())
+    })
+    .await;
+    world.sql("select pg_stat_force_next_flush()").await;
+    world.sql("select 1").await;
+    world.one(total).await.unwrap().parse().unwrap()
+}
+
+async fn apply_and_undo(events: i64) -> (i64, i64) {
+    let mut world = World::new(20).await;
+    world.sql("set enable_seqscan = off; alter table balances set (autovacuum_enabled = off)").await;
+    world.settings.batch = 500;
+    let blocks = (events / 100).max(1);
+    bulk(&world, "a", (1, blocks), "a0", 100, 5000).await;
+    world.sql(&format!("analyze; update chains set head_height = {blocks}, final_height = {blocks} - 5")).await;
+    world.try_process().await.unwrap();
+    world.sql("analyze").await;
+    // The counters of the steady state: nothing is left to do.
+    let idle = tuples_read(&world).await;
+    bulk(&world, "a", (blocks + 1, blocks + 1), &format!("a{blocks}"), 100, 5000).await;
+    let apply = tuples_read(&world).await;
+    world.sql(&format!("select drop_blocks('main', {})", blocks + 1)).await;
+    let undo = tuples_read(&world).await;
+    world.check().await;
+    println!("{events} events stored: a look reads {idle} tuples, one apply {apply}, one undo {undo}");
+    (apply, undo)
+}
+
+#[tokio::test]
+async fn an_apply_and_an_undo_read_as_much_after_a_million_events_as_after_a_thousand() {
+    let (small_apply, small_undo) = apply_and_undo(1_000).await;
+    let (large_apply, large_undo) = apply_and_undo(1_000_000).await;
+    assert!(large_apply < 2 * small_apply, "apply: {small_apply} and {large_apply}");
+    assert!(large_undo < 2 * small_undo, "undo: {small_undo} and {large_undo}");
+}
+
+#[tokio::test]
+async fn the_journal_of_applied_blocks_stays_short_over_a_hundred_thousand_blocks() {
+    for depth in [3, 64] {
+        let mut world = World::new(depth).await;
+        world.settings.batch = 1000;
+        let mut most = 0;
+        let mut tip = 0;
+        while tip < 100_000 {
+            let to = tip + 10_000;
+            bulk(&world, "a", (tip + 1, to), &format!("a{tip}"), 1, 50).await;
+            world.sql(&format!("update chains set head_height = {to}, final_height = {to} - {depth}")).await;
+            tip = to;
+            world.try_process().await.unwrap();
+            most = most.max(world.one("select count(*) from applied_blocks").await.unwrap().parse::<i64>().unwrap());
+        }
+        println!("finality depth {depth}: at most {most} rows in applied_blocks over {tip} blocks");
+        assert!(most <= depth + 32, "{most}");
+        world.check().await;
+    }
+}
+
+#[tokio::test]
+async fn the_journal_stays_short_on_a_chain_that_no_source_follows() {
+    let world = World::new(3).await;
+    bulk(&world, "a", (1, 9_000), "a0", 1, 50).await;
+    let watching = world.client().await;
+    let watch = tokio::spawn(async move {
+        let (mut most, mut at) = (0_i64, 0_i64);
+        while at < 9_000 {
+            let row = watching
+                .query_one("select (select count(*) from applied_blocks), (select max(height) from checkpoints)", &[])
+                .await
+                .unwrap();
+            (most, at) = (most.max(row.get(0)), row.get::<_, Option<i64>>(1).unwrap_or(0));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        most
+    });
+    world.try_process().await.unwrap();
+    let most = watch.await.unwrap();
+    println!("no source, finality depth 3: at most {most} rows in applied_blocks over 9,000 blocks");
+    assert!((100..8_500).contains(&most), "{most}");
+    world.check().await;
+}
