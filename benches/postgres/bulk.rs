@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Size;
 use crate::report::{Budget, Line};
-use crate::server::{Database, Server, write_all};
+use crate::server::{Database, Final, Server, write_all};
 use crate::workload::{Arrays, EVENTS, Workload, arrays, copy_payload};
 
 /// Blocks in one transaction of the syncer.
@@ -51,7 +51,7 @@ async fn load_once(server: &Server, blocks: &[Block], triggers: bool) -> Duratio
     let mut lock = database.sync_lock().await;
     database.settle().await;
     let begun = Instant::now();
-    write_all(&mut lock, blocks, AT_ONCE, true).await;
+    write_all(&mut lock, blocks, AT_ONCE, Final::All).await;
     let took = begun.elapsed();
     server.drop(database).await;
     took
@@ -120,7 +120,7 @@ pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
         {
             let database = server.database().await;
             let mut lock = database.sync_lock().await;
-            write_all(&mut lock, &blocks, AT_ONCE, true).await;
+            write_all(&mut lock, &blocks, AT_ONCE, Final::All).await;
             database.client.batch_execute(BARE_BALANCES).await.unwrap();
             database.client.batch_execute("analyze token_events").await.unwrap();
             database.settle().await;
@@ -161,7 +161,7 @@ pub(crate) async fn block_by_block(server: &Server, size: &Size) -> Vec<Line> {
         for (line, sync) in [(&mut durable, true), (&mut shipped, false)] {
             let database = server.database().await;
             let mut lock = database.sync_lock().await;
-            write_all(&mut lock, &blocks, AT_ONCE, false).await;
+            write_all(&mut lock, &blocks, AT_ONCE, Final::Nothing).await;
             database.client.batch_execute(BARE_BALANCES).await.unwrap();
             if sync {
                 database.client.batch_execute(DURABLE_CHECKPOINTS).await.unwrap();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ebbtide::chain::BlockRef;
+use ebbtide::chain::{Block, BlockRef};
 use ebbtide::process::{self, ProcessSettings, Watcher};
 use ebbtide::projections::token_balances::History;
 use ebbtide::store::{SyncLock, Wake, WakeMode};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Size;
 use crate::bulk::process_once;
 use crate::report::{Budget, Line, percentile};
-use crate::server::{Database, Server, replace, write, write_all};
+use crate::server::{Database, Final, Server, replace, write, write_all};
 use crate::workload::{EVENTS, Workload, last};
 
 /// What the processor said, and when: it says so once the commit was answered.
@@ -61,6 +61,16 @@ impl Processor {
         tokio::time::timeout(Duration::from_secs(60), self.said.recv()).await.expect("it is heard").unwrap()
     }
 
+    /// Waits until so many blocks were applied.
+    async fn hear_applied(&mut self, count: u64) {
+        let mut applied = 0;
+        while applied < count {
+            if let Said::Applied(blocks, _) = self.hear().await {
+                applied += blocks;
+            }
+        }
+    }
+
     async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap();
@@ -79,7 +89,7 @@ pub(crate) async fn latency(server: &Server, size: &Size) -> Vec<Line> {
         let mut work = Workload::new();
         let mut lock = database.sync_lock().await;
         let below = work.blocks(None, size.of(1_000, 100), EVENTS);
-        write_all(&mut lock, &below, 200, false).await;
+        write_all(&mut lock, &below, 200, Final::Nothing).await;
         process_once(&database, 1, History::Full).await;
         let mut processor = Processor::start(&database).await;
         let mut tip = last(&below);
@@ -87,7 +97,7 @@ pub(crate) async fn latency(server: &Server, size: &Size) -> Vec<Line> {
         for _ in 0..size.of(280, 50) {
             let block = work.blocks(Some(&tip), 1, EVENTS);
             let next = tokio::time::Instant::now() + Duration::from_millis(30);
-            write(&mut lock, Some(&tip), &block, false).await;
+            write(&mut lock, Some(&tip), &block, Final::Deep).await;
             let committed = Instant::now();
             tip = last(&block);
             let Said::Applied(blocks, at) = processor.hear().await else { panic!("a reorg out of nothing") };
@@ -103,32 +113,30 @@ pub(crate) async fn latency(server: &Server, size: &Size) -> Vec<Line> {
     vec![half, most]
 }
 
+/// A processor beside a chain that is applied already.
+async fn at_the_head(server: &Server, below: &[Block]) -> (Database, SyncLock, Processor) {
+    let database = server.database().await;
+    let mut lock = database.sync_lock().await;
+    write_all(&mut lock, below, 200, Final::Nothing).await;
+    process_once(&database, 1, History::Full).await;
+    let processor = Processor::start(&database).await;
+    (database, lock, processor)
+}
+
+/// Short branches of 20 events a block, each replacing the one before.
 pub(crate) async fn reorgs(server: &Server, size: &Size) -> Vec<Line> {
     let mut seen_right =
         Line::new("reorg of depth 10 (200 events), replacement committed → right", "ms", Budget::AtMost(100.0, 30.0));
     let mut switch = Line::new("the same, the switch alone", "ms", Budget::AtMost(100.0, 30.0));
-    let mut undo_64 = Line::new("undo per block at depth 64, 100 events a block", "ms", Budget::AtMost(4.0, 2.0));
-    let mut undo_1000 = Line::new("undo per block at depth 1,000", "ms", Budget::AtMost(3.0, 1.0));
     for _ in 0..size.rounds {
-        let database = server.database().await;
         let mut work = Workload::new();
-        let mut lock = database.sync_lock().await;
-        let below = work.blocks(None, 1_500, EVENTS);
-        write_all(&mut lock, &below, 200, false).await;
-        process_once(&database, 1, History::Full).await;
-        let before = fingerprint(&database).await;
-        let mut processor = Processor::start(&database).await;
-
-        // Short branches of 20 events a block, each replacing the one before.
+        let below = work.blocks(None, 1_000, EVENTS);
         let ancestor = last(&below);
+        let (database, mut lock, mut processor) = at_the_head(server, &below).await;
+        let before = fingerprint(&database).await;
         let first = work.blocks(Some(&ancestor), 10, 20);
-        write(&mut lock, Some(&ancestor), &first, false).await;
-        let mut applied = 0;
-        while applied < 10 {
-            if let Said::Applied(blocks, _) = processor.hear().await {
-                applied += blocks;
-            }
-        }
+        write(&mut lock, Some(&ancestor), &first, Final::Deep).await;
+        processor.hear_applied(10).await;
         for _ in 0..size.of(10, 5) {
             let branch = work.blocks(Some(&ancestor), 10, 20);
             replace(&mut lock, &ancestor, &branch).await;
@@ -137,32 +145,40 @@ pub(crate) async fn reorgs(server: &Server, size: &Size) -> Vec<Line> {
             seen_right.product.push(ms(at.saturating_duration_since(committed)));
             switch.product.push(ms(took));
         }
-        // The chain gets shorter and is stored again.
         cut(&mut lock, &mut processor, &ancestor).await;
         assert_eq!(fingerprint(&database).await, before, "undo restores what was there");
-        for (line, depth, times) in [(&mut undo_64, 64usize, 5), (&mut undo_1000, 1_000, 1)] {
+        processor.end().await;
+        server.drop(database).await;
+    }
+    vec![seen_right, switch]
+}
+
+/// The chain gets shorter and is stored again; nothing is final, so that any depth is undone by the journal.
+pub(crate) async fn undo(server: &Server, size: &Size) -> Vec<Line> {
+    let mut undo_64 = Line::new("undo per block at depth 64, 100 events a block", "ms", Budget::AtMost(4.0, 2.0));
+    let mut undo_1000 = Line::new("undo per block at depth 1,000", "ms", Budget::AtMost(3.0, 1.0));
+    for _ in 0..size.rounds {
+        let below = Workload::new().blocks(None, 1_500, EVENTS);
+        let (database, mut lock, mut processor) = at_the_head(server, &below).await;
+        let before = fingerprint(&database).await;
+        for (line, depth, times) in [(&mut undo_64, 64usize, 3), (&mut undo_1000, 1_000, 1)] {
             for _ in 0..times {
                 let (kept, gone) = below.split_at(below.len() - depth);
                 let took = cut(&mut lock, &mut processor, &last(kept)).await;
                 line.product.push(ms(took) / depth as f64);
                 let mut tip = last(kept);
                 for part in gone.chunks(200) {
-                    write(&mut lock, Some(&tip), part, false).await;
+                    write(&mut lock, Some(&tip), part, Final::Nothing).await;
                     tip = last(part);
                 }
-                let mut applied = 0;
-                while applied < depth as u64 {
-                    if let Said::Applied(blocks, _) = processor.hear().await {
-                        applied += blocks;
-                    }
-                }
+                processor.hear_applied(depth as u64).await;
             }
         }
         assert_eq!(fingerprint(&database).await, before, "applied again it is the same");
         processor.end().await;
         server.drop(database).await;
     }
-    vec![seen_right, switch, undo_64, undo_1000]
+    vec![undo_64, undo_1000]
 }
 
 async fn switched(processor: &mut Processor) -> (Duration, Instant) {

@@ -57,25 +57,12 @@ async fn run(size: &Size, folder: &std::path::Path) {
     let begun = std::time::Instant::now();
     let server = Server::start(folder).await;
     report::print_machine(&server.version().await, &server::SETTINGS);
-    let mut lines: Vec<Line> = Vec::new();
-    if size.wants("load") {
-        lines.extend(bulk::load(&server, size).await);
-    }
-    if size.wants("catch-up") {
-        lines.extend(bulk::catch_up(&server, size).await);
-    }
-    if size.wants("block") {
-        lines.extend(bulk::block_by_block(&server, size).await);
-    }
-    if size.wants("latency") {
-        lines.extend(live::latency(&server, size).await);
-    }
-    if size.wants("reorg") {
-        lines.extend(live::reorgs(&server, size).await);
-    }
-    if size.wants("memory") {
-        lines.extend(memory::catch_up(&server, size).await);
-    }
+    // A bench that is stopped leaves no server behind.
+    let lines = tokio::select! {
+        lines = measure(&server, size) => lines,
+        _ = tokio::signal::ctrl_c() => Vec::new(),
+        () = terminated() => Vec::new(),
+    };
     let good = report::print(&lines);
     eprintln!("{} rounds in {:.0} s", size.rounds, begun.elapsed().as_secs_f64());
     if std::env::var_os("EBBTIDE_BENCH_EXPLAIN").is_some() {
@@ -87,4 +74,34 @@ async fn run(size: &Size, folder: &std::path::Path) {
     if !good {
         eprintln!("at least one line misses its must");
     }
+}
+
+async fn terminated() {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap().recv().await;
+}
+
+async fn measure(server: &Server, size: &Size) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    if size.wants("load") {
+        lines.extend(bulk::load(server, size).await);
+    }
+    if size.wants("catch-up") {
+        lines.extend(bulk::catch_up(server, size).await);
+    }
+    if size.wants("block") {
+        lines.extend(bulk::block_by_block(server, size).await);
+    }
+    if size.wants("latency") {
+        lines.extend(live::latency(server, size).await);
+    }
+    if size.wants("reorg") {
+        lines.extend(live::reorgs(server, size).await);
+    }
+    if size.wants("undo") {
+        lines.extend(live::undo(server, size).await);
+    }
+    if size.wants("memory") {
+        lines.extend(memory::catch_up(server, size).await);
+    }
+    lines
 }

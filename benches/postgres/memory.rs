@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Size;
 use crate::report::{Budget, Line};
-use crate::server::{Server, write_all};
+use crate::server::{Final, Server, write, write_all};
 use crate::workload::{EVENTS, Workload};
 
 pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
@@ -23,8 +23,8 @@ pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
     for _ in 0..blocks.div_ceil(1_000) {
         let part = work.blocks(below.as_ref(), blocks.min(1_000), EVENTS);
         match &below {
-            None => write_all(&mut lock, &part, 200, true).await,
-            Some(tip) => crate::server::write(&mut lock, Some(tip), &part, true).await,
+            None => write_all(&mut lock, &part, 200, Final::All).await,
+            Some(tip) => write(&mut lock, Some(tip), &part, Final::All).await,
         }
         below = part.last().map(|b| b.link.block_ref());
     }

@@ -125,25 +125,45 @@ impl Database {
     }
 }
 
-/// The syncer's path: these blocks in one transaction. `is_final`: all of them are.
-pub(crate) async fn write(lock: &mut SyncLock, ancestor: Option<&BlockRef>, blocks: &[Block], is_final: bool) {
-    let replace = false;
-    write_over(lock, ancestor, blocks, is_final, replace).await;
+/// What is final after a write.
+#[derive(Clone, Copy)]
+pub(crate) enum Final {
+    /// Nothing.
+    Nothing,
+    /// All that is written.
+    All,
+    /// What lies the default finality depth below.
+    Deep,
+}
+
+/// The syncer's path: these blocks in one transaction.
+pub(crate) async fn write(lock: &mut SyncLock, ancestor: Option<&BlockRef>, blocks: &[Block], is_final: Final) {
+    write_over(lock, ancestor, blocks, is_final, false).await;
 }
 
 /// [`write`], with what stands above the ancestor archived first.
 pub(crate) async fn replace(lock: &mut SyncLock, ancestor: &BlockRef, blocks: &[Block]) {
-    write_over(lock, Some(ancestor), blocks, false, true).await;
+    write_over(lock, Some(ancestor), blocks, Final::Nothing, true).await;
 }
 
-async fn write_over(lock: &mut SyncLock, ancestor: Option<&BlockRef>, blocks: &[Block], is_final: bool, replace: bool) {
+async fn write_over(
+    lock: &mut SyncLock,
+    ancestor: Option<&BlockRef>,
+    blocks: &[Block],
+    is_final: Final,
+    replace: bool,
+) {
     let head = blocks.last().map(|b| b.link.height).or(ancestor.map(|a| a.height)).unwrap();
     let new = NewBlocks {
         ancestor,
         replace,
         blocks,
         head_height: head,
-        final_height: is_final.then_some(head),
+        final_height: match is_final {
+            Final::Nothing => None,
+            Final::All => Some(head),
+            Final::Deep => Some(head.minus(64)),
+        },
         position: None,
         reset: false,
     };
@@ -151,7 +171,7 @@ async fn write_over(lock: &mut SyncLock, ancestor: Option<&BlockRef>, blocks: &[
 }
 
 /// Everything, in transactions of `at_once` blocks.
-pub(crate) async fn write_all(lock: &mut SyncLock, blocks: &[Block], at_once: usize, is_final: bool) {
+pub(crate) async fn write_all(lock: &mut SyncLock, blocks: &[Block], at_once: usize, is_final: Final) {
     let mut ancestor = None;
     for part in blocks.chunks(at_once) {
         write(lock, ancestor.as_ref(), part, is_final).await;

@@ -7,7 +7,8 @@
 --
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone
 -- else (skip locked), is another one by now, or the checkpoint has moved. The chain row is locked before the blocks,
--- as writers do, so that nobody waits in a circle.
+-- as writers do, so that nobody waits in a circle. The bounds of the heights are for the plan: with `any` alone, one made
+-- while the table was small reads all blocks of the chain by the index on their hashes (`+ 0` keeps `any` from it).
 with complete as materialized (
     select c.chain_id
     from chains c
@@ -17,7 +18,8 @@ with complete as materialized (
 held as materialized (
     select b.height, b.hash, b.revision
     from blocks b
-    where b.chain_id = $1 and b.height = any ($4::bigint[])
+    where b.chain_id = $1 and b.height >= ($4::bigint[])[1] and b.height <= ($4::bigint[])[cardinality($4::bigint[])]
+      and b.height + 0 = any ($4::bigint[])
       and ($7::bigint is null or exists (select from complete))
     order by b.height
     for share skip locked

@@ -14,7 +14,8 @@ with complete as materialized (
 held as materialized (
     select b.height, b.hash, b.revision
     from blocks b
-    where b.chain_id = $1 and b.height = any ($4::bigint[])
+    where b.chain_id = $1 and b.height >= ($4::bigint[])[1] and b.height <= ($4::bigint[])[cardinality($4::bigint[])]
+      and b.height + 0 = any ($4::bigint[])
       and ($7::bigint is null or exists (select from complete))
     order by b.height
     for share skip locked

@@ -15,6 +15,9 @@ use crate::store::{Applied, ApplyBlock, Fence, LedgerRead, Look, StoreError};
 
 /// Transactions sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
+/// And no more once those in flight hold so many events: large transactions need no long queue, and each keeps its changes
+/// in memory until it was answered.
+const IN_FLIGHT_EVENTS: u64 = 20_000;
 /// A chunk read ahead holds about so many events; two of them are in memory at once.
 const CHUNK_EVENTS: u64 = 10_000;
 /// After so many blocks that are not final, extending ends for a look, so that the journal is pruned.
@@ -180,6 +183,7 @@ impl Task {
         let mut watch = AppliedWatch { chain: &look.chain_name, watcher: &*self.watcher, since: Instant::now() };
         let mut last_height = None;
         let mut blocks_total = 0u64;
+        let mut events_in_flight = 0u64;
         'chunks: while let Some(chunk) = chunks.recv().await {
             let chunk = chunk?;
             let mut chunk = chunk.into_iter().peekable();
@@ -210,6 +214,7 @@ impl Task {
                 let batch = batch(look, &settings, before.as_ref(), start, blocks);
                 last_height = Some(batch.apply.through);
                 let this_seq = seq;
+                events_in_flight += batch.events;
                 in_flight.push_back(async move {
                     let result = write.apply(chain, NAME, this_seq, &batch.apply).await;
                     let what = match &batch.apply.blocks[..] {
@@ -221,10 +226,10 @@ impl Task {
                 before = last;
                 seq += 1;
                 moved = true;
-                while in_flight.len() >= IN_FLIGHT {
-                    if let Some(answer) = in_flight.next().await
-                        && !watch.take(answer)?
-                    {
+                while in_flight.len() >= IN_FLIGHT || events_in_flight > IN_FLIGHT_EVENTS && in_flight.len() > 1 {
+                    let Some(answer) = in_flight.next().await else { break };
+                    events_in_flight -= answer.2;
+                    if !watch.take(answer)? {
                         return Ok(Outcome::Contended);
                     }
                 }
