@@ -30,7 +30,9 @@ fence as materialized (
 ),
 moved as (
     update checkpoints k
-    set seq = k.seq + 1, height = $8, hash = $9, through_height = $11, start_height = $12, updated_at = now()
+    set seq = k.seq + 1, height = $8, hash = $9, through_height = $11, start_height = $12, updated_at = now(),
+        -- What is not journalled is pruned from the outset; readers and undo must know.
+        history_from = case when $17 then k.history_from else greatest(k.history_from, $11) end
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $11)
       and (select holds from fence)
