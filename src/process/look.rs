@@ -311,7 +311,9 @@ impl Task {
     async fn prune(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
         let Some(through) = look.checkpoint.through else { return Ok(()) };
         // Sparing: a delete for every block would double its statements.
-        let due = self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
+        // But when all of it is final, at once: final blocks that follow then need not be journalled.
+        let all_final = look.final_height.is_some_and(|f| f >= through) && self.pruned_at != Some(through);
+        let due = all_final || self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
         if !due {
             return Ok(());
         }

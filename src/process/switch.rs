@@ -116,7 +116,7 @@ impl Task {
                 }
                 let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
                 applied_blocks += chunk.len() as u64;
-                let batch = batch(look, &settings, before.as_ref(), start, chunk);
+                let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
                 applied_events += batch.events;
                 refused += batch.refused;
                 match tx.apply(&batch.apply).await.map_err(&failed)? {
