@@ -635,7 +635,9 @@ async fn a_processor_killed_at_any_moment_goes_on_rightly() {
     let begun = Instant::now();
     while kills < 15 && begun.elapsed() < Duration::from_secs(40) {
         let mut program = Ebbtide::spawn(&["process", "--database-url", &pg.url], &[]);
-        program.wait_for_line("").await;
+        let sql =
+            "select from pg_stat_activity where datname = current_database() and application_name = 'ebbtide process'";
+        support::wait_until("the program is there", async || db.query(sql, &[]).await.unwrap().pop()).await;
         let until = Instant::now() + Duration::from_millis(script.rng.random_range(50..300));
         while Instant::now() < until {
             script.change(&db).await;
