@@ -265,16 +265,17 @@ begin
         raise exception 'history of chain % below block % was pruned', balances_at.chain, k.history_from
             using errcode = 'no_data_found', constraint = 'history_pruned';
     end if;
+    -- From the first change above: the one below may never have been written (history = "window").
     return query
-        select b.token::text, b.address::text, coalesce(then_.balance_after, b.amount)
+        select b.token::text, b.address::text, case when b.height <= at_height then b.amount else later.before end
         from ebbtide.balances b
         left join lateral (
-            select c.balance_after from ebbtide.balance_changes c
+            select c.balance_after - c.delta as before, c.prev_height from ebbtide.balance_changes c
             where b.height > at_height
-              and c.chain_id = b.chain_id and c.token = b.token and c.address = b.address and c.height <= at_height
-            order by c.height desc limit 1
-        ) then_ on true
-        where b.chain_id = cid and (b.height <= at_height or then_.balance_after is not null);
+              and c.chain_id = b.chain_id and c.token = b.token and c.address = b.address and c.height > at_height
+            order by c.height limit 1
+        ) later on true
+        where b.chain_id = cid and (b.height <= at_height or later.prev_height is not null);
 end $$;
 comment on function balances_at is 'All balances at a height, from the history in balance_changes.';
 

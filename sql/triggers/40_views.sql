@@ -11,17 +11,18 @@ from (
 left join token_metadata m on m.chain_id = b.chain_id and m.token = b.token;
 comment on view tokens is 'One row a token that had an event: metadata, first height, total supply (signed sum), accounts that hold some.';
 
+-- From the first change above the final height: the one below it may never have been written (history = "window").
 create or replace view final_balances as
-select b.chain_id, b.token, b.address, coalesce(then_.balance_after, b.amount) as amount
+select b.chain_id, b.token, b.address, case when b.height <= c.final_height then b.amount else later.before end as amount
 from balances b
 join chains c on c.chain_id = b.chain_id
 left join lateral (
-    select h.balance_after from balance_changes h
+    select h.balance_after - h.delta as before, h.prev_height from balance_changes h
     where b.height > c.final_height
-      and h.chain_id = b.chain_id and h.token = b.token and h.address = b.address and h.height <= c.final_height
-    order by h.height desc limit 1
-) then_ on true
-where b.height <= c.final_height or then_.balance_after is not null;
+      and h.chain_id = b.chain_id and h.token = b.token and h.address = b.address and h.height > c.final_height
+    order by h.height limit 1
+) later on true
+where b.height <= c.final_height or later.prev_height is not null;
 comment on view final_balances is 'Balances at the final height: no reorganisation is expected to change them.';
 
 -- Window functions run over the blocks above the final height alone.
