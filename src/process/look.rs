@@ -295,9 +295,10 @@ impl Task {
         if let Some(from) = checkpoint.redo_from {
             let shared_below = difference.as_ref().map_or(Some(through), |d| d.ancestor.as_ref().map(|a| a.height));
             if difference.is_none() || shared_below.is_some_and(|shared| shared >= from) {
+                // From above what is applied there is nothing to undo: the tip is the ancestor.
                 let ancestor = session
                     .read
-                    .block_below(self.chain, from)
+                    .block_below(self.chain, from.min(tip.height.next()))
                     .await?
                     .filter(|b| start.is_some_and(|s| b.height >= s) && b.height <= tip.height);
                 let journalled = ours.iter().rev().map(|(b, _)| b.clone());

@@ -142,10 +142,15 @@ impl Task {
                 rows_touched: undone.restored,
                 duration_ms: took.as_secs_f64() * 1000.0,
             };
-            tx.note_reorg(&note).await.map_err(&failed)?;
+            // A replay from above the tip leaves no branch.
+            if depth > 0 {
+                tx.note_reorg(&note).await.map_err(&failed)?;
+            }
             tx.commit().await.map_err(&failed)?;
-            log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
-            self.watcher.switched(&look.chain_name, depth, took);
+            if depth > 0 {
+                log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
+                self.watcher.switched(&look.chain_name, depth, took);
+            }
         } else {
             tx.commit().await.map_err(&failed)?;
         }
