@@ -475,7 +475,40 @@ impl Script {
         if self.settings.token_balances.history == History::Full && pruned_to.is_some() {
             return Err("history was pruned though all of it was asked for".to_owned());
         }
-        self.ledger.difference(&seen.0, pruned_to).map_or(Ok(()), Err)
+        if let Some(difference) = self.ledger.difference(&seen.0, pruned_to) {
+            return Err(difference);
+        }
+        self.compare_past(db, pruned_to).await
+    }
+
+    /// `balances_at` a height whose history is kept, and `final_balances`.
+    async fn compare_past(&mut self, db: &Client, pruned_to: Option<i64>) -> Result<(), Failure> {
+        let counted = self.chain.counting();
+        let (Some(cap), Some((tip, _)), Some(first)) = (self.cap, &self.ledger.block, counted.first()) else {
+            return Ok(());
+        };
+        let height = self.rng.random_range((*first).max(pruned_to.unwrap_or(0)).min(*tip)..=*tip);
+        let rows = db
+            .query("select token, address, amount::text from balances_at($1, $2)", &[&self.name, &height])
+            .await
+            .map_err(|e| format!("balances_at {height}: {e:?}"))?;
+        self.expect_past(&format!("balances_at {height}"), height.min(cap), &rows)?;
+        let sql = "select final_height from chains where chain_id = $1";
+        let final_height: Option<i64> = db.query_one(sql, &[&self.id]).await.unwrap().get(0);
+        if let Some(height) = final_height.filter(|height| height >= first) {
+            let sql = "select token, address, amount::text from final_balances where chain_id = $1";
+            let rows = db.query(sql, &[&self.id]).await.unwrap();
+            self.expect_past(&format!("final_balances at {height}"), height.min(cap), &rows)?;
+        }
+        Ok(())
+    }
+
+    fn expect_past(&self, what: &str, height: i64, rows: &[tokio_postgres::Row]) -> Result<(), Failure> {
+        let seen: BTreeMap<(String, String), BigInt> =
+            rows.iter().map(|r| ((r.get(0), r.get(1)), r.get::<_, &str>(2).parse().unwrap())).collect();
+        let must: BTreeMap<(String, String), BigInt> =
+            self.chain.ledger(height).balances.into_iter().map(|(account, (amount, _))| (account, amount)).collect();
+        if seen == must { Ok(()) } else { Err(format!("{what}: {seen:?}, must be {must:?}")) }
     }
 }
 
