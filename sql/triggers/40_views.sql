@@ -11,6 +11,7 @@ from (
 left join token_metadata m on m.chain_id = b.chain_id and m.token = b.token;
 comment on view tokens is 'One row a token that had an event: metadata, first height, total supply (signed sum), accounts that hold some.';
 
+-- From the first change above the final height: the one below it may never have been written (history = "window").
 create or replace view final_balances as
 select b.chain_id, b.token, b.address, coalesce(above.amount_before, b.amount) as amount
 from balances b

@@ -91,12 +91,14 @@ pub(super) struct Batch {
     pub(super) refused: u64,
 }
 
-/// Puts blocks (ascending, following `before`) into one transaction.
+/// Puts blocks (ascending, following `before`) into one transaction. `journalled`: blocks below are in the journal of
+/// applied blocks, so these must be too, final or not: it has no holes, or they would look like blocks never applied.
 pub(super) fn batch(
     look: &Look,
     settings: &token_balances::Settings,
     before: Option<&(BlockRef, Option<i64>)>,
     start: Height,
+    journalled: bool,
     blocks: Vec<Prepared>,
 ) -> Batch {
     let mut fence = Fence::default();
@@ -125,7 +127,7 @@ pub(super) fn batch(
         blocks: noted,
         through,
         start,
-        final_height: look.final_height,
+        final_height: look.final_height.filter(|_| !journalled),
         changes: token_balances::changes(nets),
         history: settings.history == History::Full || !is_final,
         refuse_negative: settings.negative_balances == NegativeBalances::Halt,
@@ -150,7 +152,7 @@ impl Task {
         let (to_apply, mut chunks) = mpsc::channel::<Result<Vec<Prepared>, StoreError>>(1);
         let outcome = {
             let reading = read_ahead(&session.read, self.chain, look, tip.clone(), start, cap, to_apply);
-            let applying = self.apply_chunks(session, look, start, (tip, revision), &mut chunks);
+            let applying = self.apply_chunks(session, look, start, !ours.is_empty(), (tip, revision), &mut chunks);
             let (mut reading, mut applying) = (pin!(reading), pin!(applying));
             let mut read_to_the_end = false;
             loop {
@@ -171,6 +173,7 @@ impl Task {
         session: &Session,
         look: &Look,
         start: Height,
+        journalled: bool,
         from: (BlockRef, Option<i64>),
         chunks: &mut mpsc::Receiver<Result<Vec<Prepared>, StoreError>>,
     ) -> Result<Outcome, Fault> {
@@ -211,7 +214,7 @@ impl Task {
                 let last = blocks.last().map(|p| (p.block.clone(), Some(p.revision)));
                 blocks_total += blocks.len() as u64;
                 let count = blocks.len() as u64;
-                let batch = batch(look, &settings, before.as_ref(), start, blocks);
+                let batch = batch(look, &settings, before.as_ref(), start, journalled, blocks);
                 last_height = Some(batch.apply.through);
                 let this_seq = seq;
                 events_in_flight += batch.events;

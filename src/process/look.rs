@@ -319,9 +319,10 @@ impl Task {
             let same_branch = difference.is_none() && !checkpoint.deep_change;
             let shared_below = difference.as_ref().map_or(Some(through), |d| d.ancestor.as_ref().map(|a| a.height));
             if difference.is_none() || shared_below.is_some_and(|shared| shared >= from) {
+                // From above what is applied there is nothing to undo: the tip is the ancestor.
                 let ancestor = session
                     .read
-                    .block_below(self.chain, from)
+                    .block_below(self.chain, from.min(tip.height.next()))
                     .await?
                     .filter(|b| start.is_some_and(|s| b.height >= s) && b.height <= tip.height);
                 let newest_first = ours.iter().rev().map(|(b, _)| b.clone());
@@ -336,7 +337,9 @@ impl Task {
     async fn prune(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
         let Some(through) = look.checkpoint.through else { return Ok(()) };
         // Sparing: a delete for every block would double its statements.
-        let due = self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
+        // But when all of it is final, at once: final blocks that follow then need not be journalled.
+        let all_final = look.final_height.is_some_and(|f| f >= through) && self.pruned_at != Some(through);
+        let due = all_final || self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
         if !due {
             return Ok(());
         }

@@ -85,9 +85,7 @@ impl Task {
         let mut negative = 0u64;
         let mut refused = 0u64;
         if let Some(start) = start.filter(|_| !only_undo) {
-            if ancestor.is_none() {
-                tx.open_balances(start).await.map_err(&failed)?;
-            }
+            let mut opened = ancestor.is_some();
             // Up to the height readers saw before, so that it falls only where the new chain is shorter.
             let first_only = old_tip.is_none();
             let to = look.checkpoint.through.map_or(cap, |t| t.min(cap));
@@ -111,9 +109,14 @@ impl Task {
                     write.halt(chain, NAME, seq, &reason).await?;
                     return Ok(Outcome::Moved);
                 }
+                // With the first block and not before it: while nothing counts, nothing stands, not even what was there
+                // at the start; opened twice it would be refused.
+                if !std::mem::replace(&mut opened, true) {
+                    tx.open_balances(start).await.map_err(&failed)?;
+                }
                 let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
                 applied_blocks += chunk.len() as u64;
-                let batch = batch(look, &settings, before.as_ref(), start, chunk);
+                let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
                 applied_events += batch.events;
                 refused += batch.refused;
                 match tx.apply(&batch.apply).await.map_err(&failed)? {
@@ -144,7 +147,8 @@ impl Task {
                 rows_touched: undone.restored,
                 duration_ms: took.as_secs_f64() * 1000.0,
             };
-            if same_branch {
+            // A replay leaves no branch.
+            if same_branch || depth == 0 {
                 tx.commit().await.map_err(&failed)?;
                 tracing::info!(
                     chain = %look.chain_name, blocks = applied_blocks,

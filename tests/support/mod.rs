@@ -7,6 +7,7 @@
 pub mod anvil;
 pub mod check;
 pub mod fake_node;
+pub mod model;
 pub mod own_pg;
 pub mod pg;
 pub mod process;

@@ -1,7 +1,6 @@
 //! A database per test.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -106,10 +105,7 @@ async fn ensure_template(admin_url: &str) -> String {
         let half = format!("{name}_half");
         admin.batch_execute(&format!("drop database if exists {half} with (force)")).await.unwrap();
         admin.batch_execute(&format!("create database {half} template template0")).await.unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_ebbtide"))
-            .args(["migrate", "--database-url", &with_database(admin_url, &half)])
-            .output()
-            .unwrap();
+        let output = super::Ebbtide::output(&["migrate", "--database-url", &with_database(admin_url, &half)], &[]);
         assert!(
             output.status.success(),
             "`ebbtide migrate` failed on an empty database ({}):\n{}",
