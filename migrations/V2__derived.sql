@@ -19,6 +19,7 @@ create table checkpoints (
     through_height bigint,
     start_height bigint,
     history_from bigint,
+    journal_from bigint,
     seq bigint not null default 0,
     redo_from bigint,
     deep_change boolean not null default false,
@@ -36,6 +37,8 @@ comment on table checkpoints is 'The last block each projection has applied.';
 comment on column checkpoints.through_height is 'Applied up to here; above height where the last heights are empty blocks.';
 comment on column checkpoints.start_height is 'The height this state began at; opening balances stand at the height before it.';
 comment on column checkpoints.history_from is 'balance_changes below this height were pruned; null: none were.';
+comment on column checkpoints.journal_from is
+    'Internal: applied_blocks holds every block applied from this height on; null: all of them. What lies below is final.';
 comment on column checkpoints.seq is 'One more for every apply and every undo: the fence between processors.';
 comment on column checkpoints.redo_from is 'Apply again from this height; set by replay() and by changes at or below the final height.';
 comment on column checkpoints.deep_change is 'redo_from was set by a change of the chain at or below the final height.';

@@ -73,7 +73,7 @@ async fn the_session_prints_what_the_readme_says() {
 /// Words of the program's help, or of the README's tables, that name a flag.
 fn flags(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-        .filter(|word| word.starts_with("--") && word.len() > 2)
+        .filter(|word| word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase())))
         .map(str::to_owned)
         .collect()
 }

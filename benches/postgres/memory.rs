@@ -31,7 +31,12 @@ pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
     database.client.batch_execute("analyze token_events").await.unwrap();
     database.settle().await;
     let begun = Instant::now();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ebbtide"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ebbtide"));
+    // The bench's own variables are no settings of the program.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EBBTIDE_")) {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(["process", "--once", "--batch", "100", "--database-url", &database.url])
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -31,6 +31,7 @@ fence as materialized (
 moved as (
     update checkpoints k
     set seq = k.seq + 1, height = $8, hash = $9, through_height = $11, start_height = $12,
+        journal_from = case when $13 then k.journal_from else $8::bigint + 1 end,
         history_from = case when $17 then k.history_from else greatest(k.history_from, $11) end, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $11)

@@ -4,7 +4,7 @@
 -- net changes over all blocks by (token, address) with the last height of each, $17 to $22 the changes per block:
 -- token, address, height, delta, the sum of the same key's later changes, the height of its change before (null: the
 -- one in balances); $23 write history, $24 refuse negative balances, $25 to $29 refused events with their height,
--- $30 and $31 height and hash of the last block.
+-- $30 and $31 height and hash of the last block, $32 the height after the last block that is not noted (null: all are).
 with complete as materialized (
     select c.chain_id
     from chains c
@@ -28,6 +28,7 @@ fence as materialized (
 moved as (
     update checkpoints k
     set seq = k.seq + 1, height = $30, hash = $31, through_height = $11, start_height = $12,
+        journal_from = coalesce($32::bigint, k.journal_from),
         history_from = case when $23 then k.history_from else greatest(k.history_from, $11) end, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $11)

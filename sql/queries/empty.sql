@@ -2,7 +2,7 @@
 with moved as (
     update checkpoints k
     set seq = k.seq + 1, height = null, hash = null, through_height = null, start_height = null, history_from = null,
-        redo_from = null, deep_change = false, updated_at = now()
+        journal_from = null, redo_from = null, deep_change = false, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
     returning k.seq
 ),

@@ -7,6 +7,8 @@ with moved as (
     update checkpoints k
     set seq = k.seq + 1, height = $5, hash = $6, through_height = $7,
         start_height = case when $5::bigint is null then null else k.start_height end,
+        journal_from = case when $5::bigint is not null then
+            case when k.journal_from > $4::bigint + 1 then $4::bigint + 1 else k.journal_from end end,
         redo_from = $8, deep_change = k.deep_change and $8::bigint is not null, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
     returning k.seq

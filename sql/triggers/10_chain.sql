@@ -17,6 +17,12 @@ begin
     set writes = c.writes + 1,
         complete_to = case when lowest_height <= c.complete_to then lowest_height - 1 else c.complete_to end
     where c.chain_id = chain;
+    -- A snapshot taken before a block was applied shows a checkpoint below it: holding the row fails such a writer.
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform from checkpoints k join chains c on c.chain_id = k.chain_id
+        where k.chain_id = chain and lowest_height <= c.final_height
+        for no key update of k;
+    end if;
     update checkpoints k
     set redo_from = least(k.redo_from, lowest_height), deep_change = true
     from chains c

@@ -17,6 +17,8 @@ use crate::store::{Applied, ApplyBlock, Fence, LedgerRead, Look, StoreError};
 const IN_FLIGHT: usize = 16;
 /// A chunk read ahead holds about so many events; two of them are in memory at once.
 const CHUNK_EVENTS: u64 = 10_000;
+/// After so many blocks that are not final, extending ends for a look, so that the journal is pruned.
+const UNSETTLED_BLOCKS: u64 = 2_000;
 /// Bounds of a chunk in blocks.
 const CHUNK_BLOCKS: std::ops::RangeInclusive<u64> = 1..=2_000;
 
@@ -326,9 +328,10 @@ async fn read_ahead(
 ) {
     let mut before = tip;
     let mut limit = 16;
+    let mut unsettled = 0;
     loop {
         let chunk = read_chunk(read, chain, look, Some(&before), start, cap, limit).await;
-        let ended = chunk.as_ref().map_or(true, |chunk| (chunk.len() as u64) < limit);
+        let mut ended = chunk.as_ref().map_or(true, |chunk| (chunk.len() as u64) < limit);
         if let Ok(chunk) = &chunk {
             if let Some(last) = chunk.last() {
                 before = last.block.clone();
@@ -340,6 +343,8 @@ async fn read_ahead(
             if chunk.is_empty() {
                 return;
             }
+            unsettled += chunk.iter().filter(|p| look.final_height.is_none_or(|f| p.block.height > f)).count() as u64;
+            ended |= unsettled >= UNSETTLED_BLOCKS;
         }
         if to_apply.send(chunk).await.is_err() || ended {
             return;

@@ -30,6 +30,8 @@ pub(super) struct Task {
     timeouts: u32,
     /// History is pruned up to here at most once in so many blocks.
     pruned_at: Option<Height>,
+    /// History was pruned up to here by this task.
+    history_pruned: Option<Height>,
     /// Statistics are made anew once, after the first blocks.
     pub(super) analyzed: bool,
 }
@@ -95,6 +97,7 @@ impl Task {
             most_blocks: u64::MAX,
             timeouts: 0,
             pruned_at: None,
+            history_pruned: None,
             analyzed: false,
         }
     }
@@ -278,10 +281,13 @@ impl Task {
             let redo = checkpoint.redo_from.is_some();
             return Ok(redo.then(|| Difference { ancestor: None, deep: true, down: Vec::new() }));
         };
-        let ours = session.read.applied_blocks(self.chain, NAME).await?;
+        let mut ours = session.read.applied_blocks(self.chain, NAME).await?;
+        ours.retain(|(block, _)| checkpoint.journal_from.is_none_or(|from| block.height >= from));
         let begun_elsewhere = checkpoint.begun_at != start;
-        // The window: from the block below the first journalled one, which both sides share.
-        let first = ours.first().map_or(tip.height, |(block, _)| block.height);
+        // The window: from where the journal is whole, and not from the first block in it: below that one, a block may
+        // have come where none was. What lies below the window was final, and a change there comes as redo_from.
+        let journalled = ours.first().map_or(tip.height, |(block, _)| block.height);
+        let first = checkpoint.journal_from.or(start).map_or(journalled, |from| from.min(journalled));
         let below = session.read.block_below(self.chain, first).await?.filter(|b| start.is_some_and(|s| b.height >= s));
         let stored = session.read.stored_blocks(self.chain, first, through.min(cap), i64::MAX).await?;
         let counted = match start {
@@ -324,13 +330,14 @@ impl Task {
         if !due {
             return Ok(());
         }
-        if let Some(horizon) = look.final_height {
-            session.write.prune_applied(self.chain, NAME, horizon).await?;
-            let horizon = horizon.min(through);
+        if let Some(horizon) = look.final_height.map(|f| f.min(through)) {
+            session.write.prune_applied(self.chain, NAME, horizon, look.checkpoint.seq).await?;
+            let pruned = self.history_pruned.or(look.checkpoint.history_from);
             if self.settings.token_balances.history == token_balances::History::Window
-                && look.checkpoint.history_from.is_none_or(|from| horizon > from)
+                && pruned.is_none_or(|to| horizon > to)
             {
-                session.write.prune_history(self.chain, NAME, look.checkpoint.history_from, horizon).await?;
+                session.write.prune_history(self.chain, NAME, pruned, horizon).await?;
+                self.history_pruned = Some(horizon);
             }
         }
         if look.head_height.is_none() && through.get() >= look.finality_depth {

@@ -129,6 +129,11 @@ impl Task {
                 before = last;
             }
         }
+        if let Some(start) = start.filter(|_| ancestor.is_none() && !only_undo)
+            && tx.opening_differs(start).await?
+        {
+            return Ok(Outcome::Contended);
+        }
         let took = started.elapsed();
         if let Some(old_tip) = &old_tip {
             let depth = old_tip.height.get()

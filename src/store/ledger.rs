@@ -232,11 +232,16 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Prunes the journal of applied blocks up to the horizon.
-    pub async fn prune_applied(&self, chain: ChainId, projection: &str, horizon: Height) -> Result<(), StoreError> {
-        self.client
-            .execute(include_str!("../../sql/queries/prune_applied.sql"), &[&chain.0, &projection, &horizon.to_sql()])
-            .await?;
+    /// Prunes the journal of applied blocks up to the horizon, if the state still is the one compared at `seq`.
+    pub async fn prune_applied(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        horizon: Height,
+        seq: i64,
+    ) -> Result<(), StoreError> {
+        let sql = include_str!("../../sql/queries/prune_applied.sql");
+        self.client.execute(sql, &[&chain.0, &projection, &horizon.to_sql(), &seq]).await?;
         Ok(())
     }
 
@@ -352,6 +357,16 @@ impl Switch<'_> {
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
+    /// Whether the opening balances changed since [`open_balances`](Switch::open_balances) read them. Takes the
+    /// writers' turn first: who changes them from now on finds the state committed that must be redone.
+    pub async fn opening_differs(&self, start: Height) -> Result<bool, StoreError> {
+        let turn = "select from chains where chain_id = $1 for share";
+        self.tx.query_opt(turn, &[&self.chain.0]).await?;
+        let at = start.to_sql() - 1;
+        let statement = include_str!("../../sql/queries/opening_differs.sql");
+        Ok(self.tx.query_one(statement, &[&self.chain.0, &at]).await?.get(0))
+    }
+
     /// Applies on top. False: the fence did not hold; roll back and look again.
     pub async fn apply(&mut self, block: &ApplyBlock) -> Result<Option<Applied>, StoreError> {
         let applied = apply(&self.tx, self.statements, self.chain, &self.projection, self.seq, block).await?;
@@ -407,7 +422,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
     let fence = &apply.fence;
     let (last_height, last_hash) = (last.height.to_sql(), last.hash.as_str());
     let (through, start) = (apply.through.to_sql(), apply.start.to_sql());
-    let noted = |height: Height| apply.final_height.is_none_or(|f| height > f);
+    let noted_at = |height: Height| apply.final_height.is_none_or(|f| height > f);
     let refused_tx: Vec<i64> = apply.refused.iter().map(|r| r.tx_index).collect();
     let refused_event: Vec<i64> = apply.refused.iter().map(|r| r.event_index).collect();
     let refused_raw: Vec<&Value> = apply.refused.iter().map(|r| &r.raw).collect();
@@ -434,7 +449,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
                     last_revision,
                     &through,
                     &start,
-                    &noted(last.height),
+                    &noted_at(last.height),
                     &tokens,
                     &addresses,
                     &deltas,
@@ -461,10 +476,12 @@ async fn apply<C: tokio_postgres::GenericClient>(
         let change_deltas: Vec<Numeric> = changes.iter().map(|c| Numeric(c.delta)).collect();
         let change_later: Vec<Numeric> = changes.iter().map(|c| Numeric(c.later)).collect();
         let change_prev: Vec<Option<i64>> = changes.iter().map(|c| c.prev_height.map(Height::to_sql)).collect();
-        let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted(b.height)).collect();
+        let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted_at(b.height)).collect();
         let noted_heights: Vec<i64> = noted.iter().map(|(b, _)| b.height.to_sql()).collect();
         let noted_hashes: Vec<&str> = noted.iter().map(|(b, _)| b.hash.as_str()).collect();
         let noted_revisions: Vec<i64> = noted.iter().map(|(_, r)| *r).collect();
+        let unnoted = apply.blocks.iter().rev().find(|(b, _)| !noted_at(b.height));
+        let journal_from = unnoted.map(|(b, _)| b.height.next().to_sql());
         let refused_heights: Vec<i64> = apply.refused.iter().map(|r| r.height.to_sql()).collect();
         client
             .query_opt(
@@ -501,6 +518,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
                     &refused_reason,
                     &last_height,
                     &last_hash,
+                    &journal_from,
                 ],
             )
             .await?

@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
 
 pub mod anvil;
+pub mod check;
 pub mod fake_node;
 pub mod own_pg;
 pub mod pg;

@@ -80,6 +80,7 @@ impl LedgerRead {
                 redo_from: height(row, "redo_from")?,
                 deep_change: row.try_get("deep_change")?,
                 history_from: height(row, "history_from")?,
+                journal_from: height(row, "journal_from")?,
                 paused: row.try_get("paused")?,
                 pause_at: height(row, "pause_at")?,
                 halted_reason: row.try_get("halted_reason")?,

@@ -44,6 +44,8 @@ pub struct Checkpoint {
     pub deep_change: bool,
     /// The journal reaches back to here; none: to the start.
     pub history_from: Option<Height>,
+    /// The journal of applied blocks is whole from here on; none: from the start. What lies below is final.
+    pub journal_from: Option<Height>,
     /// Whether an operator paused it.
     pub paused: bool,
     /// Where it stays while paused; none: where it is.

@@ -1,0 +1,9 @@
+//! What the ledger must survive, one named test each. After every one of them an oracle that shares nothing with the
+//! processor compares all derived rows with what the chain tables say.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test that cannot go on has failed")]
+
+mod psql;
+mod reorg;
+#[path = "../support/mod.rs"]
+mod support;
+mod wake;
