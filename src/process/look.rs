@@ -323,10 +323,7 @@ impl Task {
     async fn prune(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
         let Some(through) = look.checkpoint.through else { return Ok(()) };
         // Sparing: a delete for every block would double its statements.
-        // The next blocks are final already, thus not noted: what is noted must go first, lest there be a hole between
-        // them that looks like blocks never applied.
-        let leaves_a_hole = look.final_height.is_some_and(|f| f > through);
-        let due = leaves_a_hole || self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
+        let due = self.pruned_at.is_none_or(|at| through.get() >= at.get() + 16 || through < at);
         if !due {
             return Ok(());
         }

@@ -113,12 +113,7 @@ impl Task {
                 }
                 let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
                 applied_blocks += chunk.len() as u64;
-                let mut batch = batch(look, &settings, before.as_ref(), start, chunk);
-                if !deep {
-                    // The rows below the ancestor stay: a hole above them, where blocks are final by now, would look
-                    // like blocks that were never applied, and be undone and applied again without end.
-                    batch.apply.final_height = None;
-                }
+                let batch = batch(look, &settings, before.as_ref(), start, chunk);
                 applied_events += batch.events;
                 refused += batch.refused;
                 match tx.apply(&batch.apply).await.map_err(&failed)? {
