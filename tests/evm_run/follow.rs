@@ -73,7 +73,7 @@ pub fn spawn(node: &FakeNode, pg: &Pg, operator: SocketAddr, args: &[&str]) -> E
         all.extend(["--source-poll-ms", "50"]);
     }
     all.extend(args);
-    Ebbtide::spawn(&all, &[("EBBTIDE_CHAINS__MAIN__REQUEST_TIMEOUT_MS", "700")])
+    Ebbtide::spawn(&all, &[("EBBTIDE_CHAINS__MAIN__REQUEST_TIMEOUT_MS", "2000")])
 }
 
 impl Run {
@@ -157,9 +157,14 @@ impl Run {
 
     /// Waits until it says that it is not ready; returns its words.
     pub async fn until_unready(&self, what: &str) -> String {
-        wait_until(&format!("{what}: not ready"), async || {
+        self.until_it_says("", what).await
+    }
+
+    /// Waits until it says that it is not ready, in these words among others.
+    pub async fn until_it_says(&self, text: &str, what: &str) -> String {
+        wait_until(&format!("{what}: not ready, saying {text:?}"), async || {
             let (ready, words) = self.ready().await;
-            (!ready).then_some(words)
+            (!ready && words.contains(text)).then_some(words)
         })
         .await
     }
