@@ -82,10 +82,11 @@ async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) 
     // Addresses first: a port that is taken should be known before anything is written.
     let api = bind(settings.listen, "--listen").await?;
     let operator = bind(settings.operator_listen, "--operator-listen").await?;
-    parts.operator(operator);
     parts.api(api, settings, store.clone());
     Parts::sync_all(&mut parts, settings, &store)?;
     parts.process(settings, &store);
+    // Last: with no part known yet, it would say that all of them are ready.
+    parts.operator(operator);
     parts.end().await
 }
 
@@ -98,10 +99,11 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
     let stop = stop_signal()?;
     let store = migrated_store(&settings, "ebbtide sync").await?;
     let mut parts = Parts::new(stop);
-    if let Some(operator) = optional_operator(&settings).await? {
+    let operator = optional_operator(&settings).await?;
+    let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
+    if let Some(operator) = operator {
         parts.operator(operator);
     }
-    let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
     parts.wait_for(syncing).await?;
     parts.stop.cancel();
     parts.end().await
@@ -116,10 +118,11 @@ pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
         process::run(store, settings.process.clone(), wake, parts.process_watch(), stop).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(operator) = optional_operator(&settings).await? {
+    let operator = optional_operator(&settings).await?;
+    parts.process(&settings, &store);
+    if let Some(operator) = operator {
         parts.operator(operator);
     }
-    parts.process(&settings, &store);
     parts.end().await
 }
 

@@ -205,6 +205,12 @@ impl EvmSource {
         Ok(Head { block: latest.link.block_ref(), finalized, position: None, last: false, truth: false })
     }
 
+    /// Asks for the network's id even where it was given before.
+    async fn name_network_again(&self, endpoint: Arc<Endpoint>) -> Result<(), SourceError> {
+        let id = endpoint.ask_one(Call::new("eth_chainId", json!([]))).await?;
+        self.pool.check_network(&endpoint, &id)
+    }
+
     async fn blocks_of(
         &self,
         endpoint: Arc<Endpoint>,
@@ -303,14 +309,7 @@ impl EvmSource {
 #[async_trait]
 impl Source for EvmSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
-        self.pool
-            .run(|endpoint| {
-                Box::pin(async move {
-                    let id = endpoint.ask_one(Call::new("eth_chainId", json!([]))).await?;
-                    self.pool.check_network(&endpoint, &id)
-                })
-            })
-            .await?;
+        self.pool.run(|endpoint| Box::pin(self.name_network_again(endpoint))).await?;
         // A wrong URL in the settings should be told at the start, not on the night when it is needed.
         if !self.looked_at_all.swap(true, Ordering::Relaxed) {
             let others = self.pool.others();
@@ -388,12 +387,14 @@ impl Source for EvmSource {
         }
     }
 
-    /// With one URL there is nobody to ask. With more, another one must know the new block, or know that the lowest
+    /// With one URL there is nobody else to ask. With more, another one must know the new block, or know that the lowest
     /// of ours is not part of the chain; a node that lags behind has no opinion. See
     /// [`EvmSettings::confirm_grace`] for when none of them answers.
     async fn confirm_undo(&self, undone: &[BlockRef], new: &BlockRef) -> Result<bool, SourceError> {
         let others = self.pool.others();
         if others.is_empty() {
+            // What it said since the head may be another network's: a URL can be pointed elsewhere at any moment.
+            self.pool.run(|endpoint| Box::pin(self.name_network_again(endpoint))).await?;
             return Ok(true);
         }
         let opinions = join_all(others.iter().map(|other| self.opinion(other, undone, new))).await;

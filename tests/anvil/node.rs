@@ -1,42 +1,16 @@
 //! A real EVM node of the test's own, and a token on it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use alloy_primitives::{U256, keccak256};
 use serde_json::{Value, json};
 
-use crate::support::skip;
+use crate::support::Anvil;
+use crate::support::anvil::contract;
 
-fn node_modules() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("node_modules")
-}
-
-/// The node's program and the token's creation code; none, after a word, where npm did not install them.
-fn installed() -> Option<(PathBuf, String)> {
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let os = if cfg!(target_os = "macos") { "darwin" } else { "linux" };
-    let program = node_modules().join(format!("@foundry-rs/anvil-{os}-{arch}/bin/anvil"));
-    let contract = node_modules().join("@openzeppelin/contracts/build/contracts/ERC20PresetMinterPauser.json");
-    for needed in [&program, &contract] {
-        if !needed.exists() {
-            skip(&format!("{} is missing: make install-deps", needed.display()));
-            return None;
-        }
-    }
-    let contract: Value = serde_json::from_slice(&std::fs::read(contract).unwrap()).unwrap();
-    Some((program, contract["bytecode"].as_str().unwrap().to_owned()))
-}
-
-/// A running node that makes a block only when it is told to; killed with the test.
+/// A running node that makes a block only when it is told to.
 pub struct Node {
-    child: Child,
-    pub port: u16,
-    http: reqwest::Client,
-    calls: AtomicU64,
+    anvil: Anvil,
     bytecode: String,
     /// Accounts with money, whose transactions need no signature.
     pub accounts: Vec<String>,
@@ -45,48 +19,23 @@ pub struct Node {
 impl Node {
     /// None where it is not installed.
     pub async fn start() -> Option<Node> {
-        let (program, bytecode) = installed()?;
-        // Installed already where another test of this process was first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut child = Command::new(program)
-            .args(["--port", "0", "--no-mining", "--accounts", "8", "--timestamp", "1700000000"])
-            .env_remove("FOUNDRY_PROFILE")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let port = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .find_map(|line| line.strip_prefix("Listening on 127.0.0.1:")?.trim().parse().ok())
-            .expect("the node says where it listens");
-        // Read on, lest the node wait for a reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let mut node = Node { child, port, http, calls: AtomicU64::new(0), bytecode, accounts: Vec::new() };
-        let accounts = node.ask("eth_accounts", json!([])).await;
-        node.accounts = accounts.as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_lowercase()).collect();
-        Some(node)
+        let (_, bytecode) = contract("ERC20PresetMinterPauser")?;
+        let anvil = Anvil::start(&["--no-mining", "--accounts", "8", "--timestamp", "1700000000"]).await?;
+        let accounts = anvil.rpc("eth_accounts", json!([])).await;
+        let accounts = accounts.as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_lowercase()).collect();
+        Some(Node { anvil, bytecode, accounts })
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.anvil.url.clone()
     }
 
     pub fn ws_url(&self) -> String {
-        format!("ws://127.0.0.1:{}", self.port)
+        self.anvil.ws_url.clone()
     }
 
     pub async fn ask(&self, method: &str, params: Value) -> Value {
-        let id = self.calls.fetch_add(1, Ordering::Relaxed);
-        let body = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string();
-        let request = self.http.post(self.url()).header("content-type", "application/json").body(body);
-        let answer = request.send().await.unwrap().text().await.unwrap();
-        let answer: Value = serde_json::from_str(&answer).unwrap();
-        assert!(answer.get("error").is_none(), "{method} {params}: {answer}");
-        answer["result"].clone()
+        self.anvil.rpc(method, params).await
     }
 
     /// Makes one block of what is waiting.
@@ -146,13 +95,6 @@ impl Node {
             }
         }
         (balances, supplies)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

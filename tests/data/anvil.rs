@@ -8,16 +8,16 @@ use tokio_postgres::Client;
 use crate::live::{Amounts, Live, assert_same, assert_untroubled, standing, standing_at, without_zeros};
 use crate::support::{data_dir, read_ndjson_gz};
 
-fn number(line: &Value) -> u64 {
+pub fn number(line: &Value) -> u64 {
     line["number"].as_u64().unwrap()
 }
 
-fn hash(line: &Value) -> &str {
+pub fn hash(line: &Value) -> &str {
     line["hash"].as_str().unwrap()
 }
 
 /// The contracts' answers at a truth point: non-zero balances, and supplies.
-fn answers(point: &Value) -> (Amounts, BTreeMap<String, String>) {
+pub fn answers(point: &Value) -> (Amounts, BTreeMap<String, String>) {
     let (mut balances, mut supplies) = (Amounts::new(), BTreeMap::new());
     for (token, held) in point["tokens"].as_object().unwrap() {
         supplies.insert(token.clone(), held["total_supply"].as_str().unwrap().to_owned());
@@ -29,13 +29,13 @@ fn answers(point: &Value) -> (Amounts, BTreeMap<String, String>) {
 }
 
 /// Supplies that are not 0, as the view of tokens has them.
-async fn supplies(db: &Client) -> BTreeMap<String, String> {
+pub async fn supplies(db: &Client) -> BTreeMap<String, String> {
     let rows = db.query("select token, total_supply::text from tokens where total_supply <> 0", &[]).await.unwrap();
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
 /// How far below a head seen before the deepest reorg begins: with a smaller finality depth it would be refused.
-fn finality_depth_needed(feed: &[Value]) -> u64 {
+pub fn finality_depth_needed(feed: &[Value]) -> u64 {
     let (mut length, mut highest, mut needed) = (0, 0, 0);
     for line in feed {
         let keep = if line["event"] == "head" { number(line) + 1 } else { number(line) };

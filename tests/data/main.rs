@@ -9,3 +9,4 @@ mod mainnet_run;
 mod reorg_cases;
 #[path = "../support/mod.rs"]
 mod support;
+mod wire;
