@@ -80,12 +80,12 @@ impl Task {
             return Ok(Outcome::Moved);
         }
         let mut new_tip = ancestor.clone();
+        let mut opened = ancestor.is_some();
         let mut applied_blocks = 0u64;
         let mut applied_events = 0u64;
         let mut negative = 0u64;
         let mut refused = 0u64;
         if let Some(start) = start.filter(|_| !only_undo) {
-            let mut opened = ancestor.is_some();
             // Up to the height readers saw before, so that it falls only where the new chain is shorter.
             let first_only = old_tip.is_none();
             let to = look.checkpoint.through.map_or(cap, |t| t.min(cap));
@@ -127,7 +127,7 @@ impl Task {
                 before = last;
             }
         }
-        if let Some(start) = start.filter(|_| ancestor.is_none() && !only_undo)
+        if let Some(start) = start.filter(|_| ancestor.is_none() && opened)
             && tx.opening_differs(start).await?
         {
             return Ok(Outcome::Contended);
