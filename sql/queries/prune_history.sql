@@ -1,15 +1,19 @@
--- history = "window": the last change at or below the horizon stays, since it is the balance there.
-with pruned as (
+-- history = "window": the last change at or below the horizon stays, since it is the balance there. Only for a state
+-- that was compared as it stands ($5: its seq): another processor may have taken it below the horizon meanwhile.
+with fence as materialized (
+    update checkpoints k
+    set history_from = greatest(k.history_from, $4)
+    where k.chain_id = $1 and k.projection = $2 and k.seq = $5
+    returning 1
+),
+pruned as (
     delete from balance_changes c
     using (
         select token, address, height from balance_changes
         where chain_id = $1 and height > $3 and height <= $4 and prev_height is not null
     ) later
     where c.chain_id = $1 and c.token = later.token and c.address = later.address and c.height < later.height
+      and exists (select from fence)
     returning 1
-),
-noted as (
-    update checkpoints k set history_from = $4
-    where k.chain_id = $1 and k.projection = $2 and coalesce(k.history_from, -1) < $4
 )
 select count(*) from pruned

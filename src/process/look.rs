@@ -349,7 +349,7 @@ impl Task {
             if self.settings.token_balances.history == token_balances::History::Window
                 && pruned.is_none_or(|to| horizon > to)
             {
-                session.write.prune_history(self.chain, NAME, pruned, horizon).await?;
+                session.write.prune_history(self.chain, NAME, pruned, horizon, look.checkpoint.seq).await?;
                 self.history_pruned = Some(horizon);
             }
         }

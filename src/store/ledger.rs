@@ -204,14 +204,21 @@ impl LedgerWrite {
     }
 
     /// Begins a reorg transaction. None: the checkpoint has moved.
+    ///
+    /// `turn`: keeps writers of the chain out until it ends, for what no lock on a block protects (opening balances,
+    /// heights without a block). Taken first, as writers do: chain, checkpoint, blocks, so that nobody waits in a circle.
     pub async fn begin_switch(
         &mut self,
         chain: ChainId,
         projection: &str,
         seq: i64,
+        turn: bool,
     ) -> Result<Option<Switch<'_>>, StoreError> {
         let statements = &self.statements;
         let tx = self.client.transaction().await?;
+        if turn {
+            tx.query_opt("select from chains where chain_id = $1 for share", &[&chain.0]).await?;
+        }
         let held = tx.query_opt(&statements.hold_checkpoint, &[&chain.0, &projection, &seq]).await?;
         let Some(row) = held else { return Ok(None) };
         let redo_from = height(&row, "redo_from")?;
@@ -252,13 +259,14 @@ impl LedgerWrite {
         projection: &str,
         pruned_to: Option<Height>,
         horizon: Height,
+        seq: i64,
     ) -> Result<u64, StoreError> {
         let above = pruned_to.map_or(-1, Height::to_sql);
         let row = self
             .client
             .query_one(
                 include_str!("../../sql/queries/prune_history.sql"),
-                &[&chain.0, &projection, &above, &horizon.to_sql()],
+                &[&chain.0, &projection, &above, &horizon.to_sql(), &seq],
             )
             .await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
@@ -355,16 +363,6 @@ impl Switch<'_> {
         let at = start.to_sql() - 1;
         let row = self.tx.query_one(&self.statements.open_balances, &[&self.chain.0, &at]).await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
-    }
-
-    /// Whether the opening balances changed since [`open_balances`](Switch::open_balances) read them. Takes the
-    /// writers' turn first: who changes them from now on finds the state committed that must be redone.
-    pub async fn opening_differs(&self, start: Height) -> Result<bool, StoreError> {
-        let turn = "select from chains where chain_id = $1 for share";
-        self.tx.query_opt(turn, &[&self.chain.0]).await?;
-        let at = start.to_sql() - 1;
-        let statement = include_str!("../../sql/queries/opening_differs.sql");
-        Ok(self.tx.query_one(statement, &[&self.chain.0, &at]).await?.get(0))
     }
 
     /// Applies on top. False: the fence did not hold; roll back and look again.
