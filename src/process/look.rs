@@ -345,6 +345,8 @@ impl Task {
         }
         if let Some(horizon) = look.final_height.map(|f| f.min(through)) {
             session.write.prune_applied(self.chain, NAME, horizon, look.checkpoint.seq).await?;
+            // Not above the last block: empty heights passed after it would make the present itself look pruned.
+            let horizon = look.checkpoint.block.as_ref().map_or(horizon, |block| horizon.min(block.height));
             let pruned = self.history_pruned.or(look.checkpoint.history_from);
             if self.settings.token_balances.history == token_balances::History::Window
                 && pruned.is_none_or(|to| horizon > to)
