@@ -643,7 +643,8 @@ async fn random_scripts_leave_postgres_as_the_model_says() {
     if let Ok(seed) = std::env::var("EBBTIDE_MODEL_SEED") {
         return run_scripts(std::iter::once(seed.parse().unwrap()), Duration::from_secs(60)).await;
     }
-    run_scripts(FAILED_ONCE.iter().copied().chain(1..), BUDGET).await;
+    // The same scripts each time, so that a failure is of the change at hand; `make soak` goes on to others.
+    run_scripts(FAILED_ONCE.iter().copied().chain(1..=56), BUDGET).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
