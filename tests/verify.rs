@@ -119,8 +119,14 @@ async fn verify_finds_and_names_every_kind_of_damage() {
         // An account with nothing, lost.
         (
             "delete from balances where address = 'carol'",
-            "insert into balances select chain_id, 'gold', 'carol', 0, 7 from chains",
-            &["balance carol in gold: ours no row; recomputed 0, changed at 7"],
+            "insert into balances (chain_id, token, address, amount, height, balance_id) overriding system value
+             select chain_id, 'gold', 'carol', 0, 7, balance_id from balance_history h
+             where not exists (select from balances b where b.balance_id = h.balance_id)",
+            &[
+                "balance carol in gold: ours no row; recomputed 0, changed at 7",
+                " that is not there at 7: ours 0 to 0 after nothing; recomputed no row",
+                "change carol in gold at 7: ours no row; recomputed 0 to 0 after nothing",
+            ],
         ),
         // One left behind by a branch that is gone.
         (
@@ -134,34 +140,34 @@ async fn verify_finds_and_names_every_kind_of_damage() {
             &["balance dave in silver", "supply silver: ours 4; recomputed no row"],
         ),
         (
-            "delete from balance_changes where address = 'bob' and height = 6",
-            "insert into balance_changes select chain_id, 'gold', 'bob', 6, 30, 37, 5 from chains",
+            "delete from balance_history h using balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 6",
+            "insert into balance_history select balance_id, 6, 5, chain_id, 30, 37 from balances where address = 'bob'",
             &["change bob in gold at 6: ours no row; recomputed 30 to 37 after 5"],
         ),
         // The opening balance has its row too.
         (
-            "delete from balance_changes where height = 4",
-            "insert into balance_changes select chain_id, 'gold', 'alice', 4, 100, 100, null from chains",
+            "delete from balance_history where height = 4",
+            "insert into balance_history select balance_id, 4, null, chain_id, 100, 100 from balances where address = 'alice'",
             &["change alice in gold at 4: ours no row; recomputed 100 to 100 after nothing"],
         ),
         (
-            "insert into balance_changes select chain_id, 'gold', 'bob', 8, 1, 1, 7 from chains",
-            "delete from balance_changes where height = 8",
+            "insert into balance_history select balance_id, 8, 7, chain_id, 1, 1 from balances where address = 'bob'",
+            "delete from balance_history where height = 8",
             &["change bob in gold at 8: ours 1 to 1 after 7; recomputed no row"],
         ),
         (
-            "update balance_changes set prev_height = null where address = 'bob' and height = 7",
-            "update balance_changes set prev_height = 6 where address = 'bob' and height = 7",
+            "update balance_history h set prev_height = null from balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 7",
+            "update balance_history h set prev_height = 6 from balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 7",
             &["change bob in gold at 7: ours -37 to 0 after nothing; recomputed -37 to 0 after 6"],
         ),
         (
-            "update balance_changes set delta = 31 where address = 'bob' and height = 6",
-            "update balance_changes set delta = 30 where address = 'bob' and height = 6",
+            "update balance_history h set delta = 31 from balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 6",
+            "update balance_history h set delta = 30 from balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 6",
             &["change bob in gold at 6: ours 31 to 37 after 5; recomputed 30 to 37 after 5"],
         ),
         (
-            "update balance_changes set balance_after = 38 where address = 'bob' and height = 6",
-            "update balance_changes set balance_after = 37 where address = 'bob' and height = 6",
+            "update balance_history h set balance_after = 38 from balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 6",
+            "update balance_history h set balance_after = 37 from balances b where b.balance_id = h.balance_id and address = 'bob' and h.height = 6",
             &["change bob in gold at 6: ours 30 to 38 after 5; recomputed 30 to 37 after 5"],
         ),
         (

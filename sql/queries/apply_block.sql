@@ -7,7 +7,8 @@
 --
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone
 -- else (skip locked), is another one by now, or the checkpoint has moved. The chain row is locked before the blocks,
--- as writers do, so that nobody waits in a circle. The bounds of the heights are for the plan: with `any` alone, one made
+-- as writers do, so that nobody waits in a circle. What was written is joined with what was sent by its place in the
+-- arrays, which each row keeps: a number, and not two long texts. The bounds of the heights are for the plan: with `any` alone, one made
 -- while the table was small reads all blocks of the chain by the index on their hashes (`+ 0` keeps `any` from it).
 with complete as materialized (
     select c.chain_id
@@ -41,18 +42,18 @@ moved as (
     returning k.seq
 ),
 changed as (
-    insert into balances as b (chain_id, token, address, amount, height)
-    select $1, d.token, d.address, d.delta, $8
-    from moved, unnest($14::text[], $15::text[], $16::numeric[]) as d (token, address, delta)
+    insert into balances as b (chain_id, token, address, amount, height, place)
+    select $1, d.token, d.address, d.delta, $8, d.place
+    from moved, unnest($14::text[], $15::text[], $16::numeric[]) with ordinality as d (token, address, delta, place)
     on conflict (chain_id, token, address) do update
-    set amount = b.amount + excluded.amount, height = excluded.height, prev_height = b.height
-    returning token, address, amount, prev_height
+    set amount = b.amount + excluded.amount, height = excluded.height, prev_height = b.height, place = excluded.place
+    returning balance_id, place, amount, prev_height
 ),
 journalled as (
-    insert into balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
-    select $1, c.token, c.address, $8, d.delta, c.amount, c.prev_height
-    from unnest($14::text[], $15::text[], $16::numeric[]) as d (token, address, delta)
-    join changed c on c.token = d.token and c.address = d.address
+    insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
+    select c.balance_id, $1, $8, d.delta, c.amount, c.prev_height
+    from unnest($16::numeric[]) with ordinality as d (delta, place)
+    join changed c on c.place = d.place
     where $17
 ),
 noted as (
@@ -68,6 +69,6 @@ refused as (
 )
 select m.seq,
     (select count(*) from changed c where c.amount < 0) as negative,
-    case when $18 then (select bool_or(refuse_negative(c.token, c.address, c.amount, $8))
+    case when $18 then (select bool_or(refuse_negative(($14::text[])[c.place], ($15::text[])[c.place], c.amount, $8))
                         from changed c where c.amount < 0) end as refused
 from moved m

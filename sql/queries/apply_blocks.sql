@@ -1,10 +1,11 @@
 -- Several blocks in one statement and one transaction; each keeps its own rows in the journal.
 --
 -- Parameters as in apply_block.sql, but: $8 to $10 are arrays of the blocks to note in applied_blocks, $13 to $16 the
--- net changes over all blocks by (token, address) with the last height of each, $17 to $22 the changes per block:
--- token, address, height, delta, the sum of the same key's later changes, the height of its change before (null: the
--- one in balances); $23 write history, $24 refuse negative balances, $25 to $29 refused events with their height,
--- $30 and $31 height and hash of the last block, $32 the height after the last block that is not noted (null: all are).
+-- net changes over all blocks by (token, address) with the last height of each, $17 to $21 the changes per block:
+-- the place of its key among the net changes (from 1), height, delta, the sum of the same key's later changes, the
+-- height of its change before (null: the one in balances); $22 write history, $23 refuse negative balances, $24 to $28
+-- refused events with their height, $29 and $30 height and hash of the last block, $31 the height after the last block
+-- that is not noted (null: all are).
 with complete as materialized (
     select c.chain_id
     from chains c
@@ -28,29 +29,30 @@ fence as materialized (
 ),
 moved as (
     update checkpoints k
-    set seq = k.seq + 1, height = $30, hash = $31, through_height = $11, start_height = $12,
-        journal_from = coalesce($32::bigint, k.journal_from),
-        history_from = case when $23 then k.history_from else greatest(k.history_from, $11) end, updated_at = now()
+    set seq = k.seq + 1, height = $29, hash = $30, through_height = $11, start_height = $12,
+        journal_from = coalesce($31::bigint, k.journal_from),
+        history_from = case when $22 then k.history_from else greatest(k.history_from, $11) end, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $11)
       and (select holds from fence)
     returning k.seq
 ),
 changed as (
-    insert into balances as b (chain_id, token, address, amount, height)
-    select $1, d.token, d.address, d.delta, d.height
-    from moved, unnest($13::text[], $14::text[], $15::numeric[], $16::bigint[]) as d (token, address, delta, height)
+    insert into balances as b (chain_id, token, address, amount, height, place)
+    select $1, d.token, d.address, d.delta, d.height, d.place
+    from moved, unnest($13::text[], $14::text[], $15::numeric[], $16::bigint[]) with ordinality
+        as d (token, address, delta, height, place)
     on conflict (chain_id, token, address) do update
-    set amount = b.amount + excluded.amount, height = excluded.height, prev_height = b.height
-    returning token, address, amount, prev_height
+    set amount = b.amount + excluded.amount, height = excluded.height, prev_height = b.height, place = excluded.place
+    returning balance_id, place, amount, prev_height
 ),
 journalled as (
-    insert into balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
-    select $1, c.token, c.address, d.height, d.delta, c.amount - d.later, coalesce(d.prev_height, c.prev_height)
-    from unnest($17::text[], $18::text[], $19::bigint[], $20::numeric[], $21::numeric[], $22::bigint[])
-        as d (token, address, height, delta, later, prev_height)
-    join changed c on c.token = d.token and c.address = d.address
-    where $23
+    insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
+    select c.balance_id, $1, d.height, d.delta, c.amount - d.later, coalesce(d.prev_height, c.prev_height)
+    from unnest($17::integer[], $18::bigint[], $19::numeric[], $20::numeric[], $21::bigint[])
+        as d (place, height, delta, later, prev_height)
+    join changed c on c.place = d.place
+    where $22
 ),
 noted as (
     insert into applied_blocks (chain_id, projection, height, hash, revision)
@@ -61,13 +63,13 @@ refused as (
     insert into rejected_events (chain_id, height, tx_index, event_index, projection, block_hash, raw, reason)
     select $1, r.height, r.tx_index, r.event_index, $2,
         coalesce((select h.hash from held h where h.height = r.height), ''), r.raw, r.reason
-    from moved, unnest($25::bigint[], $26::bigint[], $27::bigint[], $28::jsonb[], $29::text[])
+    from moved, unnest($24::bigint[], $25::bigint[], $26::bigint[], $27::jsonb[], $28::text[])
         as r (height, tx_index, event_index, raw, reason)
     on conflict (chain_id, height, tx_index, event_index, projection) do update
     set block_hash = excluded.block_hash, raw = excluded.raw, reason = excluded.reason, at = now()
 )
 select m.seq,
     (select count(*) from changed c where c.amount < 0) as negative,
-    case when $24 then (select bool_or(refuse_negative(c.token, c.address, c.amount, $30))
+    case when $23 then (select bool_or(refuse_negative(($13::text[])[c.place], ($14::text[])[c.place], c.amount, $29))
                         from changed c where c.amount < 0) end as refused
 from moved m

@@ -22,16 +22,16 @@ with recursive t as (
 select t.token, b.address, trunc(case when b.height <= $5 then b.amount else later.before end)::text as amount
 from t
 cross join lateral (
-    select b.address, b.amount, b.height
+    select b.balance_id, b.address, b.amount, b.height
     from balances b
     where b.chain_id = $1 and b.token = t.token and b.address = $4
     offset 0
 ) b
 left join lateral (
     select c.balance_after - c.delta as before, c.prev_height is not null as existed
-    from balance_changes c
+    from balance_history c
     where b.height > $5
-      and c.chain_id = $1 and c.token = t.token and c.address = $4 and c.height > $5
+      and c.balance_id = b.balance_id and c.height > $5
     order by c.height
     limit 1
 ) later on true

@@ -5,9 +5,9 @@ select b.token, b.address, trunc(case when b.height <= $5 then b.amount else lat
 from balances b
 left join lateral (
     select c.balance_after - c.delta as before, c.prev_height is not null as existed
-    from balance_changes c
+    from balance_history c
     where b.height > $5
-      and c.chain_id = b.chain_id and c.token = b.token and c.address = b.address and c.height > $5
+      and c.balance_id = b.balance_id and c.height > $5
     order by c.height
     limit 1
 ) later on true

@@ -7,7 +7,7 @@ with moved as (
     returning k.seq
 ),
 gone as (
-    delete from balance_changes c using moved where c.chain_id = $1 returning 1
+    delete from balance_history c using moved where c.chain_id = $1 returning 1
 ),
 dropped as (
     delete from balances b using moved where b.chain_id = $1 returning 1

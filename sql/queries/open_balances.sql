@@ -5,11 +5,11 @@ with opened as (
     from opening_balances o
     where o.chain_id = $1
     order by o.token, o.address
-    returning token, address, amount
+    returning balance_id, amount
 ),
 journalled as (
-    insert into balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
-    select $1, token, address, $2, amount, amount, null
+    insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
+    select balance_id, $1, $2, amount, amount, null
     from opened
 )
 select count(*) from opened

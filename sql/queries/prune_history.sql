@@ -7,12 +7,12 @@ with fence as materialized (
     returning 1
 ),
 pruned as (
-    delete from balance_changes c
+    delete from balance_history c
     using (
-        select token, address, height from balance_changes
+        select balance_id, height from balance_history
         where chain_id = $1 and height > $3 and height <= $4 and prev_height is not null
     ) later
-    where c.chain_id = $1 and c.token = later.token and c.address = later.address and c.height < later.height
+    where c.balance_id = later.balance_id and c.height < later.height
       and exists (select from fence)
     returning 1
 )

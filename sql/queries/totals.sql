@@ -27,9 +27,9 @@ cross join lateral (
     from balances b
     left join lateral (
         select c.balance_after - c.delta as before, c.prev_height is not null as existed, true as known
-        from balance_changes c
+        from balance_history c
         where b.height > $4
-          and c.chain_id = b.chain_id and c.token = b.token and c.address = b.address and c.height > $4
+          and c.balance_id = b.balance_id and c.height > $4
         order by c.height
         limit 1
     ) later on true

@@ -14,22 +14,22 @@ with moved as (
     returning k.seq
 ),
 gone as (
-    delete from balance_changes c
+    delete from balance_history c
     using moved
     where c.chain_id = $1 and c.height > $4
-    returning c.token, c.address, c.height, c.delta, c.balance_after, c.prev_height
+    returning c.balance_id, c.height, c.delta, c.balance_after, c.prev_height
 ),
 keys as (
-    select token, address, sum(delta) as delta,
+    select balance_id, sum(delta) as delta,
         (array_agg(balance_after order by height desc))[1] as left_at,
         (array_agg(prev_height order by height))[1] as prev_height
     from gone
-    group by token, address
+    group by balance_id
 ),
 dropped as (
     delete from balances b
     using keys k
-    where b.chain_id = $1 and b.token = k.token and b.address = k.address
+    where b.chain_id = $1 and b.balance_id = k.balance_id
       and k.prev_height is null and b.amount = k.left_at and k.left_at = k.delta
     returning 1
 ),
@@ -37,7 +37,7 @@ restored as (
     update balances b
     set amount = b.amount - k.delta, height = k.prev_height, prev_height = null
     from keys k
-    where b.chain_id = $1 and b.token = k.token and b.address = k.address
+    where b.chain_id = $1 and b.balance_id = k.balance_id
       and k.prev_height is not null and b.amount = k.left_at
     returning 1
 ),

@@ -1,6 +1,10 @@
 -- The journal, row by row. What was pruned up to $2 (null: nothing) need not be there; what is there must be right.
 with ours as (
-    select token, address, height, delta, balance_after, prev_height from balance_changes where chain_id = $1
+    select coalesce(b.token, format('balance %s that is not there', h.balance_id)) as token, coalesce(b.address, '?') as address,
+        h.height, h.delta, h.balance_after, h.prev_height
+    from balance_history h
+    left join balances b on b.balance_id = h.balance_id and b.chain_id = h.chain_id
+    where h.chain_id = $1
 )
 select 'change' as kind, format('%s in %s at %s', address, token, height) as key,
     case when o.delta is null then 'no row'

@@ -4,7 +4,7 @@ select t.name as kind, format('chain_id %s', t.chain_id) as key, format('%s rows
 from (
     select 'balances' as name, chain_id, count(*) as rows from balances group by chain_id
     union all
-    select 'balance_changes', chain_id, count(*) from balance_changes group by chain_id
+    select 'balance_history', chain_id, count(*) from balance_history group by chain_id
     union all
     select 'applied_blocks', chain_id, count(*) from applied_blocks group by chain_id
 ) t

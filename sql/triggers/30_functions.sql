@@ -183,7 +183,7 @@ begin
     delete from checkpoints where chain_id = cid;
     delete from applied_blocks where chain_id = cid;
     delete from balances where chain_id = cid;
-    delete from balance_changes where chain_id = cid;
+    delete from balance_history where chain_id = cid;
     delete from reorgs where chain_id = cid;
     delete from opening_balances where chain_id = cid;
     delete from token_metadata where chain_id = cid;
@@ -271,9 +271,9 @@ begin
         from ebbtide.balances b
         left join lateral (
             select c.balance_after - c.delta as amount_before, c.prev_height is not null as existed
-            from ebbtide.balance_changes c
+            from ebbtide.balance_history c
             where b.height > at_height
-              and c.chain_id = b.chain_id and c.token = b.token and c.address = b.address and c.height > at_height
+              and c.balance_id = b.balance_id and c.height > at_height
             order by c.height limit 1
         ) above on true
         where b.chain_id = cid and (b.height <= at_height or above.existed);

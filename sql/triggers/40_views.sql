@@ -1,8 +1,19 @@
 -- What people read.
 
+create or replace view balance_changes as
+select h.chain_id, b.token, b.address, h.height, h.delta, h.balance_after, h.prev_height
+from balance_history h
+join balances b on b.balance_id = h.balance_id;
+comment on view balance_changes is 'Every change of every balance, one row a block; prev_height null: the account did not exist.';
+
 create or replace view tokens as
 select b.chain_id, b.token, m.symbol, m.name, m.decimals,
-    (select min(c.height) from balance_changes c where c.chain_id = b.chain_id and c.token = b.token) as first_height,
+    (select min(first.height)
+     from balances a
+     cross join lateral (
+         select h.height from balance_history h where h.balance_id = a.balance_id order by h.height limit 1
+     ) first
+     where a.chain_id = b.chain_id and a.token = b.token) as first_height,
     b.total_supply, b.holders
 from (
     select chain_id, token, sum(amount) as total_supply, count(*) filter (where amount <> 0) as holders
@@ -18,9 +29,9 @@ from balances b
 join chains c on c.chain_id = b.chain_id
 left join lateral (
     select h.balance_after - h.delta as amount_before, h.prev_height is not null as existed
-    from balance_changes h
+    from balance_history h
     where b.height > c.final_height
-      and h.chain_id = b.chain_id and h.token = b.token and h.address = b.address and h.height > c.final_height
+      and h.balance_id = b.balance_id and h.height > c.final_height
     order by h.height limit 1
 ) above on true
 where b.height <= c.final_height or above.existed;

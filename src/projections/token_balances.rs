@@ -43,7 +43,7 @@ pub enum OnDeepChange {
     Halt,
 }
 
-/// How much of `balance_changes` is kept.
+/// How much of `balance_history` (read as `balance_changes`) is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum History {
     /// All of it. The default.

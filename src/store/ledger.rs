@@ -84,7 +84,7 @@ pub struct ApplyBlock {
     pub final_height: Option<Height>,
     /// Changes, in (token, address) order; for several blocks also by height within a key.
     pub changes: Vec<BlockChange>,
-    /// Whether `balance_changes` is written.
+    /// Whether `balance_history` is written.
     pub history: bool,
     /// Whether a negative balance fails the statement.
     pub refuse_negative: bool,
@@ -252,7 +252,7 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Prunes `balance_changes` that lie below the horizon and were followed by others up to it.
+    /// Prunes `balance_history` that lie below the horizon and were followed by others up to it.
     pub async fn prune_history(
         &self,
         chain: ChainId,
@@ -274,7 +274,7 @@ impl LedgerWrite {
 
     /// Fresh statistics after the first batches: plans made on empty tables are bad ones.
     pub async fn analyze(&self) -> Result<(), StoreError> {
-        self.client.batch_execute("analyze balances; analyze balance_changes").await?;
+        self.client.batch_execute("analyze balances; analyze balance_history").await?;
         Ok(())
     }
 }
@@ -468,8 +468,11 @@ async fn apply<C: tokio_postgres::GenericClient>(
         let net_heights: Vec<i64> = nets.iter().map(|n| n.last.to_sql()).collect();
         // Without history the rows would not be written: do not send them.
         let changes: &[BlockChange] = if apply.history { &apply.changes } else { &[] };
-        let change_tokens: Vec<&str> = changes.iter().map(|c| &*c.token).collect();
-        let change_addresses: Vec<&str> = changes.iter().map(|c| &*c.address).collect();
+        let change_places: Vec<i32> = (1..)
+            .zip(&nets)
+            .flat_map(|(place, net)| std::iter::repeat_n(place, net.changes))
+            .take(changes.len())
+            .collect();
         let change_heights: Vec<i64> = changes.iter().map(|c| c.height.to_sql()).collect();
         let change_deltas: Vec<Numeric> = changes.iter().map(|c| Numeric(c.delta)).collect();
         let change_later: Vec<Numeric> = changes.iter().map(|c| Numeric(c.later)).collect();
@@ -501,8 +504,7 @@ async fn apply<C: tokio_postgres::GenericClient>(
                     &addresses,
                     &net_deltas,
                     &net_heights,
-                    &change_tokens,
-                    &change_addresses,
+                    &change_places,
                     &change_heights,
                     &change_deltas,
                     &change_later,
@@ -529,6 +531,8 @@ struct KeyNet<'a> {
     address: &'a Text,
     delta: Delta,
     last: Height,
+    /// How many changes were summed.
+    changes: usize,
 }
 
 /// Sums changes in (token, address, height) order by key.
@@ -539,12 +543,14 @@ fn net_by_key(changes: &[BlockChange]) -> Vec<KeyNet<'_>> {
             Some(net) if *net.token == change.token && *net.address == change.address => {
                 net.delta = net.delta.merge(change.delta);
                 net.last = change.height;
+                net.changes += 1;
             }
             _ => nets.push(KeyNet {
                 token: &change.token,
                 address: &change.address,
                 delta: change.delta,
                 last: change.height,
+                changes: 1,
             }),
         }
     }

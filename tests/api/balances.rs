@@ -256,7 +256,7 @@ async fn a_height_is_read_exactly_though_older_changes_are_gone() {
     }
     ledger.finalise(4).await;
     // Nothing at or below 4 is kept: what stood there follows from the first change above.
-    ledger.sql("delete from balance_changes where height <= 4; update checkpoints set history_from = 4").await;
+    ledger.sql("delete from balance_history where height <= 4; update checkpoints set history_from = 4").await;
     let api = ledger.api().await;
     for at in [4, 5, 6] {
         let holders = get(&api, &format!("/tokens/gold/balances?at={at}")).await.json();
@@ -267,7 +267,7 @@ async fn a_height_is_read_exactly_though_older_changes_are_gone() {
         assert_eq!(totals["balances"][1]["amount"], json!((2 * at).to_string()), "{totals}");
     }
     // And where that change is not kept either, nobody pretends to know.
-    ledger.sql("delete from balance_changes where height <= 6").await;
+    ledger.sql("delete from balance_history where height <= 6").await;
     for path in ["/tokens/gold/balances?", "/tokens/balances?", "/tokens/balances?address=bob&"] {
         assert_eq!(get(&api, &format!("{path}at=5")).await.code(), (410, "history_pruned".into()), "{path}");
         assert_eq!(get(&api, &format!("{path}at=6")).await.status, 200, "{path}");

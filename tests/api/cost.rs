@@ -19,13 +19,14 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
                 insert into blocks (chain_id, height, hash, parent_hash)
                 select 1, h, 'h' || h, 'h' || (h - 1) from generate_series({from}, {to}) h;
                 set ebbtide.bulk = 'off';
-                truncate balances, balance_changes;
-                insert into balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
-                select chain_id, token, to_address, height, count(*), sum(count(*)) over w, lag(height) over w
-                from token_events group by chain_id, token, to_address, height
-                window w as (partition by chain_id, token, to_address order by height);
+                truncate balances, balance_history;
                 insert into balances (chain_id, token, address, amount, height)
-                select chain_id, token, address, sum(delta), max(height) from balance_changes group by 1, 2, 3;
+                select chain_id, token, to_address, count(*), max(height) from token_events group by 1, 2, 3;
+                insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
+                select balance_id, chain_id, e.height, count(*), sum(count(*)) over w, lag(e.height) over w
+                from token_events e join balances b using (chain_id, token)
+                where b.address = e.to_address group by balance_id, chain_id, e.height
+                window w as (partition by balance_id order by e.height);
                 delete from applied_blocks;
                 insert into applied_blocks (chain_id, projection, height, hash, revision)
                 select 1, 'token_balances', height, hash, revision from blocks where height > {to} - 64;

@@ -38,7 +38,7 @@ async fn pruned_history_is_gone_and_never_silently_short() {
     }
     ledger.block("mine", 7, &[("gold", "", "newcomer", "1")]).await;
     ledger.finalise(4).await;
-    ledger.sql("delete from balance_changes where height < 4; update checkpoints set history_from = 4").await;
+    ledger.sql("delete from balance_history where height < 4; update checkpoints set history_from = 4").await;
     let api = ledger.api().await;
     for route in ["/tokens/balances", "/tokens/gold/balances", "/tokens/transfer-history?address=alice"] {
         let join = if route.contains('?') { '&' } else { '?' };

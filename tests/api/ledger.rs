@@ -92,8 +92,8 @@ impl Ledger {
                 on conflict (chain_id, token, address) do update
                 set amount = b.amount + excluded.amount, prev_height = b.height, height = excluded.height
                 returning *)
-            insert into balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
-            select up.chain_id, up.token, up.address, $2, d.delta, up.amount, up.prev_height
+            insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
+            select up.balance_id, up.chain_id, $2, d.delta, up.amount, up.prev_height
             from up join d on d.token = up.token and d.address = up.address";
         self.db.execute(apply, &[&chain, &height]).await.unwrap();
         let journal = "

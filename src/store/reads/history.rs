@@ -2,7 +2,7 @@
 //!
 //! The event tables have their primary key, the order of application, and nothing else (any index by address costs
 //! four times of load speed). So the whole history is a walk back along that key, and the history of an account takes
-//! its heights from `balance_changes`, which is keyed by (token, address, height): the newest heights of each of the
+//! its heights from `balance_history`, which is keyed by (balance, height): the newest heights of each of the
 //! account's tokens, merged, then the events of those blocks. A page costs the lookups of its own rows and one or two
 //! for each token of the chain; it does not grow with the length of the chain.
 
