@@ -43,8 +43,9 @@ moved as (
 ),
 changed as (
     insert into balances as b (chain_id, token, address, amount, height, place)
-    select $1, d.token, d.address, d.delta, $8, d.place
-    from moved, unnest($14::text[], $15::text[], $16::numeric[]) with ordinality as d (token, address, delta, place)
+    select $1, unnest($14::text[]), unnest($15::text[]), unnest($16::numeric[]), $8,
+        generate_series(1, cardinality($14::text[]))
+    from moved
     on conflict (chain_id, token, address) do update
     set amount = b.amount + excluded.amount, height = excluded.height, prev_height = b.height, place = excluded.place
     returning balance_id, place, amount, prev_height
@@ -52,7 +53,7 @@ changed as (
 journalled as (
     insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
     select c.balance_id, $1, $8, d.delta, c.amount, c.prev_height
-    from unnest($16::numeric[]) with ordinality as d (delta, place)
+    from (select unnest($16::numeric[]) as delta, generate_series(1, cardinality($16::numeric[])) as place) d
     join changed c on c.place = d.place
     where $17
 ),

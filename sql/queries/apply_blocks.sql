@@ -1,11 +1,11 @@
 -- Several blocks in one statement and one transaction; each keeps its own rows in the journal.
 --
 -- Parameters as in apply_block.sql, but: $8 to $10 are arrays of the blocks to note in applied_blocks, $13 to $16 the
--- net changes over all blocks by (token, address) with the last height of each, $17 to $21 the changes per block:
--- the place of its key among the net changes (from 1), height, delta, the sum of the same key's later changes, the
--- height of its change before (null: the one in balances); $22 write history, $23 refuse negative balances, $24 to $28
--- refused events with their height, $29 and $30 height and hash of the last block, $31 the height after the last block
--- that is not noted (null: all are).
+-- net changes over all blocks by (token, address) with the last height of each, $17 to $21 the changes per block: the
+-- place of its key among the net changes (from 1), height, delta, the sum of the same key's later changes (null: 0),
+-- the height of its change before (null: the one in balances); $22 write history, $23 refuse negative balances, $24 to
+-- $28 refused events with their height, $29 and $30 height and hash of the last block, $31 the height after the last
+-- block that is not noted (null: all are).
 with complete as materialized (
     select c.chain_id
     from chains c
@@ -39,18 +39,21 @@ moved as (
 ),
 changed as (
     insert into balances as b (chain_id, token, address, amount, height, place)
-    select $1, d.token, d.address, d.delta, d.height, d.place
-    from moved, unnest($13::text[], $14::text[], $15::numeric[], $16::bigint[]) with ordinality
-        as d (token, address, delta, height, place)
+    select $1, unnest($13::text[]), unnest($14::text[]), unnest($15::numeric[]), unnest($16::bigint[]),
+        generate_series(1, cardinality($13::text[]))
+    from moved
     on conflict (chain_id, token, address) do update
     set amount = b.amount + excluded.amount, height = excluded.height, prev_height = b.height, place = excluded.place
     returning balance_id, place, amount, prev_height
 ),
 journalled as (
     insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
-    select c.balance_id, $1, d.height, d.delta, c.amount - d.later, coalesce(d.prev_height, c.prev_height)
-    from unnest($17::integer[], $18::bigint[], $19::numeric[], $20::numeric[], $21::bigint[])
-        as d (place, height, delta, later, prev_height)
+    select c.balance_id, $1, d.height, d.delta, case when d.later is null then c.amount else c.amount - d.later end,
+        coalesce(d.prev_height, c.prev_height)
+    from (
+        select unnest($17::integer[]) as place, unnest($18::bigint[]) as height, unnest($19::numeric[]) as delta,
+            unnest($20::numeric[]) as later, unnest($21::bigint[]) as prev_height
+    ) d
     join changed c on c.place = d.place
     where $22
 ),

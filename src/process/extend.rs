@@ -237,6 +237,11 @@ impl Task {
                     }
                 }
             }
+            // Early, while it costs nothing; later the server does it by itself.
+            if !self.analyzed && blocks_total > 50 {
+                self.analyzed = true;
+                write.analyze().await?;
+            }
         }
         if !drain(&mut in_flight, &mut watch).await? {
             return Ok(Outcome::Contended);
@@ -248,10 +253,6 @@ impl Task {
                 "Applied {blocks_total} blocks of {} up to {height}", look.chain_name
             );
             self.grow();
-            if !self.analyzed && blocks_total > 50 {
-                self.analyzed = true;
-                write.analyze().await?;
-            }
         }
         Ok(if moved { Outcome::Moved } else { Outcome::Idle })
     }

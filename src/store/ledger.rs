@@ -475,7 +475,8 @@ async fn apply<C: tokio_postgres::GenericClient>(
             .collect();
         let change_heights: Vec<i64> = changes.iter().map(|c| c.height.to_sql()).collect();
         let change_deltas: Vec<Numeric> = changes.iter().map(|c| Numeric(c.delta)).collect();
-        let change_later: Vec<Numeric> = changes.iter().map(|c| Numeric(c.later)).collect();
+        let change_later: Vec<Option<Numeric>> =
+            changes.iter().map(|c| (!c.later.is_zero()).then_some(Numeric(c.later))).collect();
         let change_prev: Vec<Option<i64>> = changes.iter().map(|c| c.prev_height.map(Height::to_sql)).collect();
         let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted_at(b.height)).collect();
         let noted_heights: Vec<i64> = noted.iter().map(|(b, _)| b.height.to_sql()).collect();
