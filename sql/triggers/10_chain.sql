@@ -17,8 +17,12 @@ begin
     set writes = c.writes + 1,
         complete_to = case when lowest_height <= c.complete_to then lowest_height - 1 else c.complete_to end
     where c.chain_id = chain;
-    -- A snapshot taken before a block was applied shows a checkpoint below it: holding the row fails such a writer.
+    -- A snapshot taken before a block was applied shows a checkpoint below it, or none: holding the row fails such a
+    -- writer, and so does meeting one that its snapshot does not show.
     if current_setting('transaction_isolation') <> 'read committed' then
+        insert into checkpoints (chain_id, projection)
+        select chain, p.name from projections p, chains c where c.chain_id = chain and lowest_height <= c.final_height
+        on conflict do nothing;
         perform from checkpoints k join chains c on c.chain_id = k.chain_id
         where k.chain_id = chain and lowest_height <= c.final_height
         for no key update of k;
@@ -38,6 +42,19 @@ create or replace function blocks_written() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
     perform blocks_touched(chain_id, min(height)) from new_rows group by chain_id order by chain_id;
+    return null;
+end $$;
+
+-- A new time is no new content: no balance follows from it.
+create or replace function blocks_rewritten() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform blocks_touched(n.chain_id, min(n.height))
+    from new_rows n
+    join old_rows o on o.chain_id = n.chain_id and o.height = n.height
+    where n.revision <> o.revision
+    group by n.chain_id
+    order by n.chain_id;
     return null;
 end $$;
 
@@ -175,8 +192,8 @@ end $$;
 
 create or replace trigger written after insert on blocks referencing new table as new_rows
     for each statement execute function blocks_written();
-create or replace trigger rewritten after update on blocks referencing new table as new_rows
-    for each statement execute function blocks_written();
+create or replace trigger rewritten after update on blocks referencing old table as old_rows new table as new_rows
+    for each statement execute function blocks_rewritten();
 create or replace trigger edited before update on blocks for each row
     when (old.chain_id <> new.chain_id or old.height <> new.height or old.hash <> new.hash
           or old.parent_hash <> new.parent_hash or old.event_count is distinct from new.event_count)

@@ -257,13 +257,21 @@ impl Task {
         Ok(if moved { Outcome::Moved } else { Outcome::Idle })
     }
 
-    /// Nothing stored is left up to `complete_to`: the heights that remain up to it are empty.
+    /// Where no block is stored above the last one applied up to `complete_to`, the heights between are empty, and count as
+    /// applied. Where one came that does not count yet, or `complete_to` fell, they count no longer.
     async fn pass_empty_blocks(&self, session: &Session, look: &Look, cap: Height) -> Result<Outcome, Fault> {
-        let (Some(through), Some(complete_to)) = (look.checkpoint.through, look.complete_to) else {
+        let (Some(through), Some(tip)) = (look.checkpoint.through, &look.checkpoint.block) else {
             return Ok(Outcome::Idle);
         };
-        let to = complete_to.min(cap);
-        if to <= through || !session.read.stored_blocks(self.chain, through.next(), to, 1).await?.is_empty() {
+        let empty_to = look.complete_to.map_or(tip.height, |c| c.min(cap)).max(tip.height);
+        let to = if empty_to == tip.height
+            || session.read.stored_blocks(self.chain, tip.height.next(), empty_to, 1).await?.is_empty()
+        {
+            empty_to
+        } else {
+            tip.height
+        };
+        if to == through {
             return Ok(Outcome::Idle);
         }
         let passed = session.write.pass_empty_blocks(self.chain, NAME, look.checkpoint.seq, to).await?;

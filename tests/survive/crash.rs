@@ -1,15 +1,23 @@
 //! Ended by force at every moment that matters: the state is that of one block, before and after the restart.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebbtide::store::WakeMode;
 use rand::RngExt;
 
+use crate::readers::{Readers, Storm};
 use crate::support::check::{Model, World, branch, snapshot};
 use crate::support::{Ebbtide, Fault, FaultProxy, wait_until};
 
 fn process(url: &str) -> Ebbtide {
     Ebbtide::spawn(&["process", "--database-url", url], &[("EBBTIDE_POLL_INTERVAL_MS", "50")])
+}
+
+async fn is_what_it_says(world: &World, storm: &Storm) {
+    if let Some((_, hash, held)) = snapshot(&world.db).await {
+        storm.check_state(&hash, &held, None);
+    }
 }
 
 async fn is_one_blocks_state(world: &World, model: &Model) {
@@ -18,15 +26,17 @@ async fn is_one_blocks_state(world: &World, model: &Model) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_fifty_moments_of_a_storm_of_reorgs_it_stands_on_one_block() {
     const MOMENTS: usize = 50;
     let world = World::new(8).await;
-    let mut model = Model::default();
+    let storm = Arc::new(Storm::default());
     let (mut tag, mut tip) = ("a".to_owned(), 20);
-    model.branch("a", 1, tip, "a0");
+    storm.branch("a", 1, tip, "a0");
+    storm.tip(tip);
     world.branch("a", 1, tip, "a0").await;
     world.settle().await;
+    let readers = Readers::start(&world, &storm).await;
     // The names of the blocks that stand, by height.
     let mut hashes: Vec<String> = (0..=tip).map(|h| format!("a{h}")).collect();
     let (mut inside, mut in_reorg) = (0, 0);
@@ -49,7 +59,8 @@ async fn killed_at_fifty_moments_of_a_storm_of_reorgs_it_stands_on_one_block() {
             tag = format!("s{moment}_");
         }
         let parent = hashes[usize::try_from(from - 1).unwrap()].clone();
-        model.branch(&tag, from, tip, &parent);
+        storm.branch(&tag, from, tip, &parent);
+        storm.tip(tip);
         hashes.truncate(usize::try_from(from).unwrap());
         hashes.extend((from..=tip).map(|h| format!("{tag}{h}")));
         let mut victim = process(&world.url);
@@ -77,19 +88,22 @@ async fn killed_at_fifty_moments_of_a_storm_of_reorgs_it_stands_on_one_block() {
             tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..400))).await;
         }
         victim.kill();
-        is_one_blocks_state(&world, &model).await;
+        is_what_it_says(&world, &storm).await;
         if hold {
             holder.batch_execute("commit").await.unwrap();
         }
-        is_one_blocks_state(&world, &model).await;
+        is_what_it_says(&world, &storm).await;
     }
     let mut last = process(&world.url);
     world.check_soon().await;
     last.kill();
-    is_one_blocks_state(&world, &model).await;
+    is_what_it_says(&world, &storm).await;
+    let (answers, falls) = readers.stop().await;
     println!(
-        "killed {MOMENTS} times, {inside} of them inside an open transaction, {in_reorg} in the middle of an undo"
+        "killed {MOMENTS} times, {inside} of them inside an open transaction, {in_reorg} in the middle of an undo; \
+         {answers} answers meanwhile, each of one block; the height fell {falls} times"
     );
+    assert!(answers > 100, "{answers} answers");
     assert!(inside >= 25 && in_reorg >= 5, "{inside} inside, {in_reorg} in an undo");
 }
 

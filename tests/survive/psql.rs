@@ -121,6 +121,39 @@ async fn an_edit_of_a_final_block_by_an_old_snapshot_is_refused_or_followed() {
 }
 
 #[tokio::test]
+async fn an_edit_by_a_snapshot_older_than_the_checkpoint_itself_is_refused() {
+    for edit in ["update token_events set amount = amount + 1 where height = 2", "delete from blocks where height = 10"]
+    {
+        let world = World::new(0).await;
+        world.branch("a", 1, 10, "a0").await;
+        world.sql("update chains set head_height = 100, final_height = 100").await;
+        let editor = world.client().await;
+        editor.batch_execute("begin isolation level repeatable read; select count(*) from chains").await.unwrap();
+        world.settle().await;
+        world.settle().await;
+        let refused = editor.batch_execute(edit).await.expect_err(edit);
+        assert_eq!(refused.code().unwrap().code(), "40001", "{edit}: {refused:?}");
+        editor.batch_execute("rollback").await.unwrap();
+        world.settle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_time_is_no_new_content() {
+    let world = World::new(0).await;
+    world.branch("a", 1, 10, "a0").await;
+    world.sql("update chains set head_height = 8, final_height = 8").await;
+    world.settle().await;
+    world.settle().await;
+    let stand = "select seq || ' ' || coalesce(redo_from::text, 'as it is') from checkpoints";
+    let before = world.one(stand).await.unwrap();
+    world.sql("update blocks set time = now()").await;
+    world.settle().await;
+    assert_eq!(world.one(stand).await.unwrap(), before);
+    assert!(before.ends_with("as it is"), "{before}");
+}
+
+#[tokio::test]
 async fn events_for_a_block_that_an_open_transaction_inserts_are_applied_whoever_commits_first() {
     for depth in DEPTHS {
         for block_commits_first in [true, false] {
@@ -224,6 +257,36 @@ async fn a_late_block_where_an_empty_one_was_taken_for_granted_is_applied() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn heights_taken_as_empty_are_given_back_when_a_block_comes_among_them() {
+    let world = World::new(64).await;
+    let through = async || world.one("select through_height from checkpoints").await.unwrap();
+    world.branch("a", 1, 5, "a0").await;
+    world.sql("update chains set complete_to = 10").await;
+    world.settle().await;
+    assert_eq!(through().await, "10");
+    // It announces an event that is not there yet: it does not count, and nothing from it on is known.
+    world.sql("insert into blocks select chain_id, 8, 'a8', 'a7', null, 1 from chains").await;
+    world.settle().await;
+    assert_eq!(through().await, "7");
+    world.sql("insert into token_events select chain_id, 8, 0, 0, 'gold', null, 'late', 1 from chains").await;
+    world.settle().await;
+    assert_eq!((through().await.as_str(), world.balance("gold", "late").await.as_deref()), ("8", Some("1")));
+    world.sql("update chains set complete_to = 10").await;
+    world.settle().await;
+    assert_eq!(through().await, "10");
+    // A pause and a source that takes its word back do the same.
+    world.sql("select pause('main', null, 9)").await;
+    world.settle().await;
+    assert_eq!(through().await, "9");
+    world.sql("update chains set complete_to = 7; select resume('main', null)").await;
+    world.settle().await;
+    assert_eq!(through().await, "8");
+    world.sql("update chains set complete_to = null").await;
+    world.settle().await;
+    assert_eq!((through().await.as_str(), world.balance("gold", "late").await), ("5", None));
 }
 
 #[tokio::test]

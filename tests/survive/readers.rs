@@ -13,7 +13,7 @@ use crate::support::{Ebbtide, free_addr, wait_until};
 
 /// What the storm has done so far.
 #[derive(Default)]
-struct Storm {
+pub(super) struct Storm {
     model: Mutex<Model>,
     /// The chain's height after every step.
     tips: Mutex<Vec<i64>>,
@@ -23,6 +23,16 @@ struct Storm {
 }
 
 impl Storm {
+    /// Before it is written: a reader may see it at once.
+    pub(super) fn branch(&self, tag: &str, from: i64, to: i64, parent: &str) {
+        self.model.lock().unwrap().branch(tag, from, to, parent);
+    }
+
+    /// The chain's height from now on.
+    pub(super) fn tip(&self, height: i64) {
+        self.tips.lock().unwrap().push(height);
+    }
+
     fn steps(&self) -> usize {
         self.tips.lock().unwrap().len()
     }
@@ -41,7 +51,7 @@ impl Storm {
         }
     }
 
-    fn check_state(&self, hash: &str, held: &Holdings, token: Option<&str>) {
+    pub(super) fn check_state(&self, hash: &str, held: &Holdings, token: Option<&str>) {
         let model = self.model.lock().unwrap();
         let expected: Holdings = model
             .at(hash)
@@ -92,6 +102,47 @@ async fn read_by_rest(storm: Arc<Storm>, base: String) {
     }
 }
 
+/// Eight readers, half of them by SQL and half by REST, for as long as a storm goes on.
+pub(super) struct Readers {
+    storm: Arc<Storm>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    _serve: Ebbtide,
+}
+
+impl Readers {
+    pub(super) async fn start(world: &World, storm: &Arc<Storm>) -> Readers {
+        let listen = free_addr().to_string();
+        let serve = Ebbtide::spawn(
+            &["serve", "--database-url", &world.url, "--listen", &listen, "--negative-balances", "show"],
+            &[],
+        );
+        let base = format!("http://{listen}");
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        wait_until("the interface answers", async || reqwest::get(format!("{base}/tokens/gold/balances")).await.ok())
+            .await;
+        let tasks = (0..8)
+            .map(|n| {
+                let storm = storm.clone();
+                if n % 2 == 0 {
+                    tokio::spawn(read_by_sql(storm, world.url.clone()))
+                } else {
+                    tokio::spawn(read_by_rest(storm, base.clone()))
+                }
+            })
+            .collect();
+        Readers { storm: storm.clone(), tasks, _serve: serve }
+    }
+
+    /// How many answers there were and how often the height fell; fails if one of the readers saw what it must not.
+    pub(super) async fn stop(self) -> (u64, u64) {
+        self.storm.over.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        (self.storm.answers.load(Ordering::Relaxed), self.storm.falls.load(Ordering::Relaxed))
+    }
+}
+
 /// Waits until all is applied and the readers have had their look at it.
 async fn all_have_looked(world: &World, storm: &Storm) {
     world.check_soon().await;
@@ -104,28 +155,11 @@ async fn all_have_looked(world: &World, storm: &Storm) {
 async fn eight_readers_of_a_storm_see_one_block_each_time() {
     let world = World::new(12).await;
     let storm = Arc::new(Storm::default());
-    storm.model.lock().unwrap().branch("a", 1, 10, "a0");
-    storm.tips.lock().unwrap().push(10);
+    storm.branch("a", 1, 10, "a0");
+    storm.tip(10);
     world.branch("a", 1, 10, "a0").await;
     world.settle().await;
-    let listen = free_addr().to_string();
-    let _serve = Ebbtide::spawn(
-        &["serve", "--database-url", &world.url, "--listen", &listen, "--negative-balances", "show"],
-        &[],
-    );
-    let base = format!("http://{listen}");
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    wait_until("the interface answers", async || reqwest::get(format!("{base}/tokens/gold/balances")).await.ok()).await;
-    let readers: Vec<_> = (0..8)
-        .map(|n| {
-            let storm = storm.clone();
-            if n % 2 == 0 {
-                tokio::spawn(read_by_sql(storm, world.url.clone()))
-            } else {
-                tokio::spawn(read_by_rest(storm, base.clone()))
-            }
-        })
-        .collect();
+    let readers = Readers::start(&world, &storm).await;
     let running = world.start(WakeMode::Listen, Duration::from_millis(30));
     let mut hashes: Vec<String> = (0..=10).map(|h| format!("a{h}")).collect();
     for step in 0..60 {
@@ -140,10 +174,10 @@ async fn eight_readers_of_a_storm_see_one_block_each_time() {
         let to = if shorter { from } else { tip + rand::rng().random_range(1..4) };
         let tag = format!("s{step}_");
         let parent = hashes[usize::try_from(from - 1).unwrap()].clone();
-        storm.model.lock().unwrap().branch(&tag, from, to, &parent);
+        storm.branch(&tag, from, to, &parent);
         world.db.batch_execute("begin").await.unwrap();
         branch(&world.db, &tag, from, to, &parent).await;
-        storm.tips.lock().unwrap().push(to);
+        storm.tip(to);
         world.db.batch_execute("commit").await.unwrap();
         hashes.truncate(usize::try_from(from).unwrap());
         hashes.extend((from..=to).map(|h| format!("{tag}{h}")));
@@ -152,12 +186,8 @@ async fn eight_readers_of_a_storm_see_one_block_each_time() {
         }
     }
     world.check_soon().await;
-    storm.over.store(true, Ordering::Relaxed);
-    for reader in readers {
-        reader.await.unwrap();
-    }
+    let (answers, falls) = readers.stop().await;
     running.stop().await;
-    let (answers, falls) = (storm.answers.load(Ordering::Relaxed), storm.falls.load(Ordering::Relaxed));
     println!("{answers} answers, each of one block; the height fell {falls} times");
     assert!(answers > 100 && falls > 0, "{answers} answers, {falls} falls");
 }
