@@ -145,6 +145,28 @@ begin
     return null;
 end $$;
 
+-- 0x hex is in lower case, or one account would be two. For everybody but the syncer, which refuses such text itself.
+create or replace function token_events_spelt() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+declare
+    bad record;
+begin
+    select n.height, n.tx_index, n.event_index, c.name, c.value into bad
+    from new_rows n
+    cross join lateral (
+        values ('token', n.token), ('from_address', n.from_address), ('to_address', n.to_address)
+    ) c (name, value)
+    where c.value <> lower(c.value) and left(c.value, 2) in ('0x', '0X')
+    limit 1;
+    if found then
+        raise exception 'event %/%/%: the % % is 0x hex with capitals', bad.height, bad.tx_index, bad.event_index,
+            bad.name, bad.value
+            using errcode = 'check_violation', constraint = 'token_events_hex_is_in_lower_case', column = bad.name,
+                  table = 'token_events', hint = 'lower(...) brings it to the canonical form; put_block does so by itself.';
+    end if;
+    return null;
+end $$;
+
 -- What stood before a chain's start changed: everything of that chain follows from it, and nothing of another.
 create or replace function opening_balances_touched(chain bigint) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
@@ -220,6 +242,12 @@ begin
             for each statement execute function refuse_truncate()', t);
     end loop;
 end $$;
+
+create or replace trigger spelt after insert on token_events referencing new table as new_rows
+    for each statement when (current_setting('ebbtide.bulk', true) is distinct from 'on')
+    execute function token_events_spelt();
+create or replace trigger respelt after update on token_events referencing new table as new_rows
+    for each statement execute function token_events_spelt();
 
 -- An earlier version had one trigger here, for the opening balances of all chains.
 drop trigger if exists touched on opening_balances;

@@ -139,6 +139,44 @@ async fn an_edit_by_a_snapshot_older_than_the_checkpoint_itself_is_refused() {
 }
 
 #[tokio::test]
+async fn hex_with_capitals_is_refused_and_named() {
+    let world = twelve(64).await;
+    let refused = async |sql: &str| {
+        let error = world.db.batch_execute(sql).await.expect_err(sql);
+        let error = error.as_db_error().unwrap().clone();
+        assert_eq!(error.code().code(), "23514", "{sql}: {error:?}");
+        (error.constraint().unwrap().to_owned(), error.message().to_owned())
+    };
+    let insert = |token: &str, from: &str, to: &str| {
+        format!("insert into token_events select chain_id, 12, 9, 9, {token}, {from}, {to}, 1 from chains")
+    };
+    for (sql, column) in [
+        (insert("'0xAa'", "'a'", "null"), "the token 0xAa"),
+        (insert("'gold'", "'0XAA'", "'a'"), "the from_address 0XAA"),
+        (insert("'gold'", "null", "'0xab12Cd'"), "the to_address 0xab12Cd"),
+        ("update token_events set to_address = '0xF' where height = 3".to_owned(), "the to_address 0xF"),
+    ] {
+        let (constraint, message) = refused(&sql).await;
+        assert_eq!(constraint, "token_events_hex_is_in_lower_case");
+        assert!(message.contains(column), "{message}");
+    }
+    for sql in [
+        "update blocks set hash = '0xA' where height = 12",
+        "insert into opening_balances select chain_id, '0xB', 'a', 1 from chains",
+    ] {
+        let (constraint, _) = refused(sql).await;
+        assert!(constraint.ends_with("hex_in_lower_case"), "{constraint}");
+    }
+    // Other text may have capitals, and put_block brings hex to lower case.
+    world.sql(&insert("'Gold'", "'Alice'", "'0y0X'")).await;
+    world
+        .sql("select put_block('main', 13, '0xAB', 'a12', token_events => '[{\"tx_index\":0,\"event_index\":0,\"token\":\"0xC0\",\"to_address\":\"0xDE\",\"amount\":1}]')")
+        .await;
+    world.settle().await;
+    assert_eq!(world.balance("0xc0", "0xde").await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
 async fn a_new_time_is_no_new_content() {
     let world = World::new(0).await;
     world.branch("a", 1, 10, "a0").await;
