@@ -9,6 +9,7 @@
 mod bulk;
 mod live;
 mod memory;
+mod node;
 mod report;
 mod server;
 mod workload;
@@ -99,6 +100,9 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("undo") {
         lines.extend(live::undo(server, size).await);
+    }
+    if size.wants("node") {
+        lines.extend(node::to_balances(server, size).await);
     }
     if size.wants("memory") {
         lines.extend(memory::catch_up(server, size).await);
