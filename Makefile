@@ -34,7 +34,7 @@ fmt: ## Formats the code
 	cargo fmt
 
 bench: ## Runs the benches against a Postgres of their own, durable as a real one
-	@scripts/install-deps run
+	@scripts/install-deps test
 	cargo bench $(ARGS)
 
 doc: ## Builds the documentation: target/doc/ebbtide/index.html
