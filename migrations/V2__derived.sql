@@ -74,7 +74,7 @@ comment on column balances.balance_id is 'Internal: what balance_history calls t
 comment on column balances.place is 'Internal: which of the rows of the statement that wrote it last this one was.';
 
 -- Read through the view balance_changes, which puts token and address back. A number in their place makes its rows and
--- its index a fraction as wide, and applying two to three times as fast (docs/decisions/004).
+-- its index a fraction as wide, and catching up nearly twice as fast (docs/decisions/004).
 create table balance_history (
     balance_id bigint not null,
     height bigint not null,

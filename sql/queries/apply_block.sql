@@ -8,8 +8,9 @@
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone
 -- else (skip locked), is another one by now, or the checkpoint has moved. The chain row is locked before the blocks,
 -- as writers do, so that nobody waits in a circle. What was written is joined with what was sent by its place in the
--- arrays, which each row keeps: a number, and not two long texts. The bounds of the heights are for the plan: with `any` alone, one made
--- while the table was small reads all blocks of the chain by the index on their hashes (`+ 0` keeps `any` from it).
+-- arrays, which each row keeps: a number, and not two long texts. The bounds of the heights are for the plan: with `any`
+-- alone, one made while the table was small reads all blocks of the chain by the index on their hashes (`+ 0` keeps
+-- `any` from it).
 with complete as materialized (
     select c.chain_id
     from chains c

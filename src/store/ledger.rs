@@ -272,9 +272,19 @@ impl LedgerWrite {
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
-    /// Fresh statistics after the first batches: plans made on empty tables are bad ones.
+    /// First statistics after the first blocks: plans made on empty tables are bad ones. Later ones are the server's affair.
     pub async fn analyze(&self) -> Result<(), StoreError> {
-        self.client.batch_execute("analyze balances; analyze balance_history").await?;
+        self.client
+            .batch_execute(
+                "do $$ begin
+                    if exists (select from pg_class
+                               where oid in ('balances'::regclass, 'balance_history'::regclass) and reltuples <= 0) then
+                        analyze balances;
+                        analyze balance_history;
+                    end if;
+                end $$",
+            )
+            .await?;
         Ok(())
     }
 }
