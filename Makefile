@@ -1,7 +1,7 @@
 # make help lists the verbs. CI runs the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench doc soak build clean install-deps
+.PHONY: help run test lint fmt bench bench-ponder doc soak build clean install-deps
 
 # More arguments for the program (make run), the tests (make test, make soak) or the benches (make bench).
 ARGS ?=
@@ -36,6 +36,11 @@ fmt: ## Formats the code
 bench: ## Runs the benches against a Postgres of their own, durable as a real one
 	@scripts/install-deps test
 	cargo bench $(ARGS)
+
+bench-ponder: ## The same transfers through Ebbtide and through Ponder, which it installs by npm in benches/ponder
+	@scripts/install-deps test
+	npm install --prefix benches/ponder --no-package-lock --no-audit --no-fund
+	cargo bench --bench postgres ponder
 
 doc: ## Builds the documentation: target/doc/ebbtide/index.html
 	cargo doc --no-deps

@@ -10,6 +10,7 @@ mod bulk;
 mod live;
 mod memory;
 mod node;
+mod ponder;
 mod report;
 mod server;
 mod workload;
@@ -103,6 +104,10 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("node") {
         lines.extend(node::to_balances(server, size).await);
+    }
+    // Asked for by name alone: it takes minutes and packages that nothing else needs.
+    if size.only.as_deref() == Some("ponder") {
+        lines.extend(ponder::beside(server, size).await);
     }
     if size.wants("memory") {
         lines.extend(memory::catch_up(server, size).await);

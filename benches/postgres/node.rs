@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::Size;
 use crate::report::{Budget, Line};
-use crate::server::Server;
+use crate::server::{Database, Server};
 
 /// Transfers in a block.
-const TRANSFERS: u64 = 30;
+pub(crate) const TRANSFERS: u64 = 30;
 /// Blocks in one question of the floor's client.
 const AT_ONCE: u64 = 100;
 /// Its questions at a time.
@@ -45,10 +45,10 @@ fn code() -> String {
     format!("0x60{length:02x}80600b6000396000f3{runtime}")
 }
 
-struct Node {
+pub(crate) struct Node {
     child: Child,
     http: reqwest::Client,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Drop for Node {
@@ -142,50 +142,80 @@ fn hex(number: u64) -> String {
     format!("{number:#x}")
 }
 
+/// The built program; the bench's own variables are no settings of it.
+pub(crate) fn ebbtide(arguments: &[&str], database: &Database) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ebbtide"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EBBTIDE_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).args(["--database-url", &database.url]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Runs it until the query answers at least `target`; how long that took.
+pub(crate) async fn run_until(mut command: Command, database: &Database, query: &str, target: u64) -> Duration {
+    let begun = Instant::now();
+    let mut child = command.spawn().unwrap();
+    while (database.count(query).await as u64) < target {
+        assert!(child.try_wait().unwrap().is_none(), "the program ended by itself");
+        assert!(begun.elapsed() < Duration::from_secs(60), "not done after 60 s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let took = begun.elapsed();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    took
+}
+
+/// Every transfer is applied, and what one account lost another got.
+pub(crate) async fn check_balances(database: &Database, events: u64) {
+    let applied = "select count(*) from token_events where height <= (select height from checkpoints)";
+    assert_eq!(database.count(applied).await as u64, events, "every transfer must be applied");
+    assert_eq!(database.count("select sum(amount)::bigint from balances").await, 0);
+}
+
+impl Node {
+    /// A database and the program that follows the node into it.
+    pub(crate) async fn follower(&self, server: &Server, command: &str, contract: &str) -> (Database, Command) {
+        let database = server.database().await;
+        database.client.batch_execute("select drop_chain('bench')").await.unwrap();
+        database.settle().await;
+        let mut arguments = vec![command, "--source", "evm", "--url", &self.url, "--token", contract];
+        arguments.extend(["--start-height", "1"]);
+        if command == "run" {
+            arguments.extend(["--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0", "--batch", "100"]);
+        }
+        let follow = ebbtide(&arguments, &database);
+        (database, follow)
+    }
+}
+
+/// A node with so many blocks of transfers, and their contract; none where it is not installed.
+pub(crate) async fn filled(blocks: u64) -> Option<(Node, String)> {
+    let Some(node) = Node::start().await else {
+        eprintln!("left out: node → balances (no anvil in node_modules; make install-deps, with npm)");
+        return None;
+    };
+    let contract = node.fill(blocks).await;
+    Some((node, contract))
+}
+
+pub(crate) const APPLIED_TO: &str = "select coalesce(max(height), 0) from checkpoints";
+
 pub(crate) async fn to_balances(server: &Server, size: &Size) -> Vec<Line> {
     let blocks = size.of(5_000, 200);
     let what = "node → balances: anvil, 30 transfers a block; floor: its answers fetched and thrown away";
     let mut line = Line::new(what, "events/s", Budget::None);
-    let Some(node) = Node::start().await else {
-        eprintln!("left out: node → balances (no anvil in node_modules; make install-deps, with npm)");
-        return Vec::new();
-    };
-    let contract = node.fill(blocks).await;
+    let Some((node, contract)) = filled(blocks).await else { return Vec::new() };
     let events = blocks * TRANSFERS;
     for _ in 0..size.rounds {
         let took = node.ask_for_all(&contract, blocks + 1).await;
         line.floor.push(events as f64 / took.as_secs_f64());
-        let database = server.database().await;
-        database.client.batch_execute("select drop_chain('bench')").await.unwrap();
-        database.settle().await;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ebbtide"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EBBTIDE_")) {
-            command.env_remove(name);
-        }
-        let begun = Instant::now();
-        let mut child = command
-            .args(["run", "--source", "evm", "--url", &node.url, "--token", &contract, "--start-height", "1"])
-            .args(["--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0", "--batch", "100"])
-            .args(["--database-url", &database.url])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let reached = "select coalesce(max(height), 0) from checkpoints";
-        while database.count(reached).await < blocks as i64 + 1 {
-            assert!(child.try_wait().unwrap().is_none(), "the program ended by itself");
-            assert!(begun.elapsed() < Duration::from_secs(60), "not done after 60 s");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        line.product.push(events as f64 / begun.elapsed().as_secs_f64());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let applied =
-            database.count("select count(*) from token_events where height <= (select height from checkpoints)");
-        assert_eq!(applied.await as u64, events, "every transfer must be applied");
-        let supply = database.client.query_one("select sum(amount)::text from balances", &[]).await.unwrap();
-        assert_eq!(supply.get::<_, &str>(0), "0", "what one account lost another got");
+        let (database, follow) = node.follower(server, "run", &contract).await;
+        let took = run_until(follow, &database, APPLIED_TO, blocks + 1).await;
+        line.product.push(events as f64 / took.as_secs_f64());
+        check_balances(&database, events).await;
         server.drop(database).await;
     }
     vec![line]
