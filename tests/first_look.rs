@@ -4,7 +4,7 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,14 +64,7 @@ impl Look {
 
 /// Processes that work in the private server's data folder.
 fn processes_in(dir: &Path) -> Vec<u32> {
-    let Ok(data) = std::fs::metadata(dir.join("data/postgres")) else { return Vec::new() };
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let here = |pid: &u32| {
-        std::fs::metadata(format!("/proc/{pid}/cwd"))
-            .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (data.dev(), data.ino()))
-    };
-    pids.filter(here).collect()
+    support::process::processes_in(&dir.join("data/postgres"))
 }
 
 /// What the private database holds, by its own connection.

@@ -37,14 +37,7 @@ fn temporary() -> TempDir {
 
 /// Processes that work in the data folder, zombies aside.
 fn servers_in(dir: &Path) -> Vec<u32> {
-    let Ok(data) = std::fs::metadata(dir.join("postgres")) else { return Vec::new() };
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let here = |pid: &u32| {
-        std::fs::metadata(format!("/proc/{pid}/cwd"))
-            .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (data.dev(), data.ino()))
-    };
-    pids.filter(here).collect()
+    support::process::processes_in(&dir.join("postgres"))
 }
 
 async fn nobody_in(dir: &Path) {

@@ -1,6 +1,8 @@
 //! Runs the built program as a person would.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -172,4 +174,16 @@ fn keep_lines(from: impl Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>)
             lines.lock().unwrap().push(String::from_utf8_lossy(&line).trim_end().to_owned());
         }
     })
+}
+
+/// Processes whose working folder this is, as a Postgres server's is its data.
+pub fn processes_in(folder: &Path) -> Vec<u32> {
+    let Ok(folder) = std::fs::metadata(folder) else { return Vec::new() };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let here = |pid: &u32| {
+        std::fs::metadata(format!("/proc/{pid}/cwd"))
+            .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (folder.dev(), folder.ino()))
+    };
+    pids.filter(here).collect()
 }
