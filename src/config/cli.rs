@@ -221,7 +221,7 @@ impl SourceArgs {
 /// How blocks are applied.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ProcessArgs {
-    /// End when there is nothing left to do.
+    /// End when there is nothing left to do. A node that is followed always has more: for a file, or the database alone.
     #[arg(long)]
     pub once: bool,
     /// Most final blocks merged into one commit [default: 1: each block has its own].
