@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::chain::{Block, BlockRef, Height, Kind, Link, OpeningBalance, Text};
+use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, OpeningBalance, Text};
 
 /// What a source says about its newest block.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,15 @@ pub struct Identity {
     /// What the network calls itself (`eth_chainId` in decimal, for example); kept at first sight in
     /// `chains.network_id`, and another one stops the syncer.
     pub network_id: Option<String>,
+}
+
+/// Stored events that a source must see again after a restart: those that name further contracts to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recall {
+    /// Who said them; none: anybody.
+    pub emitter: Option<Text>,
+    /// The name they are stored under.
+    pub name: Text,
 }
 
 /// A token as its contract describes itself; unchecked, unbounded nonsense is possible and survived.
@@ -70,6 +79,32 @@ pub trait Source: Send + Sync {
     ///
     /// May be called again, and should be when storing failed: a source that pushes then goes back to what is stored.
     async fn resume(&self, tip: Option<&BlockRef>, position: Option<&Value>) -> Result<(), SourceError>;
+
+    /// Which stored events this source wants to see again ([`recall`](Source::recall)), since they name contracts that
+    /// it follows because of them (factories). Stored events go with their block, so the set shrinks with a reorganisation.
+    fn recalls(&self) -> Vec<Recall> {
+        Vec::new()
+    }
+
+    /// All stored events of those kinds, in chain order; before each [`resume`](Source::resume). What the source found
+    /// before and is not among them is no longer so.
+    async fn recall(&self, _events: &[(Height, Event)]) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// What these contracts said at these heights, which were read before they were followed: the blocks that hold
+    /// any such event, ascending, with those events alone. May cover fewer heights than asked for, from the front:
+    /// the last height covered comes with them.
+    ///
+    /// # Errors
+    /// Permanent where the source cannot do that.
+    async fn events_of(
+        &self,
+        _contracts: &[Text],
+        _heights: RangeInclusive<Height>,
+    ) -> Result<(Vec<Block>, Height), SourceError> {
+        Err(SourceError::permanent("this source cannot look up what contracts said before they were followed"))
+    }
 
     /// The height to begin at on an empty database when the settings name none.
     ///

@@ -150,6 +150,11 @@ impl Syncer {
             }
         }
         let tip = lock.tip().await?;
+        let recalls = self.source.recalls();
+        if !recalls.is_empty() {
+            let kinds: Vec<_> = recalls.iter().map(|r| (r.emitter.as_deref(), &*r.name)).collect();
+            self.source.recall(&lock.events_named(&kinds).await?).await?;
+        }
         self.source.resume(tip.as_ref(), chain.source_position.as_ref()).await?;
         if tip.is_none() {
             let opening = self.source.opening_balances().await?;

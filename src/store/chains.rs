@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row, Transaction};
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::delta::Delta;
-use crate::chain::{Block, BlockRef, ChainId, Hash, Height, Kind, Text};
+use crate::chain::{Block, BlockRef, ChainId, Event, Hash, Height, Kind, Text};
 
 /// What the settings say of a chain; what is none stays as the database has it.
 #[derive(Debug, Clone)]
@@ -101,6 +101,24 @@ fn chain_row(row: &Row) -> Result<ChainRow, StoreError> {
     })
 }
 
+fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
+    let height = Height::try_from(row.try_get::<_, i64>("height")?)
+        .map_err(|e| StoreError::Nonsense { what: format!("events.height: {e}") })?;
+    let texts = |column: &str| -> Result<Vec<Text>, StoreError> {
+        Ok(row.try_get::<_, Vec<&str>>(column)?.into_iter().map(Text::from).collect())
+    };
+    let event = Event {
+        tx_index: row.try_get::<_, i64>("tx_index")?.unsigned_abs(),
+        event_index: row.try_get::<_, i64>("event_index")?.unsigned_abs(),
+        emitter: row.try_get::<_, &str>("emitter")?.into(),
+        name: row.try_get::<_, &str>("name")?.into(),
+        keys: texts("keys")?,
+        data: texts("data")?,
+        attributes: row.try_get("attributes")?,
+    };
+    Ok((height, event))
+}
+
 impl Store {
     /// The chain of this name, made if it is not there; the settings win over the row (DESIGN 9).
     pub async fn ensure_chain(&self, settings: &ChainSettings) -> Result<ChainRow, StoreError> {
@@ -172,6 +190,14 @@ impl SyncLock {
             .query_opt("select height, hash from blocks where chain_id = $1 order by height limit 1", &[&self.chain.0])
             .await?;
         Ok(row.as_ref().map(block_ref).transpose()?.map(|b| b.height))
+    }
+
+    /// All stored events of these kinds (emitter, none: anybody; name), in chain order.
+    pub async fn events_named(&self, kinds: &[(Option<&str>, &str)]) -> Result<Vec<(Height, Event)>, StoreError> {
+        let (emitters, names): (Vec<_>, Vec<_>) = kinds.iter().copied().unzip();
+        let sql = include_str!("../../sql/queries/events_named.sql");
+        let rows = self.client.query(sql, &[&self.chain.0, &emitters, &names]).await?;
+        rows.iter().map(stored_event).collect()
     }
 
     /// Our blocks at these heights (inclusive), ascending.
