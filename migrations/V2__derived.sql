@@ -5,10 +5,20 @@ create table projections (
     apply text,
     tables text[] not null default '{}',
     after text collate "C",
+    chain_id bigint,
+    start_height bigint,
     settings jsonb not null default '{}',
-    constraint projections_pkey primary key (name)
+    constraint projections_pkey primary key (name),
+    constraint projections_name_is_1_to_48_letters_digits_underscores check (name ~ '^[a-z_][a-z0-9_]{0,47}$'),
+    constraint projections_after_is_known foreign key (after) references projections,
+    constraint projections_chain_is_known foreign key (chain_id) references chains,
+    constraint projections_start_height_is_not_negative check (start_height >= 0)
 );
 comment on table projections is 'Named pieces of derived state and the tables they own.';
+comment on column projections.apply is 'The SQL function called with (chain_id, height) for each block; null: the program itself applies it.';
+comment on column projections.after is 'Runs in this projection''s transactions, after it.';
+comment on column projections.chain_id is 'The one chain it follows; null: every chain.';
+comment on column projections.start_height is 'Blocks below this height do not concern it.';
 insert into projections (name, tables) values ('token_balances', '{balances,balance_history}');
 
 create table checkpoints (
@@ -26,6 +36,10 @@ create table checkpoints (
     paused boolean not null default false,
     pause_at bigint,
     halted_reason text,
+    apply_digest text collate "C",
+    failed_height bigint,
+    failed_reason text,
+    failures bigint not null default 0,
     updated_at timestamptz not null default now(),
     constraint checkpoints_pkey primary key (chain_id, projection),
     constraint checkpoints_chain_is_known foreign key (chain_id) references chains,
@@ -42,6 +56,9 @@ comment on column checkpoints.journal_from is
 comment on column checkpoints.seq is 'One more for every apply and every undo: the fence between processors.';
 comment on column checkpoints.redo_from is 'Apply again from this height; set by replay() and by changes at or below the final height.';
 comment on column checkpoints.deep_change is 'redo_from was set by a change of the chain at or below the final height.';
+comment on column checkpoints.apply_digest is 'Internal: digest of the function this state was made by; another one has it made anew.';
+comment on column checkpoints.failed_reason is 'Why the block at failed_height could not be applied; tried again, now and then.';
+comment on column checkpoints.failures is 'How often in a row.';
 comment on column checkpoints.pause_at is 'Where a paused projection stays; null: where it is.';
 
 create table applied_blocks (
@@ -109,3 +126,34 @@ create table reorgs (
 create index reorgs_chain on reorgs (chain_id, id);
 comment on table reorgs is 'Every time a projection left one branch for another, with its cost.';
 comment on column reorgs.ancestor is 'The last block both branches share; null: none.';
+
+-- The tables of projections whose undo is recorded by triggers (sql/triggers/60_tracking.sql). Names and not oids: they
+-- must survive a dump and a restore.
+create table tracked_tables (
+    id bigint generated always as identity,
+    projection text collate "C" not null,
+    relation text collate "C" not null,
+    by_chain boolean not null,
+    columns jsonb not null,
+    keys smallint[] not null,
+    shape text not null,
+    constraint tracked_tables_pkey primary key (id),
+    constraint tracked_tables_belong_to_one_projection unique (relation),
+    constraint tracked_tables_projection_is_known foreign key (projection) references projections on delete cascade
+);
+comment on table tracked_tables is 'Internal: the tables of projections that triggers keep undo for, each in undo_ and its id.';
+comment on column tracked_tables.columns is 'What the undo table holds: {"attribute number": [name, type]}.';
+comment on column tracked_tables.keys is 'Attribute numbers of the primary key.';
+comment on column tracked_tables.shape is 'The table as it was when its triggers were made; another shape has them made anew.';
+
+create table rebuilds (
+    chain_id bigint not null,
+    projection text collate "C" not null,
+    reason text not null,
+    from_height bigint not null,
+    at_height bigint not null,
+    to_height bigint not null,
+    started_at timestamptz not null default now(),
+    constraint rebuilds_pkey primary key (chain_id, projection)
+);
+comment on table rebuilds is 'Projections being applied again from their start; a row goes when it is done.';

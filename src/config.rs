@@ -6,7 +6,7 @@
 mod cli;
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub use cli::{
 pub use file::{ApiFile, ChainFile, File, ProjectionFile, SourceKind};
 
 use crate::chain::{Height, Kind};
-use crate::process::ProcessSettings;
+use crate::process::{ProcessSettings, Projections};
 use crate::projections::token_balances;
 use crate::sources::SourceError;
 use crate::sources::devnet::DevnetSettings;
@@ -140,11 +140,18 @@ impl Settings {
             chains.insert(name.clone(), chain.check(&name)?);
         }
         let ledger = file.projections.get(token_balances::NAME).cloned().unwrap_or_default();
-        if let Some(unknown) = file.projections.keys().find(|name| *name != token_balances::NAME) {
-            return Err(ConfigError::Unfit(format!(
-                "[projections.{unknown}]: there is no such projection; known is {}",
-                token_balances::NAME
-            )));
+        let mut on_deep_change = HashMap::new();
+        for (name, of_theirs) in file.projections.iter().filter(|(name, _)| *name != token_balances::NAME) {
+            let settings = of_theirs.settings();
+            if of_theirs.negative_balances.is_some() || of_theirs.on_bad_event.is_some() || of_theirs.history.is_some()
+            {
+                return Err(ConfigError::Unfit(format!(
+                    "[projections.{name}]: only on_deep_change can be set for it; negative_balances, on_bad_event and \
+                     history are those of {}",
+                    token_balances::NAME
+                )));
+            }
+            on_deep_change.insert(name.clone(), settings.on_deep_change);
         }
         let poll_interval = bounded("poll_interval_ms", file.poll_interval_ms.unwrap_or(1_000), 10..=86_400_000)?;
         let ledger = match process {
@@ -160,6 +167,8 @@ impl Settings {
             batch: bounded("batch", batch, 1..=10_000)? as usize,
             once: process.is_some_and(|p| p.once),
             token_balances: ledger.settings(),
+            on_deep_change,
+            projections: Projections::default(),
         };
         let address = |flag: Option<&String>, of_file: Option<&String>, default: &str, name: &str| {
             let text = flag.or(of_file).map_or(default, String::as_str);

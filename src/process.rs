@@ -6,15 +6,18 @@
 mod extend;
 mod look;
 mod switch;
+mod tracked;
 
 use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::ChainId;
-use crate::projections::token_balances;
+use crate::projections::{Projection, token_balances};
 use crate::store::{LedgerRead, LedgerWrite, Store, StoreError, StoreFault, Wake};
 
 /// How the processor goes about it.
@@ -28,6 +31,33 @@ pub struct ProcessSettings {
     pub once: bool,
     /// The ledger's own settings.
     pub token_balances: token_balances::Settings,
+    /// What to do when final blocks changed, for projections other than `token_balances`; those not named rebuild.
+    pub on_deep_change: HashMap<String, token_balances::OnDeepChange>,
+    /// Projections that this program applies itself.
+    pub projections: Projections,
+}
+
+/// The projections that a program applies by code of its own, by name. None by default.
+#[derive(Clone, Default)]
+pub struct Projections(Vec<Arc<dyn Projection>>);
+
+impl Projections {
+    /// Adds one.
+    #[must_use]
+    pub fn with(mut self, projection: impl Projection + 'static) -> Projections {
+        self.0.push(Arc::new(projection));
+        self
+    }
+
+    fn named(&self, name: &str) -> Option<Arc<dyn Projection>> {
+        self.0.iter().find(|p| p.name() == name).cloned()
+    }
+}
+
+impl fmt::Debug for Projections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|p| p.name())).finish()
+    }
 }
 
 impl Default for ProcessSettings {
@@ -37,6 +67,8 @@ impl Default for ProcessSettings {
             batch: 1,
             once: false,
             token_balances: token_balances::Settings::default(),
+            on_deep_change: HashMap::new(),
+            projections: Projections::default(),
         }
     }
 }
@@ -46,13 +78,15 @@ pub trait Watcher: Send + Sync {
     /// A task looked at its chain and knows where it stands.
     fn looked(&self, _seen: &Seen<'_>) {}
     /// Blocks were applied.
-    fn applied(&self, _chain: &str, _blocks: u64, _events: u64, _negative: u64, _refused: u64, _took: Duration) {}
+    fn applied(&self, _of: Of<'_>, _done: Done) {}
     /// One branch was left for another.
-    fn switched(&self, _chain: &str, _depth: u64, _took: Duration) {}
-    /// The task cannot go on for now.
-    fn troubled(&self, _chain: Option<&str>, _reason: &str) {}
-    /// The chain is gone.
-    fn ended(&self, _chain: &str) {}
+    fn switched(&self, _of: Of<'_>, _depth: u64, _took: Duration) {}
+    /// A projection is applied again from its start; none: that is over.
+    fn rebuilding(&self, _of: Of<'_>, _at: Option<(u64, u64)>) {}
+    /// A task cannot go on for now; none: the processor itself.
+    fn troubled(&self, _of: Option<Of<'_>>, _reason: &str) {}
+    /// The chain is gone, or the projection.
+    fn ended(&self, _of: Of<'_>) {}
     /// The state of the bell: whether it is heard, and how often it was hung anew.
     fn bell(&self, _connected: bool, _reconnects: u64) {}
 }
@@ -63,11 +97,35 @@ pub struct Unwatched;
 
 impl Watcher for Unwatched {}
 
+/// One projection on one chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Of<'a> {
+    /// The chain's name.
+    pub chain: &'a str,
+    /// The projection.
+    pub projection: &'a str,
+}
+
+/// What was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Done {
+    /// Blocks.
+    pub blocks: u64,
+    /// Their events, where they are counted.
+    pub events: u64,
+    /// Touched balances that are negative now.
+    pub negative: u64,
+    /// Events that were left out.
+    pub refused: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
 /// Where a projection stands on a chain.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// The chain's name.
-    pub chain: &'a str,
+    /// Which.
+    pub of: Of<'a>,
     /// Applied up to here.
     pub applied: Option<u64>,
     /// Our newest block.
@@ -80,6 +138,8 @@ pub struct Seen<'a> {
     pub paused: bool,
     /// Why it does not go on.
     pub halted: Option<&'a str>,
+    /// Why its next block cannot be applied; tried again.
+    pub failed: Option<&'a str>,
     /// Blocks are stored above what counts: the chain has a break.
     pub broken: bool,
     /// Nothing is left to do for now.
@@ -98,15 +158,16 @@ pub async fn run(
     watcher: std::sync::Arc<dyn Watcher>,
     shutdown: CancellationToken,
 ) -> Result<(), ProcessError> {
-    let mut tasks: HashMap<ChainId, JoinHandle<Result<(), ProcessError>>> = HashMap::new();
+    let mut tasks: HashMap<(ChainId, String), JoinHandle<Result<(), ProcessError>>> = HashMap::new();
     let mut reader: Option<LedgerRead> = None;
+    let mut registered = false;
     let mut pause = Pause::default();
     let mut result = Ok(());
     while !shutdown.is_cancelled() {
         wake.mark_seen();
         watcher.bell(wake.is_connected(), wake.reconnects());
-        let chains = match chains(&store, &mut reader).await {
-            Ok(chains) => chains,
+        let found = match tasks_to_run(&store, &mut reader, &settings, &mut registered).await {
+            Ok(found) => found,
             Err(error) => {
                 reader = None;
                 if settings.once && error.fault() != StoreFault::Contended {
@@ -119,17 +180,20 @@ pub async fn run(
             }
         };
         pause = Pause::default();
-        for chain in chains {
-            if tasks.get(&chain).is_none_or(|task| task.is_finished() && !settings.once) {
+        for (chain, name, work) in found {
+            let key = (chain, name);
+            if tasks.get(&key).is_none_or(|task| task.is_finished() && !settings.once) {
                 let task = look::Task::new(
                     store.clone(),
                     chain,
+                    key.1.clone(),
+                    work,
                     settings.clone(),
                     wake.clone(),
                     watcher.clone(),
                     shutdown.child_token(),
                 );
-                tasks.insert(chain, tokio::spawn(task.run()));
+                tasks.insert(key, tokio::spawn(task.run()));
             }
         }
         if settings.once {
@@ -147,12 +211,49 @@ pub async fn run(
     result
 }
 
-async fn chains(store: &Store, reader: &mut Option<LedgerRead>) -> Result<Vec<ChainId>, StoreError> {
+/// Every chain with every projection that concerns it, as far as this program can apply it.
+async fn tasks_to_run(
+    store: &Store,
+    reader: &mut Option<LedgerRead>,
+    settings: &ProcessSettings,
+    registered: &mut bool,
+) -> Result<Vec<(ChainId, String, Work)>, StoreError> {
+    if !*registered {
+        for projection in &settings.projections.0 {
+            projection.prepare(store).await?;
+            store.register_projection(projection.name(), &projection.tables()).await?;
+        }
+        *registered = true;
+    }
     let reader = match reader {
         Some(reader) => reader,
         None => reader.insert(LedgerRead::connect(store).await?),
     };
-    reader.chain_ids().await
+    let chains = reader.chain_ids().await?;
+    let mut found = Vec::new();
+    for row in reader.projections().await? {
+        let work = match settings.projections.named(&row.name) {
+            Some(code) => Work::Code(code),
+            None if row.name == token_balances::NAME => Work::Balances,
+            None if row.is_function => Work::Function,
+            // Applied by another program.
+            None => continue,
+        };
+        let concerned = chains.iter().filter(|c| row.chain.is_none_or(|only| only == **c));
+        found.extend(concerned.map(|c| (*c, row.name.clone(), work.clone())));
+    }
+    Ok(found)
+}
+
+/// What a task applies a block with.
+#[derive(Clone)]
+enum Work {
+    /// `token_balances`: statements of its own.
+    Balances,
+    /// A function in the database.
+    Function,
+    /// Code of this program.
+    Code(Arc<dyn Projection>),
 }
 
 /// Why processing ended.
@@ -216,7 +317,11 @@ struct Session {
 }
 
 impl Session {
-    async fn connect(store: &Store) -> Result<Session, StoreError> {
-        Ok(Session { read: LedgerRead::connect(store).await?, write: LedgerWrite::connect(store).await? })
+    async fn connect(store: &Store, work: &Work) -> Result<Session, StoreError> {
+        let write = match work {
+            Work::Balances => LedgerWrite::connect(store).await?,
+            Work::Function | Work::Code(_) => LedgerWrite::connect_for_functions(store).await?,
+        };
+        Ok(Session { read: LedgerRead::connect(store).await?, write })
     }
 }

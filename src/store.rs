@@ -21,8 +21,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use chains::{ChainRow, ChainSettings, NewBlocks, SyncLock, Tip, Written};
 pub use ledger::{
-    Applied, ApplyBlock, BlockChange, Checkpoint, Fence, LedgerRead, LedgerWrite, Look, Refused, ReorgNote, Switch,
-    Undone,
+    Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite, Look,
+    ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use operate::Standing;
@@ -100,6 +100,12 @@ pub enum StoreError {
         found: i64,
         /// Ours.
         known: i64,
+    },
+    /// A projection's own code would not take a block.
+    #[error("{reason}")]
+    Refused {
+        /// Why.
+        reason: String,
     },
     /// A value in the database that we never write.
     #[error("the database holds a value that makes no sense: {what}")]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::ops::{ChainMetrics, Health, Metrics, ProjectionMetrics, Reporter};
-use crate::process::{Seen, Watcher};
+use crate::process::{Done, Of, Seen, Watcher};
 use crate::projections::token_balances::NAME;
 use crate::sync::SyncWatcher;
 
@@ -68,7 +68,7 @@ pub struct ProcessWatch {
     health: Health,
     metrics: Metrics,
     itself: Reporter,
-    chains: Mutex<HashMap<String, Watched>>,
+    tasks: Mutex<HashMap<(String, String), Watched>>,
 }
 
 struct Watched {
@@ -82,27 +82,31 @@ impl ProcessWatch {
         let itself = health.component("process");
         itself.expect_within(LONGEST_SILENCE);
         itself.not_ready("has not reached the database yet");
-        ProcessWatch { health: health.clone(), metrics: metrics.clone(), itself, chains: Mutex::default() }
+        ProcessWatch { health: health.clone(), metrics: metrics.clone(), itself, tasks: Mutex::default() }
     }
 
-    fn with(&self, chain: &str, act: impl FnOnce(&Watched)) {
+    fn with(&self, of: Of<'_>, act: impl FnOnce(&Watched)) {
         // Each use is one call; a panic in another leaves the map whole.
-        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        if !chains.contains_key(chain) {
-            let reporter = self.health.component(format!("process:{chain}"));
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = tasks.entry((of.chain.to_owned(), of.projection.to_owned())).or_insert_with(|| {
+            let reporter = self.health.component(component(of));
             reporter.expect_within(LONGEST_SILENCE);
-            let metrics = self.metrics.projection(chain, NAME);
-            chains.insert(chain.to_owned(), Watched { reporter, metrics });
-        }
-        if let Some(watched) = chains.get(chain) {
-            act(watched);
-        }
+            Watched { reporter, metrics: self.metrics.projection(of.chain, of.projection) }
+        });
+        act(watched);
+    }
+}
+
+fn component(of: Of<'_>) -> String {
+    match of.projection {
+        NAME => format!("process:{}", of.chain),
+        other => format!("process:{}:{other}", of.chain),
     }
 }
 
 impl Watcher for ProcessWatch {
     fn looked(&self, seen: &Seen<'_>) {
-        self.with(seen.chain, |watched| {
+        self.with(seen.of, |watched| {
             let newest = seen.head.max(seen.tip);
             let lag = match (newest, seen.applied) {
                 (Some(newest), Some(applied)) => newest.saturating_sub(applied),
@@ -116,6 +120,7 @@ impl Watcher for ProcessWatch {
             }));
             let trouble = match (seen.halted, seen.paused, seen.broken) {
                 (Some(reason), ..) => Some(format!("halted: {reason}")),
+                _ if seen.failed.is_some() => seen.failed.map(|reason| format!("its next block fails: {reason}")),
                 (None, true, _) => Some("paused by an operator".to_owned()),
                 (None, false, true) => Some("the stored chain has a break: see the view anomalies".to_owned()),
                 // Behind by more than what is in hand at any moment: still catching up.
@@ -129,36 +134,46 @@ impl Watcher for ProcessWatch {
         });
     }
 
-    fn applied(&self, chain: &str, blocks: u64, events: u64, negative: u64, refused: u64, took: Duration) {
-        self.with(chain, |watched| {
-            watched.metrics.blocks_applied.inc_by(blocks);
-            watched.metrics.events_applied.inc_by(events);
-            watched.metrics.apply_seconds.observe(took.as_secs_f64());
-            watched.metrics.negative_balances.set(gauge(negative));
+    fn applied(&self, of: Of<'_>, done: Done) {
+        self.with(of, |watched| {
+            watched.metrics.blocks_applied.inc_by(done.blocks);
+            watched.metrics.events_applied.inc_by(done.events);
+            watched.metrics.apply_seconds.observe(done.took.as_secs_f64());
+            watched.metrics.negative_balances.set(gauge(done.negative));
             watched.reporter.alive();
         });
-        if refused > 0 {
-            self.metrics.chain(chain).rejected_events("refused", refused);
+        if done.refused > 0 {
+            self.metrics.chain(of.chain).rejected_events("refused", done.refused);
         }
     }
 
-    fn switched(&self, chain: &str, depth: u64, _took: Duration) {
-        self.with(chain, |watched| {
+    fn switched(&self, of: Of<'_>, depth: u64, _took: Duration) {
+        self.with(of, |watched| {
             watched.metrics.reorgs.inc();
             watched.metrics.reorg_depth.observe(depth as f64);
         });
     }
 
-    fn troubled(&self, chain: Option<&str>, reason: &str) {
-        match chain {
-            Some(chain) => self.with(chain, |watched| watched.reporter.not_ready(reason)),
+    fn rebuilding(&self, of: Of<'_>, at: Option<(u64, u64)>) {
+        self.with(of, |watched| {
+            watched.reporter.detail(json!({ "rebuilding": at.map(|(at, to)| json!({ "at": at, "to": to })) }));
+            match at {
+                Some((at, to)) => watched.reporter.not_ready(format!("rebuilding: at block {at} of {to}")),
+                None => watched.reporter.alive(),
+            }
+        });
+    }
+
+    fn troubled(&self, of: Option<Of<'_>>, reason: &str) {
+        match of {
+            Some(of) => self.with(of, |watched| watched.reporter.not_ready(reason)),
             None => self.itself.not_ready(reason),
         }
     }
 
-    fn ended(&self, chain: &str) {
-        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(watched) = chains.remove(chain) {
+    fn ended(&self, of: Of<'_>) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watched) = tasks.remove(&(of.chain.to_owned(), of.projection.to_owned())) {
             watched.reporter.retire();
         }
     }

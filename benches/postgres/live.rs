@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ebbtide::chain::{Block, BlockRef};
-use ebbtide::process::{self, ProcessSettings, Watcher};
+use ebbtide::process::{self, Done, Of, ProcessSettings, Watcher};
 use ebbtide::projections::token_balances::History;
 use ebbtide::store::{SyncLock, Wake, WakeMode};
 use tokio::sync::mpsc;
@@ -26,11 +26,11 @@ enum Said {
 struct Ears(Mutex<mpsc::UnboundedSender<Said>>);
 
 impl Watcher for Ears {
-    fn applied(&self, _: &str, blocks: u64, _: u64, _: u64, _: u64, _: Duration) {
-        let _ = self.0.lock().unwrap().send(Said::Applied(blocks, Instant::now()));
+    fn applied(&self, _: Of<'_>, done: Done) {
+        let _ = self.0.lock().unwrap().send(Said::Applied(done.blocks, Instant::now()));
     }
 
-    fn switched(&self, _: &str, _: u64, took: Duration) {
+    fn switched(&self, _: Of<'_>, _: u64, took: Duration) {
         let _ = self.0.lock().unwrap().send(Said::Switched(took, Instant::now()));
     }
 }

@@ -2,9 +2,11 @@
 select c.kind, c.name, c.start_height, c.finality_depth, c.head_height, c.final_height, c.complete_to,
     k.height, k.hash, k.through_height, k.start_height as begun_at, k.seq, k.redo_from, k.deep_change, k.history_from,
     k.journal_from,
-    k.paused, k.pause_at, k.halted_reason,
+    k.paused, k.pause_at, k.halted_reason, k.apply_digest, k.failed_height, k.failed_reason,
+    p.start_height as projection_start, apply_digest(p.apply) as digest,
     (select min(b.height) from blocks b where b.chain_id = c.chain_id) as lowest,
     (select max(b.height) from blocks b where b.chain_id = c.chain_id) as highest
 from chains c
 join checkpoints k on k.chain_id = c.chain_id and k.projection = $2
+join projections p on p.name = k.projection
 where c.chain_id = $1

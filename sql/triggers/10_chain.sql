@@ -21,7 +21,8 @@ begin
     -- writer, and so does meeting one that its snapshot does not show.
     if current_setting('transaction_isolation') <> 'read committed' then
         insert into checkpoints (chain_id, projection)
-        select chain, p.name from projections p, chains c where c.chain_id = chain and lowest_height <= c.final_height
+        select chain, p.name from projections p, chains c
+        where c.chain_id = chain and lowest_height <= c.final_height and coalesce(p.chain_id, chain) = chain
         on conflict do nothing;
         perform from checkpoints k join chains c on c.chain_id = k.chain_id
         where k.chain_id = chain and lowest_height <= c.final_height

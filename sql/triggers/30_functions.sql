@@ -170,10 +170,21 @@ comment on function drop_blocks is 'The chain got shorter: archives and removes 
 
 create or replace function drop_chain(chain text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
-declare cid bigint := chain_named(chain);
+declare
+    cid bigint := chain_named(chain);
+    p record;
 begin
     -- A block in hand holds its checkpoint: once it is ours, nothing more is applied.
     update chains c set writes = c.writes + 1 where c.chain_id = cid;
+    perform from checkpoints k where k.chain_id = cid order by k.projection for update;
+    for p in select distinct q.name, q.chain_id, q.apply
+             from projections q join tracked_tables k on k.projection = q.name
+             where coalesce(q.chain_id, cid) = cid order by q.name loop
+        perform empty_tables(p.name, cid);
+        if p.chain_id = cid and p.apply is not null then
+            perform drop_projection(p.name);
+        end if;
+    end loop;
     perform set_config('ebbtide.dropping_chain', 'on', true);
     delete from blocks where chain_id = cid;
     perform set_config('ebbtide.dropping_chain', '', true);
@@ -185,6 +196,7 @@ begin
     delete from balances where chain_id = cid;
     delete from balance_history where chain_id = cid;
     delete from reorgs where chain_id = cid;
+    delete from rebuilds where chain_id = cid;
     delete from opening_balances where chain_id = cid;
     delete from token_metadata where chain_id = cid;
     delete from rejected_events where chain_id = cid;
@@ -206,7 +218,8 @@ begin
     end if;
     insert into checkpoints (chain_id, projection)
     select cid, p.name from projections p
-    where p.name = checkpoints_named.projection or checkpoints_named.projection is null
+    where (p.name = checkpoints_named.projection or checkpoints_named.projection is null)
+      and coalesce(p.chain_id, cid) = cid
     on conflict do nothing;
     return query select p.name::text from projections p
         where p.name = checkpoints_named.projection or checkpoints_named.projection is null;

@@ -6,8 +6,8 @@ use std::time::Instant;
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 
-use super::Session;
 use super::look::{Failed, Fault, Outcome, Task};
+use super::{Done, Of, Session};
 use crate::chain::plan::{StoredBlock, counting};
 use crate::chain::{BlockRef, ChainId, Height, Kind};
 use crate::projections::token_balances::{self, History, NAME, NegativeBalances, Netted, OnBadEvent};
@@ -44,11 +44,26 @@ pub(super) async fn read_chunk(
     to: Height,
     limit: u64,
 ) -> Result<Vec<Prepared>, StoreError> {
-    let from = before.map_or(start, |b| b.height.next());
     // Revisions first, events after: an edit in between shows as another revision when the block is held.
-    let stored = read.stored_blocks(chain, from, to, limit as i64).await?;
+    let counted = read_refs(read, chain, look, before, start, to, limit).await?;
+    net_blocks(read, chain, look.kind, before, start, &counted).await
+}
+
+/// The next blocks that count, without their events.
+pub(super) async fn read_refs(
+    read: &LedgerRead,
+    chain: ChainId,
+    look: &Look,
+    before: Option<&BlockRef>,
+    start: Height,
+    to: Height,
+    limit: u64,
+) -> Result<Vec<StoredBlock>, StoreError> {
+    let from = before.map_or(start, |b| b.height.next());
+    let mut stored = read.stored_blocks(chain, from, to, limit as i64).await?;
     let counted = counting(before, start, look.complete_to, &stored);
-    net_blocks(read, chain, look.kind, before, start, &stored[..counted]).await
+    stored.truncate(counted);
+    Ok(stored)
 }
 
 async fn net_blocks(
@@ -183,7 +198,8 @@ impl Task {
         let mut in_flight = FuturesOrdered::new();
         let settings = self.settings.token_balances;
         let (chain, write) = (self.chain, &session.write);
-        let mut watch = AppliedWatch { chain: &look.chain_name, watcher: &*self.watcher, since: Instant::now() };
+        let of = Of { chain: &look.chain_name, projection: NAME };
+        let mut watch = AppliedWatch { of, watcher: &*self.watcher, since: Instant::now() };
         let mut last_height = None;
         let mut blocks_total = 0u64;
         let mut events_in_flight = 0u64;
@@ -224,7 +240,9 @@ impl Task {
                         [(only, _)] => format!("block {only}"),
                         several => format!("{} blocks up to {}", several.len(), batch.apply.through),
                     };
-                    (result.map_err(|error| Failed { error, seq: this_seq, what }), count, batch.events, batch.refused)
+                    let at = Some(batch.apply.through);
+                    let failed = |error| Failed { error, seq: this_seq, what, at };
+                    (result.map_err(failed), count, batch.events, batch.refused)
                 });
                 before = last;
                 seq += 1;
@@ -259,7 +277,12 @@ impl Task {
 
     /// Where no block is stored above the last one applied up to `complete_to`, the heights between are empty, and count as
     /// applied. Where one came that does not count yet, or `complete_to` fell, they count no longer.
-    async fn pass_empty_blocks(&self, session: &Session, look: &Look, cap: Height) -> Result<Outcome, Fault> {
+    pub(super) async fn pass_empty_blocks(
+        &self,
+        session: &Session,
+        look: &Look,
+        cap: Height,
+    ) -> Result<Outcome, Fault> {
         let (Some(through), Some(tip)) = (look.checkpoint.through, &look.checkpoint.block) else {
             return Ok(Outcome::Idle);
         };
@@ -274,7 +297,7 @@ impl Task {
         if to == through {
             return Ok(Outcome::Idle);
         }
-        let passed = session.write.pass_empty_blocks(self.chain, NAME, look.checkpoint.seq, to).await?;
+        let passed = session.write.pass_empty_blocks(self.chain, &self.name, look.checkpoint.seq, to).await?;
         Ok(if passed.is_some() { Outcome::Moved } else { Outcome::Contended })
     }
 }
@@ -293,7 +316,7 @@ pub(super) fn bad_event(block: &Prepared) -> String {
 type Answer = (Result<Option<Applied>, Failed>, u64, u64, u64);
 
 struct AppliedWatch<'a> {
-    chain: &'a str,
+    of: Of<'a>,
     watcher: &'a dyn super::Watcher,
     since: Instant,
 }
@@ -304,10 +327,11 @@ impl AppliedWatch<'_> {
         let now = Instant::now();
         match result {
             Ok(Some(applied)) => {
-                self.watcher.applied(self.chain, blocks, events, applied.negative, refused, now - self.since);
+                let negative = applied.negative;
+                self.watcher.applied(self.of, Done { blocks, events, negative, refused, took: now - self.since });
                 if applied.negative > 0 {
                     tracing::debug!(
-                        chain = self.chain,
+                        chain = self.of.chain,
                         negative = applied.negative,
                         "Balances are negative: history before the start is missing"
                     );

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Pause, ProcessError, ProcessSettings, Seen, Session, Watcher};
+use super::{Of, Pause, ProcessError, ProcessSettings, Seen, Session, Watcher, Work};
 use crate::chain::plan::{Mark, Step, StoredBlock, Theirs, Window, counting, plan};
 use crate::chain::{BlockRef, ChainId, Height};
-use crate::projections::token_balances::{self, NAME, OnDeepChange};
+use crate::projections::token_balances::{self, OnDeepChange};
 use crate::store::{Look, Store, StoreError, StoreFault, Wake};
 
 /// Statements that ran too long at a single block before it is given up: a slow disk or a frozen server is forgiven.
@@ -21,6 +21,9 @@ const MOST_CONTENDED: Duration = Duration::from_millis(250);
 pub(super) struct Task {
     pub(super) store: Store,
     pub(super) chain: ChainId,
+    /// The projection's name.
+    pub(super) name: String,
+    pub(super) work: Work,
     pub(super) settings: ProcessSettings,
     pub(super) wake: Wake,
     pub(super) watcher: Arc<dyn Watcher>,
@@ -34,6 +37,10 @@ pub(super) struct Task {
     history_pruned: Option<Height>,
     /// Statistics are made anew once, after the first blocks.
     pub(super) analyzed: bool,
+    /// The chain's name when it was last seen.
+    seen_as: Option<String>,
+    /// A block of another branch that could not be applied: the switch goes to below it.
+    pub(super) stuck_at: Option<Height>,
 }
 
 /// How a look turned out.
@@ -58,6 +65,8 @@ pub(super) struct Difference {
     pub(super) down: Vec<BlockRef>,
     /// Whether the same blocks are only applied again (a replay): no reorganisation.
     pub(super) same_branch: bool,
+    /// Why everything is applied again, if it is.
+    pub(super) rebuild: Option<&'static str>,
 }
 
 /// Why a single transaction failed in a way that waiting will not mend.
@@ -67,6 +76,8 @@ pub(super) struct Failed {
     pub(super) seq: i64,
     /// What it was about.
     pub(super) what: String,
+    /// The block, if it was about one.
+    pub(super) at: Option<Height>,
 }
 
 pub(super) enum Fault {
@@ -81,9 +92,12 @@ impl From<StoreError> for Fault {
 }
 
 impl Task {
+    #[allow(clippy::too_many_arguments, reason = "called once")]
     pub(super) fn new(
         store: Store,
         chain: ChainId,
+        name: String,
+        work: Work,
         settings: ProcessSettings,
         wake: Wake,
         watcher: Arc<dyn Watcher>,
@@ -92,6 +106,8 @@ impl Task {
         Task {
             store,
             chain,
+            name,
+            work,
             settings,
             wake,
             watcher,
@@ -101,6 +117,8 @@ impl Task {
             pruned_at: None,
             history_pruned: None,
             analyzed: false,
+            seen_as: None,
+            stuck_at: None,
         }
     }
 
@@ -110,7 +128,7 @@ impl Task {
         while !self.shutdown.is_cancelled() {
             let current = match &mut session {
                 Some(current) => current,
-                None => match Session::connect(&self.store).await {
+                None => match Session::connect(&self.store, &self.work).await {
                     Ok(fresh) => session.insert(fresh),
                     Err(error) => {
                         if self.settings.once {
@@ -140,7 +158,12 @@ impl Task {
                     let poll = self.settings.poll_interval;
                     tokio::select! { () = self.wake.wait(poll) => {}, () = self.shutdown.cancelled() => {} }
                 }
-                Ok(Outcome::Gone) => return Ok(()),
+                Ok(Outcome::Gone) => {
+                    if let Some(chain) = &self.seen_as {
+                        self.watcher.ended(Of { chain, projection: &self.name });
+                    }
+                    return Ok(());
+                }
                 Err(Fault::Store(error)) => {
                     if error.fault() == StoreFault::Unavailable {
                         session = None;
@@ -163,8 +186,11 @@ impl Task {
         failed: Failed,
         pause: &mut Pause,
     ) -> Result<(), StoreError> {
-        let Failed { error, seq, what } = failed;
+        let Failed { error, seq, what, at } = failed;
         let fault = error.fault();
+        if !matches!(self.work, Work::Balances) && fault != StoreFault::Unavailable && fault != StoreFault::Contended {
+            return self.block_failed(session, &error, seq, &what, at, pause).await;
+        }
         let about_one = self.most_blocks <= 1 || self.settings.batch <= 1 && what.starts_with("block");
         if fault == StoreFault::TimedOut {
             self.most_blocks = (self.most_blocks.min(2048) / 2).max(1);
@@ -176,15 +202,43 @@ impl Task {
         let halt = refused || matches!(error, StoreError::Nonsense { .. }) || self.timeouts > TIMEOUTS_FORGIVEN;
         if halt && let Some(session) = session {
             let reason = format!("{what}: {}", error.message());
-            tracing::error!(chain = self.chain.0, reason, "Halting {NAME}; mend the cause, then `ebbtide resume`");
+            let name = &self.name;
+            tracing::error!(chain = self.chain.0, reason, "Halting {name}; mend the cause, then `ebbtide resume`");
             self.timeouts = 0;
-            session.write.halt(self.chain, NAME, seq, &reason).await?;
+            session.write.halt(self.chain, name, seq, &reason).await?;
             return Ok(());
         }
         if fault == StoreFault::Unavailable {
             *session = None;
         }
         self.wait_out(&error, pause).await;
+        Ok(())
+    }
+
+    /// A block of somebody's function or code failed: rolled back, shown, tried again. Nobody else waits for it.
+    async fn block_failed(
+        &mut self,
+        session: &mut Option<Session>,
+        error: &StoreError,
+        seq: i64,
+        what: &str,
+        at: Option<Height>,
+        pause: &mut Pause,
+    ) -> Result<(), StoreError> {
+        let reason = format!("{what}: {}", error.message());
+        tracing::warn!(chain = self.chain.0, projection = %self.name, reason, "A block could not be applied; trying again");
+        self.stuck_at = at;
+        if let Some(session) = session {
+            let noted = session.write.note_failure(self.chain, &self.name, seq, at, &reason).await;
+            if let Err(error) = noted {
+                self.wait_out(&error, pause).await;
+                return Ok(());
+            }
+        }
+        if self.settings.once {
+            return Ok(());
+        }
+        tokio::select! { () = pause.sleep() => {}, () = self.shutdown.cancelled() => {} }
         Ok(())
     }
 
@@ -195,24 +249,36 @@ impl Task {
     }
 
     async fn check_halted(&self, session: &Session) -> Result<(), ProcessError> {
-        let look = session.read.look(self.chain, NAME).await?;
-        match look.and_then(|l| l.checkpoint.halted_reason.map(|reason| (l.chain_name, reason))) {
-            Some((chain, reason)) => Err(ProcessError::Halted { chain, projection: NAME.to_owned(), reason }),
+        let look = session.read.look(self.chain, &self.name).await?;
+        let stopped = look.and_then(|l| {
+            let failed = l.checkpoint.failed.map(|(_, reason)| reason);
+            l.checkpoint.halted_reason.or(failed).map(|reason| (l.chain_name, reason))
+        });
+        match stopped {
+            Some((chain, reason)) => Err(ProcessError::Halted { chain, projection: self.name.clone(), reason }),
             None => Ok(()),
         }
     }
 
     async fn step(&mut self, session: &mut Session) -> Result<Outcome, Fault> {
-        let Some(look) = session.read.look(self.chain, NAME).await? else { return Ok(Outcome::Gone) };
+        let Some(look) = session.read.look(self.chain, &self.name).await? else {
+            return Ok(Outcome::Gone);
+        };
+        if self.seen_as.as_ref() != Some(&look.chain_name) {
+            self.seen_as = Some(look.chain_name.clone());
+        }
         let checkpoint = &look.checkpoint;
+        let name = self.name.clone();
+        let of = Of { chain: &look.chain_name, projection: &name };
         let seen = |broken: bool, idle: bool| Seen {
-            chain: &look.chain_name,
+            of,
             applied: checkpoint.through.map(Height::get),
             tip: look.highest.map(Height::get),
             head: look.head_height.map(Height::get),
             final_height: look.final_height.map(Height::get),
             paused: checkpoint.paused,
             halted: checkpoint.halted_reason.as_deref(),
+            failed: checkpoint.failed.as_ref().map(|(_, reason)| reason.as_str()),
             broken,
             idle,
         };
@@ -225,15 +291,15 @@ impl Task {
             self.watcher.looked(&seen(false, true));
             return Ok(Outcome::Idle);
         };
-        let start = look.start_height.or(look.lowest);
+        let start = look.start_height.or(look.lowest).map(|s| look.projection_start.map_or(s, |p| p.max(s)));
         if let Some(difference) = self.difference(session, &look, start, cap).await? {
-            if checkpoint.deep_change && self.settings.token_balances.on_deep_change == OnDeepChange::Halt {
+            if checkpoint.deep_change && self.on_deep_change() == OnDeepChange::Halt {
                 let reason = "the chain changed at or below its final height; `ebbtide resume` rebuilds";
-                session.write.halt(self.chain, NAME, checkpoint.seq, reason).await?;
+                session.write.halt(self.chain, &self.name, checkpoint.seq, reason).await?;
                 return Ok(Outcome::Moved);
             }
             self.watcher.looked(&seen(false, false));
-            return self.switch(session, &look, start, cap, difference).await;
+            return self.go_over(session, &look, start, cap, difference).await;
         }
         // Only now, after a look that found no difference: what is final and unchanged needs no journal.
         self.prune(session, &look).await?;
@@ -242,15 +308,20 @@ impl Task {
             return Ok(Outcome::Idle);
         };
         if checkpoint.through.is_none() {
-            let nothing = Difference { ancestor: None, deep: false, down: Vec::new(), same_branch: true };
+            let nothing =
+                Difference { ancestor: None, deep: false, down: Vec::new(), same_branch: true, rebuild: None };
             let has_first = self.next_counts(session, &look, start, cap).await?;
             if has_first {
-                return self.switch(session, &look, Some(start), cap, nothing).await;
+                return self.go_over(session, &look, Some(start), cap, nothing).await;
             }
-            self.watcher.looked(&seen(look.highest.is_some(), true));
+            self.watcher.looked(&seen(look.highest.is_some_and(|h| h >= start), true));
             return Ok(Outcome::Idle);
         }
-        match self.extend(session, &look, start, cap).await? {
+        let extended = match self.work {
+            Work::Balances => self.extend(session, &look, start, cap).await?,
+            Work::Function | Work::Code(_) => self.extend_tracked(session, &look, start, cap).await?,
+        };
+        match extended {
             Outcome::Idle => {
                 let above = |h: Height| checkpoint.through.is_none_or(|t| h > t) && h <= cap;
                 self.watcher.looked(&seen(look.highest.is_some_and(above), true));
@@ -260,6 +331,36 @@ impl Task {
                 self.watcher.looked(&seen(false, false));
                 Ok(outcome)
             }
+        }
+    }
+
+    async fn go_over(
+        &mut self,
+        session: &mut Session,
+        look: &Look,
+        start: Option<Height>,
+        cap: Height,
+        difference: Difference,
+    ) -> Result<Outcome, Fault> {
+        match self.work {
+            Work::Balances => self.switch(session, look, start, cap, difference).await,
+            Work::Function | Work::Code(_) => self.switch_tracked(session, look, start, cap, difference).await,
+        }
+    }
+
+    fn on_deep_change(&self) -> OnDeepChange {
+        match self.work {
+            Work::Balances => self.settings.token_balances.on_deep_change,
+            Work::Function | Work::Code(_) => self.settings.on_deep_change.get(&self.name).copied().unwrap_or_default(),
+        }
+    }
+
+    /// What the projection's state is made by, as it is now.
+    pub(super) fn digest(&self, look: &Look) -> Option<String> {
+        match &self.work {
+            Work::Balances => None,
+            Work::Function => look.digest.clone(),
+            Work::Code(code) => Some(code.version()),
         }
     }
 
@@ -281,9 +382,21 @@ impl Task {
         let checkpoint = &look.checkpoint;
         let (Some(tip), Some(through)) = (&checkpoint.block, checkpoint.through) else {
             let redo = checkpoint.redo_from.is_some();
-            return Ok(redo.then(|| Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: true }));
+            return Ok(redo.then(|| Difference {
+                ancestor: None,
+                deep: true,
+                down: Vec::new(),
+                same_branch: true,
+                rebuild: None,
+            }));
         };
-        let mut ours = session.read.applied_blocks(self.chain, NAME).await?;
+        if let Some(digest) = self.digest(look)
+            && checkpoint.digest.as_ref().is_some_and(|made_by| *made_by != digest)
+        {
+            let rebuild = Some("its function changed");
+            return Ok(Some(Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: true, rebuild }));
+        }
+        let mut ours = session.read.applied_blocks(self.chain, &self.name).await?;
         ours.retain(|(block, _)| checkpoint.journal_from.is_none_or(|from| block.height >= from));
         let begun_elsewhere = checkpoint.begun_at != start;
         // The window: from where the journal is whole, and not from the first block in it: below that one, a block may
@@ -307,12 +420,14 @@ impl Task {
                     Some(ancestor) => ancestor.height.next() < journalled,
                     None => checkpoint.begun_at.is_none_or(|begun| begun < journalled),
                 };
-                Some(Difference { ancestor, deep: deep || ours.is_empty(), down, same_branch: false })
+                let deep = deep || ours.is_empty();
+                Some(Difference { ancestor, deep, down, same_branch: false, rebuild: None })
             }
             _ => None,
         };
         if begun_elsewhere {
-            difference = Some(Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: false });
+            let rebuild = Some("its start moved");
+            difference = Some(Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: false, rebuild });
         }
         if let Some(from) = checkpoint.redo_from {
             let from = from.min(through.next());
@@ -327,8 +442,8 @@ impl Task {
                     .filter(|b| start.is_some_and(|s| b.height >= s) && b.height <= tip.height);
                 let newest_first = ours.iter().rev().map(|(b, _)| b.clone());
                 let down = newest_first.take_while(|b| ancestor.as_ref().is_none_or(|a| b.height > a.height)).collect();
-                difference =
-                    Some(Difference { ancestor, deep: from < journalled || ours.is_empty(), down, same_branch });
+                let deep = from < journalled || ours.is_empty();
+                difference = Some(Difference { ancestor, deep, down, same_branch, rebuild: None });
             }
         }
         Ok(difference)
@@ -344,17 +459,26 @@ impl Task {
             return Ok(());
         }
         if let Some(horizon) = look.final_height.map(|f| f.min(through)) {
-            session.write.prune_applied(self.chain, NAME, horizon, look.checkpoint.seq).await?;
+            if !matches!(self.work, Work::Balances) {
+                session.write.prune_undo(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
+                return self.raise_final(session, look, through).await;
+            }
+            session.write.prune_applied(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
             // Not above the last block: empty heights passed after it would make the present itself look pruned.
             let horizon = look.checkpoint.block.as_ref().map_or(horizon, |block| horizon.min(block.height));
             let pruned = self.history_pruned.or(look.checkpoint.history_from);
             if self.settings.token_balances.history == token_balances::History::Window
                 && pruned.is_none_or(|to| horizon > to)
             {
-                session.write.prune_history(self.chain, NAME, pruned, horizon, look.checkpoint.seq).await?;
+                session.write.prune_history(self.chain, &self.name, pruned, horizon, look.checkpoint.seq).await?;
                 self.history_pruned = Some(horizon);
             }
         }
+        self.raise_final(session, look, through).await
+    }
+
+    /// On a chain that no source follows, what is applied deep enough is final.
+    async fn raise_final(&mut self, session: &Session, look: &Look, through: Height) -> Result<(), Fault> {
         if look.head_height.is_none() && through.get() >= look.finality_depth {
             session.write.raise_final(self.chain, through.minus(look.finality_depth)).await?;
         }

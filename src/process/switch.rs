@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use super::Session;
 use super::extend::{bad_event, batch, read_chunk};
 use super::look::{Difference, Failed, Fault, Outcome, Task};
+use super::{Done, Of, Session};
 use crate::chain::{BlockRef, Height};
 use crate::projections::token_balances::{History, NAME, OnBadEvent};
 use crate::store::{Look, ReorgNote, StoreError, Undone};
@@ -23,7 +23,7 @@ impl Task {
         difference: Difference,
     ) -> Result<Outcome, Fault> {
         let started = Instant::now();
-        let Difference { mut ancestor, deep, down, same_branch } = difference;
+        let Difference { mut ancestor, deep, down, same_branch, .. } = difference;
         let seq = look.checkpoint.seq;
         let old_tip = look.checkpoint.block.clone();
         let what = match (&old_tip, &ancestor) {
@@ -31,7 +31,7 @@ impl Task {
             (Some(tip), None) => format!("the reorganisation from {tip} to before the start"),
             (None, _) => "the start".to_owned(),
         };
-        let failed = |error: StoreError| Fault::Failed(Failed { error, seq, what: what.clone() });
+        let failed = |error: StoreError| Fault::Failed(Failed { error, seq, what: what.clone(), at: None });
         // A transaction of this size ran too long: take a part of the old branch back first, without leaving it.
         let mut redo_after = None;
         let mut only_undo = false;
@@ -131,9 +131,7 @@ impl Task {
         }
         let took = started.elapsed();
         if let Some(old_tip) = &old_tip {
-            let depth = old_tip.height.get()
-                - ancestor.as_ref().map_or(look.checkpoint.begun_at.map_or(0, Height::get), |a| a.height.get());
-            let depth = if ancestor.is_none() { depth + 1 } else { depth };
+            let depth = depth_of(look, old_tip, ancestor.as_ref());
             let note = ReorgNote {
                 ancestor: ancestor.as_ref().map(|a| a.height),
                 depth,
@@ -155,12 +153,13 @@ impl Task {
                 tx.note_reorg(&note).await.map_err(&failed)?;
                 tx.commit().await.map_err(&failed)?;
                 log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
-                self.watcher.switched(&look.chain_name, depth, took);
+                self.watcher.switched(Of { chain: &look.chain_name, projection: NAME }, depth, took);
             }
         } else {
             tx.commit().await.map_err(&failed)?;
         }
-        self.watcher.applied(&look.chain_name, applied_blocks, applied_events, negative, refused, took);
+        let done = Done { blocks: applied_blocks, events: applied_events, negative, refused, took };
+        self.watcher.applied(Of { chain: &look.chain_name, projection: NAME }, done);
         self.grow();
         Ok(Outcome::Moved)
     }
@@ -171,7 +170,15 @@ fn beyond_history(look: &Look, ancestor: Option<&BlockRef>) -> bool {
     look.checkpoint.history_from.is_some_and(|from| ancestor.is_none_or(|a| a.height < from))
 }
 
-fn log_reorg(look: &Look, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: std::time::Duration) {
+/// Heights taken back: down to the ancestor, or with none, to where the state began.
+pub(super) fn depth_of(look: &Look, old_tip: &BlockRef, ancestor: Option<&BlockRef>) -> u64 {
+    match ancestor {
+        Some(ancestor) => old_tip.height.get() - ancestor.height.get(),
+        None => old_tip.height.get() - look.checkpoint.begun_at.map_or(0, Height::get) + 1,
+    }
+}
+
+pub(super) fn log_reorg(look: &Look, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: std::time::Duration) {
     let chain = &look.chain_name;
     let elapsed_ms = took.as_millis() as u64;
     match ancestor {

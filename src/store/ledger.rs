@@ -1,6 +1,7 @@
 //! What the processor reads and writes. One connection reads ahead, another applies.
 
 mod read;
+mod tracked;
 mod values;
 
 use serde_json::Value;
@@ -12,6 +13,7 @@ use crate::chain::delta::Delta;
 use crate::chain::{BlockRef, ChainId, Height, Text};
 
 pub use read::LedgerRead;
+pub use tracked::{BlockError, BlockTransaction, ProjectionRow, StepBlock};
 pub use values::{Checkpoint, Look, ReorgNote};
 
 /// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
@@ -148,6 +150,7 @@ struct Statements {
     empty: Statement,
     open_balances: Statement,
     note_reorg: Statement,
+    tracked: tracked::TrackedStatements,
 }
 
 impl LedgerWrite {
@@ -162,6 +165,17 @@ impl LedgerWrite {
                  set enable_nestloop = off; set enable_seqscan = off; set enable_mergejoin = off",
             )
             .await?;
+        LedgerWrite::prepare(client).await
+    }
+
+    /// A connection of its own for functions of people: the planner is left as they know it.
+    pub async fn connect_for_functions(store: &Store) -> Result<LedgerWrite, StoreError> {
+        let client = store.connect().await?;
+        client.batch_execute("set synchronous_commit = off").await?;
+        LedgerWrite::prepare(client).await
+    }
+
+    async fn prepare(client: Client) -> Result<LedgerWrite, StoreError> {
         let statements = Statements {
             apply_block: client.prepare(include_str!("../../sql/queries/apply_block.sql")).await?,
             apply_blocks: client.prepare(include_str!("../../sql/queries/apply_blocks.sql")).await?,
@@ -172,6 +186,7 @@ impl LedgerWrite {
             empty: client.prepare(include_str!("../../sql/queries/empty.sql")).await?,
             open_balances: client.prepare(include_str!("../../sql/queries/open_balances.sql")).await?,
             note_reorg: client.prepare(include_str!("../../sql/queries/note_reorg.sql")).await?,
+            tracked: tracked::TrackedStatements::prepare(&client).await?,
         };
         Ok(LedgerWrite { client, statements })
     }

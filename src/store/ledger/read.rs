@@ -12,7 +12,7 @@ use crate::store::{Store, StoreError};
 /// The reading side of a processor: sees committed states only, holds no locks.
 #[derive(Debug)]
 pub struct LedgerRead {
-    client: Client,
+    pub(super) client: Client,
     look: Statement,
     stored_blocks: Statement,
     applied_blocks: Statement,
@@ -42,14 +42,15 @@ impl LedgerRead {
         Ok(rows.iter().map(|row| ChainId(row.get(0))).collect())
     }
 
-    /// What a plan begins with; none: the chain is gone. Makes the checkpoint if there is none.
+    /// What a plan begins with; none: the chain is gone, or the projection. Makes the checkpoint if there is none.
     pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
         let mut rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
         if rows.is_empty() {
             self.client
                 .execute(
                     "insert into checkpoints (chain_id, projection) \
-                     select chain_id, $2 from chains where chain_id = $1 on conflict do nothing",
+                     select c.chain_id, p.name from chains c, projections p \
+                     where c.chain_id = $1 and p.name = $2 on conflict do nothing",
                     &[&chain.0, &projection],
                 )
                 .await?;
@@ -72,6 +73,8 @@ impl LedgerRead {
             complete_to: row.try_get::<_, Option<i64>>("complete_to")?.and_then(|h| Height::try_from(h).ok()),
             lowest: height(row, "lowest")?,
             highest: height(row, "highest")?,
+            projection_start: height(row, "projection_start")?,
+            digest: row.try_get("digest")?,
             checkpoint: Checkpoint {
                 seq: row.try_get("seq")?,
                 block,
@@ -84,6 +87,8 @@ impl LedgerRead {
                 paused: row.try_get("paused")?,
                 pause_at: height(row, "pause_at")?,
                 halted_reason: row.try_get("halted_reason")?,
+                digest: row.try_get("apply_digest")?,
+                failed: super::tracked::failed(row)?,
             },
         }))
     }

@@ -23,6 +23,10 @@ pub struct Look {
     pub lowest: Option<Height>,
     /// Highest height stored.
     pub highest: Option<Height>,
+    /// Blocks below this height do not concern the projection.
+    pub projection_start: Option<Height>,
+    /// What its function is now; none: it has none in the database.
+    pub digest: Option<String>,
     /// The projection's checkpoint.
     pub checkpoint: Checkpoint,
 }
@@ -52,6 +56,10 @@ pub struct Checkpoint {
     pub pause_at: Option<Height>,
     /// Why it does not go on.
     pub halted_reason: Option<String>,
+    /// What its state was made by.
+    pub digest: Option<String>,
+    /// The block that could not be applied, and why; tried again.
+    pub failed: Option<(Option<Height>, String)>,
 }
 
 /// A row of `reorgs`.

@@ -1,0 +1,319 @@
+//! Projections with tracked tables: SQL functions and code of the program. One transaction per block here as well; undo is
+//! one statement for all of a projection's tables.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::stream::{FuturesOrdered, StreamExt};
+
+use super::extend::read_refs;
+use super::look::{Difference, Failed, Fault, Outcome, Task};
+use super::switch::{depth_of, log_reorg};
+use super::{Done, Of, Session, Work};
+use crate::chain::plan::StoredBlock;
+use crate::chain::{BlockRef, Height};
+use crate::projections::Projection;
+use crate::store::{BlockError, Fence, Look, ReorgNote, StepBlock, StoreError, Switch, Undone};
+
+/// Blocks sent before the first of them was answered.
+const IN_FLIGHT: usize = 16;
+/// Blocks read at once.
+const CHUNK_BLOCKS: u64 = 500;
+/// How often a rebuild says how far it has come.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Makes the steps of a run of blocks.
+struct Steps {
+    start: Height,
+    digest: Option<String>,
+    /// Blocks at or below this height are final; their undo is not recorded, unless blocks below have theirs.
+    final_height: Option<Height>,
+    journalled: bool,
+    before: Option<(BlockRef, Option<i64>)>,
+}
+
+impl Steps {
+    fn next(&mut self, stored: &StoredBlock) -> StepBlock {
+        let block = BlockRef { height: stored.height, hash: stored.hash.clone() };
+        let mut fence = Fence::default();
+        let expected = match &self.before {
+            Some((before, revision)) => {
+                fence.hold(before, *revision);
+                before.height.next()
+            }
+            None => self.start,
+        };
+        fence.hold(&block, Some(stored.revision));
+        if block.height != expected {
+            fence.needs_complete_to(block.height.minus(1));
+        }
+        let record = self.journalled || self.final_height.is_none_or(|f| block.height > f);
+        self.journalled |= record;
+        self.before = Some((block.clone(), Some(stored.revision)));
+        StepBlock { fence, block, revision: stored.revision, start: self.start, record, digest: self.digest.clone() }
+    }
+}
+
+impl Task {
+    fn block_fault(&self, error: StoreError, seq: i64, block: &BlockRef) -> Fault {
+        Fault::Failed(Failed { error, seq, what: format!("block {block}"), at: Some(block.height) })
+    }
+
+    /// Applies what counts above the checkpoint, up to `cap`.
+    pub(super) async fn extend_tracked(
+        &mut self,
+        session: &mut Session,
+        look: &Look,
+        start: Height,
+        cap: Height,
+    ) -> Result<Outcome, Fault> {
+        let Some(tip) = look.checkpoint.block.clone() else { return Ok(Outcome::Idle) };
+        let ours = session.read.applied_blocks(self.chain, &self.name).await?;
+        let revision = ours.last().filter(|(b, _)| *b == tip).map(|(_, revision)| *revision);
+        let mut steps = Steps {
+            start,
+            digest: self.digest(look),
+            final_height: look.final_height,
+            journalled: !ours.is_empty(),
+            before: Some((tip.clone(), revision)),
+        };
+        let chunk = read_refs(&session.read, self.chain, look, Some(&tip), start, cap, CHUNK_BLOCKS).await?;
+        if chunk.is_empty() {
+            return self.pass_empty_blocks(session, look, cap).await;
+        }
+        let started = Instant::now();
+        let applied = match self.work.clone() {
+            Work::Code(code) => self.extend_by_code(session, look, &mut steps, &chunk, &code).await?,
+            Work::Balances | Work::Function => self.extend_by_function(session, look, &mut steps, &chunk).await?,
+        };
+        let of = Of { chain: &look.chain_name, projection: &self.name };
+        self.watcher.applied(of, Done { blocks: applied, took: started.elapsed(), ..Done::default() });
+        if applied < chunk.len() as u64 && !self.shutdown.is_cancelled() {
+            return Ok(Outcome::Contended);
+        }
+        if let Some((last, _)) = &steps.before {
+            tracing::info!(
+                chain = %look.chain_name, projection = %self.name, height = last.height.get(), blocks = applied,
+                "Applied {applied} blocks of {} up to {}", look.chain_name, last.height
+            );
+        }
+        self.stuck_at = None;
+        Ok(Outcome::Moved)
+    }
+
+    /// Several transactions in flight: each is one statement. Returns how many blocks were applied.
+    async fn extend_by_function(
+        &self,
+        session: &Session,
+        look: &Look,
+        steps: &mut Steps,
+        chunk: &[StoredBlock],
+    ) -> Result<u64, Fault> {
+        let (chain, name, write) = (self.chain, self.name.as_str(), &session.write);
+        let mut in_flight = FuturesOrdered::new();
+        let mut seq = look.checkpoint.seq;
+        let mut blocks = chunk.iter();
+        let mut applied = 0;
+        loop {
+            while in_flight.len() < IN_FLIGHT
+                && !self.shutdown.is_cancelled()
+                && let Some(stored) = blocks.next()
+            {
+                let step = steps.next(stored);
+                let this_seq = seq;
+                seq += 1;
+                in_flight.push_back(async move {
+                    let result = write.apply_function(chain, name, this_seq, &step).await;
+                    (result, this_seq, step.block)
+                });
+            }
+            match in_flight.next().await {
+                None => return Ok(applied),
+                Some((Ok(Some(_)), ..)) => applied += 1,
+                Some((Ok(None), ..)) => return Ok(applied),
+                Some((Err(error), seq, block)) => return Err(self.block_fault(error, seq, &block)),
+            }
+        }
+    }
+
+    async fn extend_by_code(
+        &self,
+        session: &mut Session,
+        look: &Look,
+        steps: &mut Steps,
+        chunk: &[StoredBlock],
+        code: &Arc<dyn Projection>,
+    ) -> Result<u64, Fault> {
+        let mut seq = look.checkpoint.seq;
+        for (applied, stored) in (0..).zip(chunk) {
+            if self.shutdown.is_cancelled() {
+                return Ok(applied);
+            }
+            let step = steps.next(stored);
+            let failed = |error| self.block_fault(error, seq, &step.block);
+            let mut tx = session.write.block_transaction(self.chain, &self.name, seq).await?;
+            if !apply_by_code(&mut tx, &step, code).await.map_err(failed)? {
+                return Ok(applied);
+            }
+            seq = tx.commit().await.map_err(failed)?;
+        }
+        Ok(chunk.len() as u64)
+    }
+
+    async fn apply_step(&self, tx: &mut Switch<'_>, step: &StepBlock) -> Result<bool, StoreError> {
+        match &self.work {
+            Work::Code(code) => apply_by_code(tx, step, code).await,
+            Work::Balances | Work::Function => tx.apply_function(step).await,
+        }
+    }
+
+    /// From one branch to the other in one transaction; begins and rebuilds as well.
+    pub(super) async fn switch_tracked(
+        &mut self,
+        session: &mut Session,
+        look: &Look,
+        start: Option<Height>,
+        cap: Height,
+        difference: Difference,
+    ) -> Result<Outcome, Fault> {
+        let started = Instant::now();
+        let Difference { ancestor, deep, same_branch, rebuild, .. } = difference;
+        let seq = look.checkpoint.seq;
+        let old_tip = look.checkpoint.block.clone();
+        let empties = deep;
+        let reason = rebuild.unwrap_or(match (look.checkpoint.deep_change, same_branch) {
+            (true, _) => "the chain changed below its final height",
+            (false, true) => "a replay from below the undo horizon",
+            (false, false) => "a reorganisation to below the undo horizon",
+        });
+        let of = Of { chain: &look.chain_name, projection: &self.name };
+        let ancestor = ancestor.filter(|_| !empties);
+        // A block of the new branch that fails must not keep the state on the old one; a rebuild keeps it, for readers.
+        let cap = match self.stuck_at.filter(|_| !empties && old_tip.is_some()) {
+            Some(stuck) => cap.min(stuck.prev().unwrap_or_default()),
+            None => cap,
+        };
+        let what = match &old_tip {
+            Some(tip) => format!("going over from {tip}"),
+            None => "the start".to_owned(),
+        };
+        let failed = |error: StoreError| Fault::Failed(Failed { error, seq, what: what.clone(), at: None });
+        let Session { read, write } = session;
+        let turn = look.checkpoint.through.is_none() || look.complete_to.is_some();
+        let Some(mut tx) = write.begin_switch(self.chain, &self.name, seq, turn).await? else {
+            return Ok(Outcome::Contended);
+        };
+        if tx.redo_from != look.checkpoint.redo_from {
+            return Ok(Outcome::Contended);
+        }
+        if let Some(ancestor) = &ancestor
+            && !tx.hold(ancestor).await?
+        {
+            return Ok(Outcome::Contended);
+        }
+        let undone = if empties {
+            tracing::info!(chain = %look.chain_name, projection = %self.name, reason, "Rebuilding");
+            tx.empty_tables().await.map_err(&failed)?
+        } else if old_tip.is_some() {
+            tx.undo_tables(ancestor.as_ref(), None).await.map_err(&failed)?
+        } else {
+            Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
+        };
+        let mut steps = Steps {
+            start: start.unwrap_or_default(),
+            digest: self.digest(look),
+            final_height: look.final_height,
+            // The journal of applied blocks has no holes: above blocks that are in it, all are.
+            journalled: ancestor.as_ref().is_some_and(|a| look.checkpoint.journal_from.is_none_or(|f| a.height >= f)),
+            before: ancestor.clone().map(|a| (a, None)),
+        };
+        let mut applied = 0u64;
+        if let Some(start) = start {
+            let first_only = old_tip.is_none();
+            let to = look.checkpoint.through.map_or(cap, |t| t.min(cap));
+            let mut said_at = Instant::now();
+            loop {
+                let last = steps.before.as_ref().map(|(b, _)| b.clone());
+                let limit = if first_only { 1 } else { CHUNK_BLOCKS };
+                let chunk = read_refs(read, self.chain, look, last.as_ref(), start, to, limit).await?;
+                if chunk.is_empty() {
+                    break;
+                }
+                for stored in &chunk {
+                    if self.shutdown.is_cancelled() && empties {
+                        drop(tx);
+                        read.rebuild_ended(self.chain, &self.name).await?;
+                        return Ok(Outcome::Contended);
+                    }
+                    let step = steps.next(stored);
+                    match self.apply_step(&mut tx, &step).await {
+                        Ok(true) => applied += 1,
+                        Ok(false) => return Ok(Outcome::Contended),
+                        Err(error) => {
+                            drop(tx);
+                            if empties {
+                                read.rebuild_ended(self.chain, &self.name).await?;
+                                self.watcher.rebuilding(of, None);
+                            }
+                            return Err(self.block_fault(error, seq, &step.block));
+                        }
+                    }
+                    if empties && said_at.elapsed() >= PROGRESS_EVERY {
+                        said_at = Instant::now();
+                        self.watcher.rebuilding(of, Some((step.block.height.get(), to.get())));
+                        read.rebuild_is_at(self.chain, &self.name, reason, (start, step.block.height, to)).await?;
+                    }
+                }
+                if first_only {
+                    break;
+                }
+            }
+        }
+        let new_tip = steps.before.as_ref().map(|(b, _)| b.clone());
+        if empties {
+            tx.note_rebuilt(new_tip.as_ref(), reason).await.map_err(&failed)?;
+        }
+        let took = started.elapsed();
+        let reorg = old_tip.filter(|_| !same_branch).map(|old_tip| {
+            let depth = depth_of(look, &old_tip, ancestor.as_ref());
+            let note = ReorgNote {
+                ancestor: ancestor.as_ref().map(|a| a.height),
+                depth,
+                old_tip,
+                new_tip,
+                blocks_undone: if empties { depth } else { undone.blocks },
+                blocks_applied: applied,
+                rows_touched: undone.restored,
+                duration_ms: took.as_secs_f64() * 1000.0,
+            };
+            (depth, note)
+        });
+        if let Some((_, note)) = reorg.as_ref().filter(|(depth, _)| *depth > 0) {
+            tx.note_reorg(note).await.map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)?;
+        if empties {
+            read.rebuild_ended(self.chain, &self.name).await?;
+            self.watcher.rebuilding(of, None);
+        }
+        if let Some((depth, _)) = reorg.filter(|(depth, _)| *depth > 0) {
+            log_reorg(look, ancestor.as_ref(), depth, applied, took);
+            self.watcher.switched(of, depth, took);
+        }
+        self.watcher.applied(of, Done { blocks: applied, took, ..Done::default() });
+        Ok(Outcome::Moved)
+    }
+}
+
+/// False: the fence did not hold.
+async fn apply_by_code(tx: &mut Switch<'_>, step: &StepBlock, code: &Arc<dyn Projection>) -> Result<bool, StoreError> {
+    if !tx.begin_block(step).await? {
+        return Ok(false);
+    }
+    code.apply(&tx.block(&step.block)).await.map_err(|error| match error {
+        BlockError::Store(error) => error,
+        BlockError::Refused { reason } => StoreError::Refused { reason },
+    })?;
+    tx.leave_block().await?;
+    Ok(true)
+}

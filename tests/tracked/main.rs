@@ -1,0 +1,15 @@
+//! Tables of people, kept right through every reorganisation: undo by triggers, SQL projections, projections in Rust.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod harness;
+mod refused;
+mod run;
+#[path = "../support/mod.rs"]
+mod support;
+mod undo;

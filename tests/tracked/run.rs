@@ -1,0 +1,92 @@
+//! Projections as they run: each at its own pace, none in the way of another.
+
+use crate::harness::Mine;
+
+#[tokio::test]
+async fn a_block_that_fails_is_shown_and_tried_again_and_others_go_on() {
+    let mut mine = Mine::new("create table t (k int primary key); create table switch (fails bool)", &["t"]).await;
+    mine.client.batch_execute("insert into switch values (true)").await.unwrap();
+    mine.add(&["insert into t values (1)"]).await;
+    mine.put(2, &["insert into t values (2)", "select 1 / (not fails)::int from switch"]).await;
+    mine.put(3, &["insert into t values (3)"]).await;
+    let why = mine.failure().await;
+    assert_eq!(why, "block 2 (h2n2): division by zero");
+    // The ledger has gone on.
+    crate::support::wait_until("token_balances is at 3", async || {
+        let sql = "select height from checkpoints where projection = 'token_balances' and height = 3";
+        mine.client.query_opt(sql, &[]).await.unwrap()
+    })
+    .await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1}]}"#);
+    mine.client.batch_execute("update switch set fails = false").await.unwrap();
+    mine.settle().await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1},{"k":2},{"k":3}]}"#);
+}
+
+#[tokio::test]
+async fn a_reorganisation_into_a_block_that_fails_leaves_the_old_branch() {
+    let mut mine = Mine::new("create table t (k int primary key)", &["t"]).await;
+    mine.add(&["insert into t values (1)"]).await;
+    mine.add(&["insert into t values (2)"]).await;
+    mine.add(&["insert into t values (3)"]).await;
+    mine.put(2, &["insert into t values (20)"]).await;
+    mine.put(3, &["select 1 / 0"]).await;
+    let why = mine.failure().await;
+    assert!(why.contains("division by zero"), "{why}");
+    crate::support::wait_until("it stands below the block that fails", async || {
+        let dump = mine.dump().await.to_string();
+        (dump == r#"{"t":[{"k":1},{"k":20}]}"#).then_some(())
+    })
+    .await;
+    mine.put(3, &["insert into t values (30)"]).await;
+    mine.settle().await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1},{"k":20},{"k":30}]}"#);
+}
+
+#[tokio::test]
+async fn a_changed_function_has_its_tables_made_anew() {
+    let mut mine = Mine::new("create table t (k int primary key, v int)", &["t"]).await;
+    mine.client.batch_execute("create view public.seen as select sum(v) as v from public.t").await.unwrap();
+    for k in 1..=5 {
+        mine.add(&[&format!("insert into t values ({k}, {k})")]).await;
+    }
+    let listener = crate::support::pg::connect(&mine.pg.url).await;
+    listener.batch_execute("listen ebbtide_notices").await.unwrap();
+    mine.client
+        .batch_execute(
+            "create or replace function public.do_as_told(bigint, bigint) returns void language plpgsql as $$
+             begin insert into t values ($2, $2 * 100); end $$",
+        )
+        .await
+        .unwrap();
+    mine.add(&[]).await;
+    crate::support::wait_until("the view shows the new state", async || {
+        let sum: Option<i64> = mine.client.query_one("select v from public.seen", &[]).await.unwrap().get(0);
+        (sum == Some(2100)).then_some(())
+    })
+    .await;
+    // And undo works on what was made anew.
+    mine.put(4, &[]).await;
+    mine.settle().await;
+    let sum: Option<i64> = mine.client.query_one("select v from public.seen", &[]).await.unwrap().get(0);
+    assert_eq!(sum, Some(1000));
+}
+
+#[tokio::test]
+async fn undo_is_pruned_at_finality() {
+    let mut mine = Mine::new("create table t (k int primary key, v int)", &["t"]).await;
+    mine.client.batch_execute("update chains set finality_depth = 5").await.unwrap();
+    mine.add(&["insert into t values (0, 0)"]).await;
+    for height in 2..=60 {
+        mine.put(height, &["update t set v = v + 1"]).await;
+    }
+    mine.settle().await;
+    crate::support::wait_until("undo of final blocks is gone", async || (mine.undo_rows().await <= 25).then_some(()))
+        .await;
+    let final_height: i64 = mine.client.query_one("select final_height from chains", &[]).await.unwrap().get(0);
+    assert!(final_height > 30, "{final_height}");
+    // Below the horizon: everything is made anew.
+    mine.put(10, &["update t set v = v + 100"]).await;
+    mine.settle().await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":0,"v":108}]}"#);
+}
