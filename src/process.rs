@@ -4,6 +4,7 @@
 //! bell only says "look": a lost, repeated or late one changes nothing but the moment.
 
 mod extend;
+mod followed;
 mod look;
 mod switch;
 mod tracked;

@@ -21,8 +21,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use chains::{ChainRow, ChainSettings, NewBlocks, SyncLock, Tip, Written};
 pub use ledger::{
-    Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite, Look,
-    ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
+    After, Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite,
+    Look, ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use operate::Standing;

@@ -105,6 +105,13 @@ begin
             raise exception 'after % is not possible: token_balances is the projection that others can follow', create_projection.after
                 using errcode = 'feature_not_supported', constraint = 'after_names_token_balances';
         end if;
+        if f.prosqlbody is not null or coalesce(array_to_string(f.proconfig, ' '), '') ~ 'search_path'
+            or f.prosrc ~* '\mebbtide"?\s*\.\s*"?balance' then
+            raise exception '% follows %: it must find `balances` by that name alone', shown, create_projection.after
+                using errcode = 'feature_not_supported', constraint = 'followers_read_balances_by_its_short_name',
+                      hint = 'Write `balances` and `balance_changes` without a schema, no `set search_path`, and a body in quotes: '
+                          'while it catches up, they are replicas at its block.';
+        end if;
     end if;
     insert into projections (name, apply, tables, after, chain_id, start_height)
     values (create_projection.name,

@@ -271,6 +271,7 @@ impl Task {
                 "Applied {blocks_total} blocks of {} up to {height}", look.chain_name
             );
             self.grow();
+            self.without_followers = false;
         }
         Ok(if moved { Outcome::Moved } else { Outcome::Idle })
     }

@@ -37,6 +37,10 @@ pub(super) struct Task {
     history_pruned: Option<Height>,
     /// Statistics are made anew once, after the first blocks.
     pub(super) analyzed: bool,
+    /// A follower took too long: the next block goes without them, and they after it by themselves.
+    pub(super) without_followers: bool,
+    /// The connection may have a replica of balances.
+    pub(super) has_replica: bool,
     /// The chain's name when it was last seen.
     seen_as: Option<String>,
     /// A block of another branch that could not be applied: the switch goes to below it.
@@ -117,6 +121,8 @@ impl Task {
             pruned_at: None,
             history_pruned: None,
             analyzed: false,
+            without_followers: false,
+            has_replica: false,
             seen_as: None,
             stuck_at: None,
         }
@@ -195,6 +201,7 @@ impl Task {
         if fault == StoreFault::TimedOut {
             self.most_blocks = (self.most_blocks.min(2048) / 2).max(1);
             self.timeouts += u32::from(about_one);
+            self.without_followers = true;
         }
         // Data that Postgres or our own functions refuse: the same again will be refused again.
         let refused = matches!(&error, StoreError::Postgres(e)
@@ -264,24 +271,17 @@ impl Task {
         let Some(look) = session.read.look(self.chain, &self.name).await? else {
             return Ok(Outcome::Gone);
         };
+        if let Some(after) = &look.after
+            && let Some(outcome) = self.follow(session, &look, after).await?
+        {
+            return Ok(outcome);
+        }
         if self.seen_as.as_ref() != Some(&look.chain_name) {
             self.seen_as = Some(look.chain_name.clone());
         }
         let checkpoint = &look.checkpoint;
         let name = self.name.clone();
-        let of = Of { chain: &look.chain_name, projection: &name };
-        let seen = |broken: bool, idle: bool| Seen {
-            of,
-            applied: checkpoint.through.map(Height::get),
-            tip: look.highest.map(Height::get),
-            head: look.head_height.map(Height::get),
-            final_height: look.final_height.map(Height::get),
-            paused: checkpoint.paused,
-            halted: checkpoint.halted_reason.as_deref(),
-            failed: checkpoint.failed.as_ref().map(|(_, reason)| reason.as_str()),
-            broken,
-            idle,
-        };
+        let seen = |broken: bool, idle: bool| seen(&look, &name, broken, idle);
         let cap = match (checkpoint.paused, checkpoint.pause_at) {
             (true, None) => None,
             (true, Some(at)) => Some(at),
@@ -290,6 +290,11 @@ impl Task {
         let (Some(cap), None) = (cap, &checkpoint.halted_reason) else {
             self.watcher.looked(&seen(false, true));
             return Ok(Outcome::Idle);
+        };
+        // A follower goes as far as the projection that it follows, and no further.
+        let cap = match &look.after {
+            Some(after) => after.block.as_ref().map_or(cap, |b| cap.min(b.height)),
+            None => cap,
         };
         let start = look.start_height.or(look.lowest).map(|s| look.projection_start.map_or(s, |p| p.max(s)));
         if let Some(difference) = self.difference(session, &look, start, cap).await? {
@@ -318,6 +323,9 @@ impl Task {
             return Ok(Outcome::Idle);
         }
         let extended = match self.work {
+            Work::Balances if look.followed && !self.without_followers => {
+                self.extend_followed(session, &look, start, cap).await?
+            }
             Work::Balances => self.extend(session, &look, start, cap).await?,
             Work::Function | Work::Code(_) => self.extend_tracked(session, &look, start, cap).await?,
         };
@@ -332,6 +340,10 @@ impl Task {
                 Ok(outcome)
             }
         }
+    }
+
+    pub(super) fn show_idle(&self, look: &Look) {
+        self.watcher.looked(&seen(look, &self.name, false, true));
     }
 
     async fn go_over(
@@ -449,7 +461,7 @@ impl Task {
         Ok(difference)
     }
 
-    async fn prune(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
+    pub(super) async fn prune(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
         let Some(through) = look.checkpoint.through else { return Ok(()) };
         // Sparing: a delete for every block would double its statements.
         // But when all of it is final, at once: final blocks that follow then need not be journalled.
@@ -489,6 +501,22 @@ impl Task {
     /// A transaction went through: dare more blocks at once again.
     pub(super) fn grow(&mut self) {
         self.most_blocks = self.most_blocks.saturating_mul(2);
+    }
+}
+
+fn seen<'a>(look: &'a Look, projection: &'a str, broken: bool, idle: bool) -> Seen<'a> {
+    let checkpoint = &look.checkpoint;
+    Seen {
+        of: Of { chain: &look.chain_name, projection },
+        applied: checkpoint.through.map(Height::get),
+        tip: look.highest.map(Height::get),
+        head: look.head_height.map(Height::get),
+        final_height: look.final_height.map(Height::get),
+        paused: checkpoint.paused,
+        halted: checkpoint.halted_reason.as_deref(),
+        failed: checkpoint.failed.as_ref().map(|(_, reason)| reason.as_str()),
+        broken,
+        idle,
     }
 }
 

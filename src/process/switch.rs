@@ -45,6 +45,7 @@ impl Task {
         }
         let (chain, most_blocks) = (self.chain, self.most_blocks);
         let settings = self.settings.token_balances;
+        let followed = look.followed && !self.without_followers;
         let Session { read, write } = session;
         // While a chain begins, a change of its opening balances finds no state yet that it could have redone.
         let turn = look.checkpoint.through.is_none() || look.complete_to.is_some();
@@ -68,7 +69,11 @@ impl Task {
                 tx.unlimited().await?;
             }
             let through = ancestor.as_ref().map(|a| a.height);
-            tx.undo_to(ancestor.as_ref(), through, redo_after).await.map_err(&failed)?
+            let undone = tx.undo_to(ancestor.as_ref(), through, redo_after).await.map_err(&failed)?;
+            if let (true, Some(old_tip)) = (followed, &old_tip) {
+                tx.undo_followers(old_tip, ancestor.as_ref()).await.map_err(&failed)?;
+            }
+            undone
         };
         if undone.keys != undone.restored {
             let wrong = undone.keys - undone.restored.min(undone.keys);
@@ -94,7 +99,8 @@ impl Task {
             let mut before = ancestor.clone().map(|a| (a, None));
             while !first_only || applied_blocks == 0 {
                 let budget = most_blocks.saturating_sub(applied_blocks);
-                let limit = if first_only { 1 } else { CHUNK_BLOCKS.min(budget) };
+                // Those that follow go block by block.
+                let limit = if first_only || followed { 1 } else { CHUNK_BLOCKS.min(budget) };
                 if limit == 0 || (self.shutdown.is_cancelled() && old_tip.is_none()) {
                     break;
                 }
@@ -117,6 +123,7 @@ impl Task {
                     tx.open_balances(start).await.map_err(&failed)?;
                 }
                 let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
+                let below = before.as_ref().map(|(b, _)| b.clone());
                 applied_blocks += chunk.len() as u64;
                 let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
                 applied_events += batch.events;
@@ -124,6 +131,10 @@ impl Task {
                 match tx.apply(&batch.apply).await.map_err(&failed)? {
                     Some(applied) => negative += applied.negative,
                     None => return Ok(Outcome::Contended),
+                }
+                if let (true, Some((block, Some(revision)))) = (followed, &last) {
+                    let record = batch.apply.final_height.is_none_or(|f| block.height > f);
+                    tx.follow_block(below.as_ref(), block, *revision, start, record).await.map_err(&failed)?;
                 }
                 new_tip = last.as_ref().map(|(b, _)| b.clone());
                 before = last;

@@ -29,6 +29,7 @@ struct Steps {
     /// Blocks at or below this height are final; their undo is not recorded, unless blocks below have theirs.
     final_height: Option<Height>,
     journalled: bool,
+    on_replica: bool,
     before: Option<(BlockRef, Option<i64>)>,
 }
 
@@ -50,7 +51,8 @@ impl Steps {
         let record = self.journalled || self.final_height.is_none_or(|f| block.height > f);
         self.journalled |= record;
         self.before = Some((block.clone(), Some(stored.revision)));
-        StepBlock { fence, block, revision: stored.revision, start: self.start, record, digest: self.digest.clone() }
+        let (start, digest, on_replica) = (self.start, self.digest.clone(), self.on_replica);
+        StepBlock { fence, block, revision: stored.revision, start, record, digest, on_replica }
     }
 }
 
@@ -75,6 +77,7 @@ impl Task {
             digest: self.digest(look),
             final_height: look.final_height,
             journalled: !ours.is_empty(),
+            on_replica: look.after.is_some(),
             before: Some((tip.clone(), revision)),
         };
         let chunk = read_refs(&session.read, self.chain, look, Some(&tip), start, cap, CHUNK_BLOCKS).await?;
@@ -224,6 +227,7 @@ impl Task {
             digest: self.digest(look),
             final_height: look.final_height,
             // The journal of applied blocks has no holes: above blocks that are in it, all are.
+            on_replica: look.after.is_some(),
             journalled: ancestor.as_ref().is_some_and(|a| look.checkpoint.journal_from.is_none_or(|f| a.height >= f)),
             before: ancestor.clone().map(|a| (a, None)),
         };

@@ -14,7 +14,7 @@ use crate::chain::{BlockRef, ChainId, Height, Text};
 
 pub use read::LedgerRead;
 pub use tracked::{BlockError, BlockTransaction, ProjectionRow, StepBlock};
-pub use values::{Checkpoint, Look, ReorgNote};
+pub use values::{After, Checkpoint, Look, ReorgNote};
 
 /// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
 #[derive(Debug, Clone, Default)]

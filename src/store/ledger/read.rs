@@ -3,7 +3,7 @@
 use futures::{TryStreamExt, pin_mut};
 use tokio_postgres::{Client, Statement};
 
-use super::{Checkpoint, Look, count, height, needed_height};
+use super::{After, Checkpoint, Look, count, height, needed_height};
 use crate::chain::plan::StoredBlock;
 use crate::chain::{BlockRef, ChainId, Hash, Height, Kind, Text, TokenEvent};
 use crate::store::numeric::Numeric;
@@ -62,7 +62,19 @@ impl LedgerRead {
             (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
             _ => None,
         };
+        let after = match row.try_get::<_, Option<&str>>("after")? {
+            None => None,
+            Some(_) => Some(After {
+                block: match (height(row, "after_height")?, row.try_get::<_, Option<&str>>("after_hash")?) {
+                    (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
+                    _ => None,
+                },
+                stands: row.try_get("after_stands")?,
+            }),
+        };
         Ok(Some(Look {
+            after,
+            followed: row.try_get("followed")?,
             chain_name: row.try_get("name")?,
             kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
             start_height: height(row, "start_height")?,

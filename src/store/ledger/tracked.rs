@@ -38,12 +38,17 @@ pub struct StepBlock {
     pub record: bool,
     /// What the state is made by.
     pub digest: Option<String>,
+    /// It follows another projection, which is further on: balances come from a replica at this block.
+    pub on_replica: bool,
 }
 
 /// Statements of [`LedgerWrite`] for tracked tables.
 #[derive(Debug)]
 pub(super) struct TrackedStatements {
     apply_sql_block: Statement,
+    apply_on_replica: Statement,
+    follow_block: Statement,
+    undo_followers: Statement,
     begin_block: Statement,
     enter_block: Statement,
     leave_block: Statement,
@@ -57,6 +62,9 @@ impl TrackedStatements {
     pub(super) async fn prepare(client: &Client) -> Result<TrackedStatements, StoreError> {
         Ok(TrackedStatements {
             apply_sql_block: client.prepare(&["select apply_sql_block", STEP].concat()).await?,
+            apply_on_replica: client.prepare(&["select apply_sql_block_on_replica", STEP].concat()).await?,
+            follow_block: client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)").await?,
+            undo_followers: client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)").await?,
             begin_block: client.prepare(&["select begin_block", STEP].concat()).await?,
             enter_block: client.prepare("select check_shapes($1), enter_block($1, $2, $3, $4)").await?,
             leave_block: client.prepare("select leave_block($1)").await?,
@@ -97,6 +105,12 @@ async fn step<C: tokio_postgres::GenericClient>(
     Ok(row.try_get(0)?)
 }
 
+impl TrackedStatements {
+    fn of_function(&self, block: &StepBlock) -> &Statement {
+        if block.on_replica { &self.apply_on_replica } else { &self.apply_sql_block }
+    }
+}
+
 impl LedgerWrite {
     /// Applies one block of an SQL projection in a transaction of its own; may be sent before earlier ones were
     /// answered. None: the fence did not hold, nothing was written. Otherwise the checkpoint's new seq.
@@ -107,7 +121,13 @@ impl LedgerWrite {
         seq: i64,
         block: &StepBlock,
     ) -> Result<Option<i64>, StoreError> {
-        step(&self.client, &self.statements.tracked.apply_sql_block, chain, projection, seq, block).await
+        step(&self.client, self.statements.tracked.of_function(block), chain, projection, seq, block).await
+    }
+
+    /// Lets go of the replica, if there is one: the projection is where the one is that it follows.
+    pub async fn drop_replica(&self) -> Result<(), StoreError> {
+        self.client.execute("select drop_replica()", &[]).await?;
+        Ok(())
     }
 
     /// A transaction for one block, which [`Switch::begin_block`] fences.
@@ -182,10 +202,56 @@ impl Switch<'_> {
 
     /// Applies one block of an SQL projection on top. False: the fence did not hold.
     pub async fn apply_function(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
-        let statement = &self.statements.tracked.apply_sql_block;
+        let statement = self.statements.tracked.of_function(block);
         let seq = step(&self.tx, statement, self.chain, &self.projection, self.seq, block).await?;
         self.seq = seq.unwrap_or(self.seq);
         Ok(seq.is_some())
+    }
+
+    /// After a block of this projection: the same block for all that follow it and stand where it stood before.
+    pub async fn follow_block(
+        &self,
+        before: Option<&BlockRef>,
+        block: &BlockRef,
+        revision: i64,
+        start: Height,
+        record: bool,
+    ) -> Result<(), StoreError> {
+        self.tx
+            .execute(
+                &self.statements.tracked.follow_block,
+                &[
+                    &self.chain.0,
+                    &self.projection,
+                    &before.map(|b| b.height.to_sql()),
+                    &before.map(|b| b.hash.as_str()),
+                    &block.height.to_sql(),
+                    &block.hash.as_str(),
+                    &revision,
+                    &start.to_sql(),
+                    &record,
+                ],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// After an undo of this projection: the same for all that follow it and stood where it stood.
+    pub async fn undo_followers(&self, from: &BlockRef, ancestor: Option<&BlockRef>) -> Result<(), StoreError> {
+        self.tx
+            .execute(
+                &self.statements.tracked.undo_followers,
+                &[
+                    &self.chain.0,
+                    &self.projection,
+                    &from.height.to_sql(),
+                    &from.hash.as_str(),
+                    &ancestor.map(|b| b.height.to_sql()),
+                    &ancestor.map(|b| b.hash.as_str()),
+                ],
+            )
+            .await?;
+        Ok(())
     }
 
     /// Restores the tracked tables to what they were after `ancestor` (none: before everything).

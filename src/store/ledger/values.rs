@@ -25,10 +25,23 @@ pub struct Look {
     pub highest: Option<Height>,
     /// Blocks below this height do not concern the projection.
     pub projection_start: Option<Height>,
+    /// The projection it follows, if it follows one.
+    pub after: Option<After>,
+    /// Whether others follow it.
+    pub followed: bool,
     /// What its function is now; none: it has none in the database.
     pub digest: Option<String>,
     /// The projection's checkpoint.
     pub checkpoint: Checkpoint,
+}
+
+/// Where the projection stands that another one follows.
+#[derive(Debug, Clone)]
+pub struct After {
+    /// The last block it applied.
+    pub block: Option<BlockRef>,
+    /// Whether that is still a block of the chain.
+    pub stands: bool,
 }
 
 /// Where a projection stands.

@@ -1,0 +1,221 @@
+-- Projections that run after another one, in its transactions: what they read of it is exactly at their block.
+--
+-- One that is not where the other is (new, failed, paused, replayed) goes its own way until it is: it applies blocks in
+-- transactions of its own, up to where the other stands, and reads `balances` from a replica in temporary tables, at the
+-- height of each block. So it holds up nobody.
+
+-- One block for all followers that stand where their projection stood before it. A follower that fails is rolled back to
+-- before the block and left behind.
+create or replace function follow_block(
+    chain bigint, parent text, before_height bigint, before_hash text, at_height bigint, at_hash text, at_revision bigint,
+    start_at bigint, note boolean
+) returns bigint
+language plpgsql
+set enable_nestloop = on set enable_seqscan = on set enable_mergejoin = on set plan_cache_mode = auto as $$
+#variable_conflict use_variable
+declare
+    f record;
+    found_digest text;
+    followed bigint := 0;
+begin
+    for f in
+        select k.projection as name, k.height, k.hash, k.apply_digest, p.apply,
+            greatest(start_at, coalesce(p.start_height, 0)) as begins_at
+        from ebbtide.checkpoints k
+        join ebbtide.projections p on p.name = k.projection
+        where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
+        order by k.projection
+        -- Whoever holds it moves it on its own.
+        for update of k skip locked
+    loop
+        continue when not (f.height = before_height and f.hash = before_hash or f.height is null and at_height = f.begins_at);
+        found_digest := ebbtide.apply_digest(f.apply);
+        continue when f.height is not null and f.apply_digest is distinct from found_digest;
+        begin
+            update ebbtide.checkpoints k
+            set seq = k.seq + 1, height = at_height, hash = at_hash, through_height = at_height,
+                start_height = f.begins_at,
+                journal_from = case when note then k.journal_from else at_height + 1 end,
+                history_from = case when note then k.history_from else at_height end,
+                apply_digest = found_digest, failed_height = null, failed_reason = null, failures = 0, updated_at = now()
+            where k.chain_id = chain and k.projection = f.name;
+            if note then
+                insert into ebbtide.applied_blocks (chain_id, projection, height, hash, revision)
+                values (chain, f.name, at_height, at_hash, at_revision);
+            end if;
+            perform ebbtide.check_shapes(f.name);
+            perform ebbtide.enter_block(f.name, chain, at_height, case when note then 'on' else 'final' end);
+            perform ebbtide.call_apply(f.name, chain, at_height);
+            perform ebbtide.leave_block(f.name);
+            followed := followed + 1;
+        exception when others then
+            update ebbtide.checkpoints k
+            set failed_height = at_height, failed_reason = format('block %s (%s): %s', at_height, at_hash, sqlerrm),
+                failures = k.failures + 1, updated_at = now()
+            where k.chain_id = chain and k.projection = f.name;
+        end;
+    end loop;
+    return followed;
+end $$;
+
+-- Takes back the blocks above an ancestor for all followers that stand where their projection stands.
+create or replace function undo_followers(
+    chain bigint, parent text, from_height bigint, from_hash text, to_height bigint, to_hash text
+) returns bigint
+language plpgsql set enable_nestloop = on set plan_cache_mode = auto as $$
+#variable_conflict use_variable
+declare
+    f record;
+    followed bigint := 0;
+begin
+    for f in
+        select k.projection as name, k.seq
+        from ebbtide.checkpoints k
+        join ebbtide.projections p on p.name = k.projection
+        where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
+          and k.height = from_height and k.hash = from_hash
+          -- Undo reaches back to there; one that began above it begins anew, by itself.
+          and coalesce(k.history_from, -1) <= coalesce(to_height, -2) and (to_height is null or k.start_height <= to_height)
+          and k.apply_digest is not distinct from ebbtide.apply_digest(p.apply)
+        order by k.projection
+        for update of k skip locked
+    loop
+        begin
+            perform ebbtide.undo_blocks(chain, f.name, f.seq, coalesce(to_height, -2), to_height, to_hash, null);
+            followed := followed + 1;
+        exception when others then
+            update ebbtide.checkpoints k
+            set failed_height = from_height, failed_reason = format('going back to block %s: %s', to_height, sqlerrm),
+                failures = k.failures + 1, updated_at = now()
+            where k.chain_id = chain and k.projection = f.name;
+        end;
+    end loop;
+    return followed;
+end $$;
+
+-- The balances at a height, as this session's function finds them under their name: pg_temp comes first.
+create or replace function fill_replica(chain bigint, at_height bigint, at_hash text) returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+#variable_conflict use_variable
+begin
+    create temp table if not exists ebbtide_replica (chain_id bigint, height bigint, hash text);
+    if to_regclass('pg_temp.balances') is null then
+        create temp table balances (
+            chain_id bigint not null, token text collate "C" not null, address text collate "C" not null,
+            amount numeric not null, height bigint not null, prev_height bigint, balance_id bigint, place integer,
+            primary key (chain_id, token, address)) with (fillfactor = 70);
+        create temp table balance_changes (
+            chain_id bigint not null, token text collate "C" not null, address text collate "C" not null,
+            height bigint not null, delta numeric not null, balance_after numeric not null, prev_height bigint,
+            primary key (chain_id, token, address));
+    end if;
+    truncate pg_temp.balances, pg_temp.balance_changes, pg_temp.ebbtide_replica;
+    insert into pg_temp.balances (chain_id, token, address, amount, height)
+    select chain, m.token, m.address, sum(m.amount), max(m.height)
+    from (
+        select o.token, o.address, o.amount, -1 as height from ebbtide.opening_balances o where o.chain_id = chain
+        union all
+        select t.token, s.address, s.amount, t.height
+        from ebbtide.token_events t
+        cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
+        where t.chain_id = chain and t.height <= at_height and s.address is not null
+          and not exists (select from ebbtide.rejected_events r
+                          where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
+                            and r.event_index = t.event_index and r.projection = 'token_balances')
+    ) m
+    group by m.token, m.address;
+    analyze pg_temp.balances;
+    insert into pg_temp.ebbtide_replica values (chain, at_height, at_hash);
+end $$;
+
+-- Takes the replica over one block, which the projection itself has applied already.
+create or replace function advance_replica(
+    chain bigint, before_height bigint, before_hash text, at_height bigint, at_hash text
+) returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+#variable_conflict use_variable
+declare stands boolean := false;
+begin
+    if to_regclass('pg_temp.ebbtide_replica') is not null then
+        select exists (select from pg_temp.ebbtide_replica r
+                       where r.chain_id = chain and r.height is not distinct from before_height
+                         and r.hash is not distinct from before_hash) into stands;
+    end if;
+    if not stands then
+        perform fill_replica(chain, coalesce(before_height, at_height - 1), before_hash);
+    end if;
+    delete from pg_temp.balance_changes;
+    with net as (
+        select t.token, s.address, sum(s.amount) as delta
+        from ebbtide.token_events t
+        cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
+        where t.chain_id = chain and t.height = at_height and s.address is not null
+          and not exists (select from ebbtide.rejected_events r
+                          where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
+                            and r.event_index = t.event_index and r.projection = 'token_balances')
+        group by t.token, s.address
+    ), changed as (
+        insert into pg_temp.balances as b (chain_id, token, address, amount, height)
+        select chain, n.token, n.address, n.delta, at_height from net n
+        on conflict (chain_id, token, address) do update
+        set amount = b.amount + excluded.amount, prev_height = b.height, height = excluded.height
+        returning b.token, b.address, b.amount, b.prev_height
+    )
+    insert into pg_temp.balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
+    select chain, n.token, n.address, at_height, n.delta, c.amount, c.prev_height
+    from net n join changed c on c.token = n.token and c.address = n.address;
+    update pg_temp.ebbtide_replica r set height = at_height, hash = at_hash;
+end $$;
+
+create or replace function drop_replica() returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+begin
+    if to_regclass('pg_temp.ebbtide_replica') is not null then
+        drop table pg_temp.ebbtide_replica, pg_temp.balances, pg_temp.balance_changes;
+    end if;
+end $$;
+
+-- Reads of the live balances in this transaction so far.
+create or replace function live_reads() returns bigint
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return (select sum(pg_stat_get_xact_numscans(o.oid))
+            from (select c.oid from pg_class c where c.oid in ('ebbtide.balances'::regclass, 'ebbtide.balance_history'::regclass)
+                  union all
+                  select i.indexrelid from pg_index i
+                  where i.indrelid in ('ebbtide.balances'::regclass, 'ebbtide.balance_history'::regclass)) o);
+end $$;
+
+-- One block of a follower on its own way.
+create or replace function apply_sql_block_on_replica(
+    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
+    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
+) returns bigint
+language plpgsql as $$
+declare
+    new_seq bigint;
+    reads bigint;
+begin
+    new_seq := ebbtide.begin_block(chain, name, expected_seq, heights, hashes, revisions, needs_complete_to, at_height, at_hash,
+        at_revision, start_at, note, digest);
+    if new_seq is null then
+        return null;
+    end if;
+    perform ebbtide.check_shapes(name);
+    if cardinality(heights) > 1 then
+        perform ebbtide.advance_replica(chain, heights[1], hashes[1], at_height, at_hash);
+    else
+        perform ebbtide.advance_replica(chain, null, null, at_height, at_hash);
+    end if;
+    perform ebbtide.enter_block(name, chain, at_height, case when note then 'on' else 'final' end);
+    reads := ebbtide.live_reads();
+    perform ebbtide.call_apply(name, chain, at_height);
+    if ebbtide.live_reads() > reads then
+        raise exception 'the projection % reads ebbtide.balances by its full name, or through a view: while it catches up, that is not at its block',
+            name
+            using errcode = 'object_not_in_prerequisite_state', constraint = 'followers_read_balances_by_its_short_name',
+                  hint = 'Write `balances` and `balance_changes` without a schema, and no `set search_path` on the function.';
+    end if;
+    perform ebbtide.leave_block(name);
+    return new_seq;
+end $$;

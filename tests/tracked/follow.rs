@@ -1,0 +1,278 @@
+//! Projections that run after the balances: holders of each token, counted from the balances at just this block.
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::support::{Ebbtide, Pg, wait_until};
+
+const HOLDERS: &str = "
+    create table public.holders (chain_id bigint, token text, holders bigint not null, primary key (chain_id, token));
+    create function public.count_holders(bigint, bigint) returns void language plpgsql as $$
+    begin
+        insert into holders as h (chain_id, token, holders)
+        select $1, b.token, count(*) from balances b
+        where b.chain_id = $1 and b.amount > 0
+          and b.token in (select c.token from balance_changes c where c.chain_id = $1 and c.height = $2)
+        group by b.token
+        on conflict (chain_id, token) do update set holders = excluded.holders;
+    end $$;";
+const FOLLOW: &str = "select create_projection('holders', 'public.count_holders(bigint,bigint)', '{public.holders}', after => 'token_balances')";
+
+struct Gold {
+    pg: Pg,
+    client: Client,
+    hashes: Vec<String>,
+    made: u32,
+}
+
+impl Gold {
+    async fn new() -> Gold {
+        let pg = Pg::new().await;
+        let client = pg.client().await;
+        client.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
+        Gold { pg, client, hashes: vec!["root".to_owned()], made: 0 }
+    }
+
+    /// A block with transfers of gold: (from, to, amount).
+    async fn put(&mut self, height: usize, transfers: &[(Option<&str>, &str, u64)]) {
+        self.made += 1;
+        let hash = format!("h{height}n{}", self.made);
+        self.hashes.truncate(height);
+        let events: Vec<Value> = (0..)
+            .zip(transfers)
+            .map(|(i, (from, to, amount))| {
+                json!({"tx_index": 0, "event_index": i, "token": "gold", "from_address": from, "to_address": to, "amount": amount})
+            })
+            .collect();
+        let parent = self.hashes[height - 1].clone();
+        self.client
+            .execute(
+                "select put_block('main', $1, $2, $3, now(), '[]', $4)",
+                &[&(height as i64), &hash, &parent, &Value::Array(events)],
+            )
+            .await
+            .unwrap();
+        self.hashes.push(hash);
+    }
+
+    async fn settle(&self) {
+        let tip = self.hashes.last().unwrap();
+        let mut last = Vec::new();
+        wait_until(&format!("both stand on {tip}"), async || {
+            let sql = "select projection, hash, failed_reason, halted_reason from checkpoints order by 1";
+            let rows = self.client.query(sql, &[]).await.unwrap();
+            let seen: Vec<_> = rows
+                .iter()
+                .map(|r| {
+                    (
+                        r.get::<_, String>(0),
+                        r.get::<_, Option<String>>(1),
+                        r.get::<_, Option<String>>(2),
+                        r.get::<_, Option<String>>(3),
+                    )
+                })
+                .collect();
+            if seen != last {
+                println!("{seen:?}");
+                last.clone_from(&seen);
+            }
+            (seen.len() == 2 && seen.iter().all(|s| s.1.as_ref() == Some(tip))).then_some(())
+        })
+        .await;
+    }
+
+    async fn holders(&self) -> Option<i64> {
+        let row = self.client.query_opt("select holders from public.holders where token = 'gold'", &[]).await.unwrap();
+        row.map(|r| r.get(0))
+    }
+
+    /// In one snapshot, whenever asked, the holders are those of the balances.
+    async fn agree(&self) -> (Option<i64>, i64) {
+        let row = self
+            .client
+            .query_one(
+                "select (select holders from public.holders), (select count(*) from balances where amount > 0),
+                    (select hash from checkpoints where projection = 'holders'),
+                    (select hash from checkpoints where projection = 'token_balances')",
+                &[],
+            )
+            .await
+            .unwrap();
+        let (a, b): (Option<String>, Option<String>) = (row.get(2), row.get(3));
+        if a == b && a.is_some() {
+            assert_eq!(row.get::<_, Option<i64>>(0), Some(row.get::<_, i64>(1)), "at {a:?}");
+        }
+        (row.get(0), row.get(1))
+    }
+
+    fn process(&self) -> Ebbtide {
+        Ebbtide::spawn(&["process", "--database-url", &self.pg.url], &[])
+    }
+}
+
+#[tokio::test]
+async fn a_follower_from_the_start_goes_with_every_block_and_every_reorganisation() {
+    let mut gold = Gold::new().await;
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    gold.client.batch_execute(FOLLOW).await.unwrap();
+    let _process = gold.process();
+    let mut counts = Vec::new();
+    for height in 1..=6 {
+        gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
+        gold.settle().await;
+        counts.push(gold.holders().await);
+    }
+    assert_eq!(counts, (1..=6).map(Some).collect::<Vec<_>>());
+    for depth in 1..=6 {
+        let left = 6 - depth;
+        gold.put(left + 1, &[(None, "other", 1)]).await;
+        gold.settle().await;
+        assert_eq!(gold.holders().await, Some(left as i64 + 1));
+        for height in left + 1..=6 {
+            gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
+            gold.agree().await;
+        }
+        gold.settle().await;
+        assert_eq!(gold.holders().await, Some(6));
+    }
+    // They went together: a follower on its own way would have made a replica.
+    let alone: i64 = gold
+        .client
+        .query_one("select count(*) from pg_class where relname = 'ebbtide_replica'", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(alone, 0);
+}
+
+#[tokio::test]
+async fn a_follower_added_later_catches_up_by_itself_and_then_goes_along() {
+    let mut gold = Gold::new().await;
+    let _process = gold.process();
+    gold.client.batch_execute("insert into opening_balances values (1, 'gold', 'opened', 7)").await.unwrap();
+    for height in 1..=40 {
+        // Everybody hands on to the next: never more than two hold any, and one that was there before.
+        let from = (height > 1).then(|| format!("a{}", height - 1));
+        gold.put(height, &[(from.as_deref(), &format!("a{height}"), 5)]).await;
+    }
+    wait_until("the balances are there", async || {
+        gold.client.query_opt("select from checkpoints where height = 40", &[]).await.unwrap()
+    })
+    .await;
+    // The most it ever counted: at the wrong height it would be another number.
+    gold.client
+        .batch_execute(
+            "create table public.holders (chain_id bigint, token text, holders bigint not null, seen text not null, primary key (chain_id, token));
+             create function public.count_holders(bigint, bigint) returns void language plpgsql as $$
+             begin
+                insert into holders as h (chain_id, token, holders, seen)
+                select $1, 'gold', count(*), string_agg(address, ',' order by address) from balances where chain_id = $1 and amount > 0
+                on conflict (chain_id, token) do update set holders = excluded.holders, seen = h.seen || ' ' || excluded.seen;
+             end $$",
+        )
+        .await
+        .unwrap();
+    gold.client.batch_execute(FOLLOW).await.unwrap();
+    gold.settle().await;
+    gold.put(41, &[(Some("a40"), "a41", 5)]).await;
+    gold.settle().await;
+    // Over the place where it caught up.
+    gold.put(39, &[(Some("a38"), "b", 5)]).await;
+    gold.put(40, &[(Some("b"), "c", 5)]).await;
+    gold.settle().await;
+    let seen: String = gold.client.query_one("select seen from public.holders", &[]).await.unwrap().get(0);
+    let expected: Vec<String> =
+        (1..=38).map(|h| format!("a{h},opened")).chain(["b,opened".to_owned(), "c,opened".to_owned()]).collect();
+    assert_eq!(seen, expected.join(" "));
+}
+
+#[tokio::test]
+async fn a_follower_that_fails_is_left_behind_and_comes_back() {
+    let mut gold = Gold::new().await;
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    gold.client
+        .batch_execute(
+            "create table public.trouble (at bigint);
+             create function public.count_or_fail(bigint, bigint) returns void language plpgsql as $$
+             begin
+                 if exists (select from trouble where at = $2) then raise exception 'no more at %', $2; end if;
+                 perform count_holders($1, $2);
+             end $$;
+             insert into public.trouble values (3);
+             select create_projection('holders', 'public.count_or_fail(bigint,bigint)', '{public.holders}', after => 'token_balances')",
+        )
+        .await
+        .unwrap();
+    let _process = gold.process();
+    for height in 1..=6 {
+        gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
+    }
+    wait_until("the balances go on", async || {
+        gold.client
+            .query_opt("select from checkpoints where projection = 'token_balances' and height = 6", &[])
+            .await
+            .unwrap()
+    })
+    .await;
+    let why = wait_until("the follower says why", async || {
+        let sql = "select failed_reason from checkpoints where projection = 'holders' and height = 2 and failures > 1";
+        gold.client.query_opt(sql, &[]).await.unwrap().and_then(|r| r.get::<_, Option<String>>(0))
+    })
+    .await;
+    assert!(why.contains("block 3") && why.contains("no more at 3"), "{why}");
+    assert_eq!(gold.holders().await, Some(2));
+    gold.client.batch_execute("delete from public.trouble").await.unwrap();
+    gold.settle().await;
+    assert_eq!(gold.holders().await, Some(6));
+    gold.put(7, &[(Some("a1"), "a2", 5)]).await;
+    gold.settle().await;
+    assert_eq!(gold.holders().await, Some(5));
+}
+
+#[tokio::test]
+async fn a_follower_that_would_read_balances_of_another_block_is_refused() {
+    let gold = Gold::new().await;
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    for body in [
+        "language plpgsql as $$ begin perform from ebbtide.balances; end $$",
+        "language plpgsql set search_path = ebbtide as $$ begin perform from balances; end $$",
+        "language sql begin atomic select from ebbtide.balances; end",
+    ] {
+        gold.client
+            .batch_execute(&format!(
+                "drop function public.count_holders(bigint, bigint);
+                 create function public.count_holders(bigint, bigint) returns void {body}"
+            ))
+            .await
+            .unwrap();
+        let error = gold.client.batch_execute(FOLLOW).await.expect_err(body);
+        assert_eq!(error.as_db_error().unwrap().constraint(), Some("followers_read_balances_by_its_short_name"));
+    }
+}
+
+#[tokio::test]
+async fn reading_the_live_balances_through_a_view_is_found_while_catching_up() {
+    let mut gold = Gold::new().await;
+    let _process = gold.process();
+    gold.put(1, &[(None, "a", 5)]).await;
+    wait_until("the balances are there", async || {
+        gold.client.query_opt("select from checkpoints where height = 1", &[]).await.unwrap()
+    })
+    .await;
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    gold.client
+        .batch_execute(
+            "create view public.rich as select * from ebbtide.balances;
+             create or replace function public.count_holders(bigint, bigint) returns void language plpgsql as $$
+             begin insert into holders select $1, 'gold', count(*) from rich; end $$",
+        )
+        .await
+        .unwrap();
+    gold.client.batch_execute(FOLLOW).await.unwrap();
+    wait_until("it is refused", async || {
+        let sql = "select failed_reason from checkpoints where projection = 'holders'";
+        let why = gold.client.query_opt(sql, &[]).await.unwrap().and_then(|r| r.get::<_, Option<String>>(0));
+        why.filter(|w| w.contains("through a view"))
+    })
+    .await;
+}
