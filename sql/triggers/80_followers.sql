@@ -19,16 +19,20 @@ declare
     followed bigint := 0;
 begin
     for f in
-        select k.projection as name, k.height, k.hash, k.apply_digest, p.apply,
+        select k.projection as name, k.seq, k.height, k.hash, k.apply_digest, p.apply,
             greatest(start_at, coalesce(p.start_height, 0)) as begins_at
         from ebbtide.checkpoints k
         join ebbtide.projections p on p.name = k.projection
         where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
         order by k.projection
-        -- Whoever holds it moves it on its own.
-        for update of k skip locked
     loop
         continue when not (f.height = before_height and f.hash = before_hash or f.height is null and at_height = f.begins_at);
+        -- Only now: one that stands elsewhere may be held for long. One that stands here is held for moments.
+        perform from ebbtide.checkpoints k
+        where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null
+          and k.halted_reason is null and not k.paused
+        for update;
+        continue when not found;
         found_digest := ebbtide.apply_digest(f.apply);
         continue when f.height is not null and f.apply_digest is distinct from found_digest;
         begin
@@ -75,11 +79,15 @@ begin
         where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
           and k.height = from_height and k.hash = from_hash
           -- Undo reaches back to there; one that began above it begins anew, by itself.
-          and coalesce(k.history_from, -1) <= coalesce(to_height, -2) and (to_height is null or k.start_height <= to_height)
+          and (k.history_from is null or k.history_from <= to_height) and (to_height is null or k.start_height <= to_height)
           and k.apply_digest is not distinct from ebbtide.apply_digest(p.apply)
         order by k.projection
-        for update of k skip locked
     loop
+        perform from ebbtide.checkpoints k
+        where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null
+          and k.halted_reason is null and not k.paused
+        for update;
+        continue when not found;
         begin
             perform ebbtide.undo_blocks(chain, f.name, f.seq, coalesce(to_height, -2), to_height, to_hash, null);
             followed := followed + 1;

@@ -163,8 +163,9 @@ impl Task {
             } else {
                 tx.note_reorg(&note).await.map_err(&failed)?;
                 tx.commit().await.map_err(&failed)?;
-                log_reorg(look, ancestor.as_ref(), depth, applied_blocks, took);
-                self.watcher.switched(Of { chain: &look.chain_name, projection: NAME }, depth, took);
+                let of = Of { chain: &look.chain_name, projection: NAME };
+                log_reorg(of, ancestor.as_ref(), depth, applied_blocks, took);
+                self.watcher.switched(of, depth, took);
             }
         } else {
             tx.commit().await.map_err(&failed)?;
@@ -189,16 +190,16 @@ pub(super) fn depth_of(look: &Look, old_tip: &BlockRef, ancestor: Option<&BlockR
     }
 }
 
-pub(super) fn log_reorg(look: &Look, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: std::time::Duration) {
-    let chain = &look.chain_name;
+pub(super) fn log_reorg(of: Of<'_>, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: std::time::Duration) {
+    let Of { chain, projection } = of;
     let elapsed_ms = took.as_millis() as u64;
     match ancestor {
         Some(a) => tracing::info!(
-            %chain, height = a.height.get(), depth, applied, elapsed_ms,
+            chain, projection, height = a.height.get(), depth, applied, elapsed_ms,
             "Reverted {depth} blocks of {chain} to {}, applied {applied} in their place", a.height
         ),
         None => tracing::info!(
-            %chain, depth, applied, elapsed_ms,
+            chain, projection, depth, applied, elapsed_ms,
             "Reverted all {depth} blocks of {chain}, applied {applied} in their place"
         ),
     }

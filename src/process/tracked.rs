@@ -301,7 +301,7 @@ impl Task {
             self.watcher.rebuilding(of, None);
         }
         if let Some((depth, _)) = reorg.filter(|(depth, _)| *depth > 0) {
-            log_reorg(look, ancestor.as_ref(), depth, applied, took);
+            log_reorg(of, ancestor.as_ref(), depth, applied, took);
             self.watcher.switched(of, depth, took);
         }
         self.watcher.applied(of, Done { blocks: applied, took, ..Done::default() });

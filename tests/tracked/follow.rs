@@ -214,7 +214,14 @@ async fn a_follower_that_fails_is_left_behind_and_comes_back() {
             .unwrap()
     })
     .await;
+    let mut last = String::new();
     let why = wait_until("the follower says why", async || {
+        let sql = "select to_jsonb(k)::text from checkpoints k where projection = 'holders'";
+        let seen: String = gold.client.query_one(sql, &[]).await.unwrap().get(0);
+        if seen != last {
+            println!("{seen}");
+            last = seen;
+        }
         let sql = "select failed_reason from checkpoints where projection = 'holders' and height = 2 and failures > 1";
         gold.client.query_opt(sql, &[]).await.unwrap().and_then(|r| r.get::<_, Option<String>>(0))
     })
