@@ -158,12 +158,13 @@ pub fn transition(
             ))
         }
         VaultEvent::Withdrawn(moved) => {
+            let vault = vault()?;
             let provider = provider_of(rows, vault_address, &moved.account);
             // A stranger may withdraw nothing; a stranger with something left would be a deposit we missed.
             if provider.is_none() && !moved.account_unlocked.is_zero() {
                 return Err(Fault::UnknownProvider);
             }
-            Ok(moved_rows(vault()?, provider, moved))
+            Ok(moved_rows(vault, provider, moved))
         }
         VaultEvent::WithdrawalQueued { account, round_id, bps, account_queued, vault_queued } => {
             vault()?;
