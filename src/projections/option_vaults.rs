@@ -6,11 +6,11 @@
 //!
 //! # A block is applied
 //! ```text
-//! addresses(events)        → load the directory: which of them are vaults or rounds (sql/queries/vault_directory.sql)
+//! addresses(events)        → which of them are vaults and rounds: VaultStatements::followed, into a Directory
 //! read(directory, events)  → the block's steps, typed and in order
-//! Wanted::by(steps)        → load these rows (sql/queries/vault_*_wanted.sql) into Working
+//! wanted(steps)            → their rows: VaultStatements::load, into a Working set
 //! apply(rows, at, steps)   → events that were refused
-//! rows.changes()           → write them back (sql/queries/put_vault*.sql)
+//! rows.changes()           → what to write: VaultStatements::put
 //! ```
 //! Nothing here takes an event back. Undo restores the rows as they were before their block.
 
@@ -26,7 +26,7 @@ use serde_json::json;
 use crate::chain::{Event, Height};
 use crate::store::Refused;
 
-pub use state::{Changes, Row, Table, Wanted, Working};
+pub use state::{Table, Working, wanted};
 pub use steps::{Class, Directory, Step, addresses, read};
 
 /// The projection's name in `projections` and `checkpoints`.

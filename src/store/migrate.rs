@@ -14,16 +14,17 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed.
-const TRIGGERS: [&str; 5] = [
+const TRIGGERS: [&str; 6] = [
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
     include_str!("../../sql/triggers/40_views.sql"),
+    include_str!("../../sql/triggers/50_option_vaults.sql"),
     include_str!("../../sql/triggers/90_rights.sql"),
 ];
 
 /// The last migration this version knows.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// "ebbtide" in ASCII, cut to eight bytes: the advisory lock that migrations hold.
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;

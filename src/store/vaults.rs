@@ -2,7 +2,13 @@
 //!
 //! Addresses, hashes and ids are felts in canonical text. Heights, dates and counters fit `bigint`.
 
+mod statements;
+
+use std::collections::BTreeSet;
+
 use crate::chain::{Amount, Text};
+
+pub use statements::{Followed, VaultStatements};
 
 /// Which contract emits what: two incompatible builds exist, and a vault is told which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -219,4 +225,71 @@ pub struct BidRow {
     pub amount: Amount,
     /// Offered for each.
     pub price: Amount,
+}
+
+/// A row of any of the tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// Of `vaults`.
+    Vault(VaultRow),
+    /// Of `liquidity_providers`.
+    Provider(ProviderRow),
+    /// Of `option_rounds`.
+    Round(RoundRow),
+    /// Of `queued_liquidity`.
+    Queued(QueuedRow),
+    /// Of `option_buyers`.
+    Buyer(BuyerRow),
+    /// Of `option_bids`.
+    Bid(BidRow),
+}
+
+/// Rows to load before a block's events are applied to them. A row that does not exist is simply not found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// `vaults` by address.
+    pub vaults: BTreeSet<Text>,
+    /// All `liquidity_providers` of these vaults: a round begins, ends its auction or is settled.
+    pub vaults_with_providers: BTreeSet<Text>,
+    /// `liquidity_providers` by (vault, address).
+    pub providers: BTreeSet<(Text, Text)>,
+    /// `option_rounds` by address.
+    pub rounds: BTreeSet<Text>,
+    /// `option_rounds` by (vault, round's number).
+    pub numbered_rounds: BTreeSet<(Text, u64)>,
+    /// All `option_bids` and `option_buyers` of these rounds: their auctions end.
+    pub rounds_with_bids: BTreeSet<Text>,
+    /// All `queued_liquidity` of these rounds: they are settled.
+    pub rounds_with_queue: BTreeSet<Text>,
+    /// `option_buyers` by (round, address).
+    pub buyers: BTreeSet<(Text, Text)>,
+    /// `option_bids` by (round, bid).
+    pub bids: BTreeSet<(Text, Text)>,
+    /// `queued_liquidity` by (vault, round's number, address).
+    pub queued: BTreeSet<(Text, u64, Text)>,
+}
+
+/// Rows to insert, or to put in the place of those with the same keys. Written in this order: rounds name their vault,
+/// and the others their round. Nothing is ever deleted on the way forward.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Of `vaults`; each with a row of `vault_history`.
+    pub vaults: Vec<VaultRow>,
+    /// Of `liquidity_providers`; each with a row of `liquidity_provider_history`.
+    pub providers: Vec<ProviderRow>,
+    /// Of `option_rounds`.
+    pub rounds: Vec<RoundRow>,
+    /// Of `queued_liquidity`.
+    pub queued: Vec<QueuedRow>,
+    /// Of `option_buyers`.
+    pub buyers: Vec<BuyerRow>,
+    /// Of `option_bids`.
+    pub bids: Vec<BidRow>,
+}
+
+impl Changes {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
 }

@@ -1,99 +1,71 @@
 //! The rows a block needs, and what became of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::chain::Text;
-use crate::store::vaults::{BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow};
+use crate::store::vaults::{BidRow, BuyerRow, Changes, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted};
 
 use super::decode::VaultEvent;
 use super::steps::Step;
 
-/// Rows that must be in the [`Working`] set before a block's events are applied to it. A row that does not exist is
-/// simply not loaded.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wanted {
-    /// `vaults` by address.
-    pub vaults: BTreeSet<Text>,
-    /// All `liquidity_providers` of these vaults: a round begins, ends its auction or is settled.
-    pub vaults_with_providers: BTreeSet<Text>,
-    /// `liquidity_providers` by (vault, address).
-    pub providers: BTreeSet<(Text, Text)>,
-    /// `option_rounds` by address.
-    pub rounds: BTreeSet<Text>,
-    /// `option_rounds` by (vault, round's number).
-    pub numbered_rounds: BTreeSet<(Text, u64)>,
-    /// All `option_bids` and `option_buyers` of these rounds: their auctions end.
-    pub rounds_with_bids: BTreeSet<Text>,
-    /// All `queued_liquidity` of these rounds: they are settled.
-    pub rounds_with_queue: BTreeSet<Text>,
-    /// `option_buyers` by (round, address).
-    pub buyers: BTreeSet<(Text, Text)>,
-    /// `option_bids` by (round, bid).
-    pub bids: BTreeSet<(Text, Text)>,
-    /// `queued_liquidity` by (vault, round's number, address).
-    pub queued: BTreeSet<(Text, u64, Text)>,
+/// What these events need.
+pub fn wanted(steps: &[Step<'_>]) -> Wanted {
+    let mut wanted = Wanted::default();
+    for step in steps {
+        if let Ok(event) = &step.event {
+            add(&mut wanted, &step.vault, event);
+        }
+    }
+    wanted
 }
 
-impl Wanted {
-    /// What these events need.
-    pub fn by(steps: &[Step<'_>]) -> Wanted {
-        let mut wanted = Wanted::default();
-        for step in steps {
-            if let Ok(event) = &step.event {
-                wanted.add(&step.vault, event);
-            }
+fn add(wanted: &mut Wanted, vault: &Text, event: &VaultEvent) {
+    wanted.vaults.insert(vault.clone());
+    match event {
+        VaultEvent::VaultDeployed { .. } => {}
+        VaultEvent::RoundDeployed { id, address, .. } => {
+            wanted.rounds.insert(address.clone());
+            wanted.numbered_rounds.insert((vault.clone(), *id));
         }
-        wanted
-    }
-
-    fn add(&mut self, vault: &Text, event: &VaultEvent) {
-        self.vaults.insert(vault.clone());
-        match event {
-            VaultEvent::VaultDeployed { .. } => {}
-            VaultEvent::RoundDeployed { id, address, .. } => {
-                self.rounds.insert(address.clone());
-                self.numbered_rounds.insert((vault.clone(), *id));
-            }
-            VaultEvent::PricingSet { round, .. } => _ = self.rounds.insert(round.address.clone()),
-            VaultEvent::Deposited(moved) | VaultEvent::Withdrawn(moved) => {
-                self.providers.insert((vault.clone(), moved.account.clone()));
-            }
-            VaultEvent::StashWithdrawn { account, .. } => {
-                self.providers.insert((vault.clone(), account.clone()));
-            }
-            VaultEvent::WithdrawalQueued { account, round_id, .. } => {
-                self.numbered_rounds.insert((vault.clone(), *round_id));
-                self.queued.insert((vault.clone(), *round_id, account.clone()));
-            }
-            VaultEvent::AuctionStarted { round, .. } => {
-                self.rounds.insert(round.address.clone());
-                self.vaults_with_providers.insert(vault.clone());
-            }
-            VaultEvent::AuctionEnded { round, .. } => {
-                self.rounds.insert(round.address.clone());
-                self.vaults_with_providers.insert(vault.clone());
-                self.rounds_with_bids.insert(round.address.clone());
-            }
-            VaultEvent::RoundSettled { round, .. } => {
-                self.rounds.insert(round.address.clone());
-                self.vaults_with_providers.insert(vault.clone());
-                self.rounds_with_queue.insert(round.address.clone());
-            }
-            VaultEvent::BidPlaced { round, account, bid_id, .. } => {
-                self.rounds.insert(round.address.clone());
-                self.buyers.insert((round.address.clone(), account.clone()));
-                self.bids.insert((round.address.clone(), bid_id.clone()));
-            }
-            VaultEvent::BidUpdated { round, bid_id, .. } => {
-                self.rounds.insert(round.address.clone());
-                self.bids.insert((round.address.clone(), bid_id.clone()));
-            }
-            VaultEvent::OptionsMinted { round, account }
-            | VaultEvent::BidsRefunded { round, account }
-            | VaultEvent::OptionsExercised { round, account } => {
-                self.rounds.insert(round.address.clone());
-                self.buyers.insert((round.address.clone(), account.clone()));
-            }
+        VaultEvent::PricingSet { round, .. } => _ = wanted.rounds.insert(round.address.clone()),
+        VaultEvent::Deposited(moved) | VaultEvent::Withdrawn(moved) => {
+            wanted.providers.insert((vault.clone(), moved.account.clone()));
+        }
+        VaultEvent::StashWithdrawn { account, .. } => {
+            wanted.providers.insert((vault.clone(), account.clone()));
+        }
+        VaultEvent::WithdrawalQueued { account, round_id, .. } => {
+            wanted.numbered_rounds.insert((vault.clone(), *round_id));
+            wanted.queued.insert((vault.clone(), *round_id, account.clone()));
+        }
+        VaultEvent::AuctionStarted { round, .. } => {
+            wanted.rounds.insert(round.address.clone());
+            wanted.vaults_with_providers.insert(vault.clone());
+        }
+        VaultEvent::AuctionEnded { round, .. } => {
+            wanted.rounds.insert(round.address.clone());
+            wanted.vaults_with_providers.insert(vault.clone());
+            wanted.rounds_with_bids.insert(round.address.clone());
+        }
+        VaultEvent::RoundSettled { round, .. } => {
+            wanted.rounds.insert(round.address.clone());
+            wanted.vaults_with_providers.insert(vault.clone());
+            wanted.rounds_with_queue.insert(round.address.clone());
+        }
+        VaultEvent::BidPlaced { round, account, bid_id, .. } => {
+            wanted.rounds.insert(round.address.clone());
+            wanted.buyers.insert((round.address.clone(), account.clone()));
+            wanted.bids.insert((round.address.clone(), bid_id.clone()));
+        }
+        VaultEvent::BidUpdated { round, bid_id, .. } => {
+            wanted.rounds.insert(round.address.clone());
+            wanted.bids.insert((round.address.clone(), bid_id.clone()));
+        }
+        VaultEvent::OptionsMinted { round, account }
+        | VaultEvent::BidsRefunded { round, account }
+        | VaultEvent::OptionsExercised { round, account } => {
+            wanted.rounds.insert(round.address.clone());
+            wanted.buyers.insert((round.address.clone(), account.clone()));
         }
     }
 }
@@ -147,23 +119,6 @@ impl<V: Clone + PartialEq> Table<(Text, Text), V> {
         let begin = (first.clone(), Text::from(""));
         self.0.range(begin..).take_while(move |((key, _), _)| key == first).map(|(_, held)| &held.now)
     }
-}
-
-/// A row of any of the tables, on its way in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Row {
-    /// Of `vaults`.
-    Vault(VaultRow),
-    /// Of `liquidity_providers`.
-    Provider(ProviderRow),
-    /// Of `option_rounds`.
-    Round(RoundRow),
-    /// Of `queued_liquidity`.
-    Queued(QueuedRow),
-    /// Of `option_buyers`.
-    Buyer(BuyerRow),
-    /// Of `option_bids`.
-    Bid(BidRow),
 }
 
 /// The rows one block works on: loaded, changed by its events, and asked what to write back.
@@ -234,30 +189,5 @@ impl Working {
             buyers: self.buyers.changed(),
             bids: self.bids.changed(),
         }
-    }
-}
-
-/// Rows to insert, or to put in the place of those with the same keys. Written in this order: rounds name their vault,
-/// and the others their round. Nothing is ever deleted on the way forward.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Changes {
-    /// Of `vaults`; each with a row of `vault_history`.
-    pub vaults: Vec<VaultRow>,
-    /// Of `liquidity_providers`; each with a row of `liquidity_provider_history`.
-    pub providers: Vec<ProviderRow>,
-    /// Of `option_rounds`.
-    pub rounds: Vec<RoundRow>,
-    /// Of `queued_liquidity`.
-    pub queued: Vec<QueuedRow>,
-    /// Of `option_buyers`.
-    pub buyers: Vec<BuyerRow>,
-    /// Of `option_bids`.
-    pub bids: Vec<BidRow>,
-}
-
-impl Changes {
-    /// Whether there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        *self == Changes::default()
     }
 }

@@ -6,11 +6,11 @@
 use ruint::Uint;
 
 use crate::chain::{Amount, Text};
-use crate::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, RoundState, VaultRow};
+use crate::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, RoundState, Row, VaultRow};
 
 use super::clearing::{self, Outcome};
 use super::decode::{Moved, Pricing, RoundKey, VaultEvent};
-use super::state::{Row, Working};
+use super::state::Working;
 
 /// Holds the product of any two amounts.
 type Wide = Uint<512, 8>;

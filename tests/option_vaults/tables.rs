@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide::chain::{Event, Height, Text};
 use ebbtide::projections::option_vaults::{At, decode::SELECTORS};
-use ebbtide::projections::option_vaults::{Directory, Row, Wanted, Working, addresses, apply, read};
+use ebbtide::projections::option_vaults::{Directory, Working, addresses, apply, read, wanted};
 use ebbtide::store::Refused;
-use ebbtide::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, VaultRow};
+use ebbtide::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted};
 
 pub const UDC: &str = "0x41a78e741e5af2fec34b695679bc6891742439f7afb8484ecd7766661ad02bf";
 
@@ -140,28 +140,29 @@ impl Tables {
     pub fn apply(&mut self, height: u32, time: i64, events: &[Event]) -> Vec<Refused> {
         let mut directory = self.directory(&addresses(events));
         let steps = read(&mut directory, events);
-        let mut rows = self.load(&Wanted::by(&steps));
+        let mut rows = self.load(&wanted(&steps));
         let refused = apply(&mut rows, At { height: Height::from(height), time: Some(time) }, &steps);
         let changes = rows.changes();
-        for row in changes.vaults {
-            self.vaults.insert(row.address.clone(), row);
-        }
-        for row in changes.providers {
-            self.providers.insert((row.vault_address.clone(), row.address.clone()), row);
-        }
-        for row in changes.rounds {
-            self.rounds.insert(row.address.clone(), row);
-        }
-        for row in changes.queued {
-            self.queued.insert((row.round_address.clone(), row.address.clone()), row);
-        }
-        for row in changes.buyers {
-            self.buyers.insert((row.round_address.clone(), row.address.clone()), row);
-        }
-        for row in changes.bids {
-            self.bids.insert((row.round_address.clone(), row.bid_id.clone()), row);
-        }
+        changes.vaults.into_iter().for_each(|row| self.put(Row::Vault(row)));
+        changes.providers.into_iter().for_each(|row| self.put(Row::Provider(row)));
+        changes.rounds.into_iter().for_each(|row| self.put(Row::Round(row)));
+        changes.queued.into_iter().for_each(|row| self.put(Row::Queued(row)));
+        changes.buyers.into_iter().for_each(|row| self.put(Row::Buyer(row)));
+        changes.bids.into_iter().for_each(|row| self.put(Row::Bid(row)));
         refused
+    }
+
+    pub fn put(&mut self, row: Row) {
+        match row {
+            Row::Vault(row) => _ = self.vaults.insert(row.address.clone(), row),
+            Row::Provider(row) => {
+                self.providers.insert((row.vault_address.clone(), row.address.clone()), row);
+            }
+            Row::Round(row) => _ = self.rounds.insert(row.address.clone(), row),
+            Row::Queued(row) => _ = self.queued.insert((row.round_address.clone(), row.address.clone()), row),
+            Row::Buyer(row) => _ = self.buyers.insert((row.round_address.clone(), row.address.clone()), row),
+            Row::Bid(row) => _ = self.bids.insert((row.round_address.clone(), row.bid_id.clone()), row),
+        }
     }
 
     /// All but what names the layout, a line a row.

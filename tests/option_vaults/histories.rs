@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::clearing::{Bid, end_auction};
-use crate::example::V;
+use crate::story::V;
 use crate::tables::{Tables, as_layout_b, event, in_order};
 
 const HISTORIES: u64 = 4_000;

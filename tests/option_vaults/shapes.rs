@@ -9,7 +9,7 @@ use ebbtide::projections::option_vaults::felts::FeltFault;
 use ebbtide::store::vaults::Layout;
 use proptest::prelude::*;
 
-use crate::example::{V, blocks};
+use crate::story::{V, blocks};
 use crate::tables::{Tables, UDC, as_layout_b, event, in_order, text};
 
 #[test]
