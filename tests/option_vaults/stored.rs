@@ -41,10 +41,7 @@ impl Registered {
         let block = BlockRef { height: Height::from(height), hash: Hash::new(format!("0xb{height}")) };
         let mut directory = Directory { deployers: [text(UDC)].into(), ..Directory::default() };
         for row in self.statements.followed(&tx, self.chain, block.height, &addresses(events)).await.unwrap() {
-            directory.vaults.insert(row.vault.clone(), row.layout);
-            if row.vault != row.address {
-                directory.rounds.insert(row.address, row.vault);
-            }
+            directory.add(row);
         }
         let steps = read(&mut directory, events);
         let mut rows = Working::default();

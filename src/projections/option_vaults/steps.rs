@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chain::{Event, Text};
-use crate::store::vaults::Layout;
+use crate::store::vaults::{Followed, Layout};
 
 use super::decode::{self, BadEvent, Deployment, Emitter, VaultEvent};
 use super::felts;
@@ -28,6 +28,16 @@ pub struct Directory {
     pub vaults: BTreeMap<Text, Layout>,
     /// Rounds, with their vault.
     pub rounds: BTreeMap<Text, Text>,
+}
+
+impl Directory {
+    /// Takes in what was found of the block's addresses.
+    pub fn add(&mut self, followed: Followed) {
+        if followed.address != followed.vault {
+            self.rounds.insert(followed.address, followed.vault.clone());
+        }
+        self.vaults.insert(followed.vault, followed.layout);
+    }
 }
 
 /// One event that is about a vault.

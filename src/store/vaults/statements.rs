@@ -117,7 +117,7 @@ impl VaultStatements {
             client.query(&self.buyers, &buyers),
             client.query(&self.bids, &bids),
         )?;
-        let reads: [(Vec<SqlRow>, fn(&SqlRow) -> Result<Row, StoreError>); 6] = [
+        let reads: [(Vec<SqlRow>, Read); 6] = [
             (vaults, |row| vault_row(row).map(Row::Vault)),
             (providers, |row| provider_row(row).map(Row::Provider)),
             (rounds, |row| round_row(row).map(Row::Round)),
@@ -297,6 +297,9 @@ impl VaultStatements {
 fn said_at_deployment(row: &VaultRow) -> Option<&VaultParameters> {
     row.parameters.as_ref()
 }
+
+/// Turns a row of one of the tables into what it holds.
+type Read = fn(&SqlRow) -> Result<Row, StoreError>;
 
 type Parameter<'a> = &'a (dyn ToSql + Sync);
 
