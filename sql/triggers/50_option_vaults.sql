@@ -1,8 +1,8 @@
 -- Option vaults: what is told when their rows change, and what follows from a change of the registry.
 --
 -- A channel for each kind of row. A notification is a doorbell with a name plate: {op, table, chain_id, key, height}
--- and, while there is room, the row. What is true is read from the tables. Rows that a reorganisation takes back or
--- changes back ring as any others, with the height of their last change that still stands.
+-- and, while there is room, the row. What is true is read from the tables. Rows that a reorganisation deletes or puts
+-- back ring as any others; the height is the row's latest_block, of a deleted row the one it had.
 --
 -- One notification a statement and vault instead of one a row where a statement changes many: commits with
 -- notifications queue up behind each other, and an auction's end changes every provider of a vault.
@@ -62,19 +62,34 @@ end $$;
 create or replace function round_state_changed() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
-    moved record;
+    channel constant text := 'state_transition';
+    most_rows constant int := 200;
+    moved jsonb[];
 begin
-    for moved in execute case tg_op
-        when 'INSERT' then 'select n.*, null::text as from_state, n.state as to_state from new_rows n'
-        when 'DELETE' then 'select o.*, o.state as from_state, null::text as to_state from old_rows o'
-        else 'select n.*, o.state as from_state, n.state as to_state
-              from new_rows n join old_rows o using (chain_id, address) where o.state is distinct from n.state'
-    end loop
-        perform pg_notify('state_transition', jsonb_build_object(
-            'op', lower(tg_op), 'table', tg_table_name, 'chain_id', moved.chain_id, 'vault', moved.vault_address,
-            'round_id', moved.round_id, 'round', moved.address, 'from', moved.from_state, 'to', moved.to_state,
-            'height', moved.latest_block)::text);
-    end loop;
+    if tg_op = 'INSERT' then
+        moved := array(select to_jsonb(n) || jsonb_build_object('from', null, 'to', n.state) from new_rows n);
+    elsif tg_op = 'DELETE' then
+        moved := array(select to_jsonb(o) || jsonb_build_object('from', o.state, 'to', null) from old_rows o);
+    else
+        moved := array(
+            select to_jsonb(n) || jsonb_build_object('from', o.state, 'to', n.state)
+            from new_rows n
+            join old_rows o using (chain_id, address)
+            where o.state is distinct from n.state);
+    end if;
+    if cardinality(moved) > most_rows then
+        perform pg_notify(channel, jsonb_build_object(
+            'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id', 'vault', r -> 'vault_address',
+            'height', max((r ->> 'latest_block')::bigint), 'rows', count(*))::text)
+        from unnest(moved) r
+        group by r -> 'chain_id', r -> 'vault_address';
+        return null;
+    end if;
+    perform pg_notify(channel, jsonb_build_object(
+        'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id', 'vault', r -> 'vault_address',
+        'round_id', r -> 'round_id', 'round', r -> 'address', 'from', r -> 'from', 'to', r -> 'to',
+        'height', r -> 'latest_block')::text)
+    from unnest(moved) r;
     return null;
 end $$;
 

@@ -220,6 +220,27 @@ async fn a_statement_of_many_rows_is_told_once_a_vault() {
     assert_eq!(both[0].1["key"].as_object().unwrap().keys().collect::<Vec<_>>(), ["vault_address"]);
     world.db.execute("delete from liquidity_providers", &[]).await.unwrap();
     assert_eq!(ear.hear(&world.db).await.len(), 2);
+    let sql = "insert into option_rounds (chain_id, address, vault_address, round_id, state, start_date, end_date,
+                   settlement_date, latest_block, latest_block_hash)
+               select $1, '0x' || to_hex(n), '0x11', n, 'Open', 0, 0, 0, 8, '0xb' from generate_series(1, 201) n";
+    // The rounds' vault is asked for at the commit alone.
+    world
+        .db
+        .batch_execute(
+            "begin; insert into vaults (chain_id, address, layout, latest_block, latest_block_hash)
+        select chain_id, '0x11', 'a', 1, '0xb' from chains",
+        )
+        .await
+        .unwrap();
+    world.db.execute(sql, &[&world.chain.0]).await.unwrap();
+    world.db.batch_execute("commit").await.unwrap();
+    let told = ear.hear(&world.db).await;
+    let channels: Vec<&str> = told.iter().map(|(channel, _)| channel.as_str()).collect();
+    assert_eq!(channels, ["vault_update", "or_update", "state_transition"]);
+    assert_eq!(
+        (&told[2].1["rows"], &told[2].1["vault"], &told[2].1["height"]),
+        (&json!(201), &json!("0x11"), &json!(8))
+    );
 }
 
 #[tokio::test]

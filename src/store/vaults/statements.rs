@@ -26,8 +26,9 @@ pub struct Followed {
 
 /// The statements of the option vaults, prepared on one connection.
 ///
-/// They look rows up by the keys they are given, so the connection must not have nested loops switched off. Each call
-/// sends all of its statements before it waits.
+/// They look rows up by the keys they are given. On a connection with nested loops switched off, as the ledger's are, two
+/// providers cost a read of all 40,000 of the chain (5 ms for 0.1 ms, measured): such a connection must switch them on,
+/// and hash joins off, before it prepares these. Each call sends all of its statements before it waits.
 #[derive(Debug)]
 pub struct VaultStatements {
     directory: Statement,
