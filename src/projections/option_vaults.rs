@@ -16,6 +16,7 @@
 
 pub mod clearing;
 pub mod decode;
+pub mod event;
 pub mod felts;
 pub mod state;
 pub mod steps;

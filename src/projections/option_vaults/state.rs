@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::chain::Text;
 use crate::store::vaults::{BidRow, BuyerRow, Changes, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted};
 
-use super::decode::VaultEvent;
+use super::event::VaultEvent;
 use super::steps::Step;
 
 /// What these events need.

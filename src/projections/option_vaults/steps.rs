@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::chain::{Event, Text};
 use crate::store::vaults::{Followed, Layout};
 
-use super::decode::{self, BadEvent, Deployment, Emitter, VaultEvent};
+use super::decode::{self, BadEvent, Deployment, Emitter};
+use super::event::VaultEvent;
 use super::felts;
 
 /// Vaults found by what they are made of.

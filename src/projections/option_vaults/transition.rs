@@ -9,7 +9,7 @@ use crate::chain::{Amount, Text};
 use crate::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, RoundState, Row, VaultRow};
 
 use super::clearing::{self, Outcome};
-use super::decode::{Moved, Pricing, RoundKey, VaultEvent};
+use super::event::{Moved, Pricing, RoundKey, VaultEvent};
 use super::state::Working;
 
 /// Holds the product of any two amounts.
