@@ -3,6 +3,7 @@
 //! `token_balances` has statements of its own, for speed. Everything else writes ordinary tables that triggers keep
 //! undo for: SQL functions (`create_projection` in the database), and implementations of [`Projection`].
 
+pub mod option_vaults;
 pub mod token_balances;
 
 use async_trait::async_trait;

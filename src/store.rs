@@ -8,6 +8,7 @@ mod operate;
 pub mod private;
 pub mod reads;
 mod tls;
+pub mod vaults;
 mod verify;
 mod wake;
 

@@ -187,6 +187,7 @@ begin
     end loop;
     perform set_config('ebbtide.dropping_chain', 'on', true);
     delete from blocks where chain_id = cid;
+    delete from vault_registry where chain_id = cid;
     perform set_config('ebbtide.dropping_chain', '', true);
     delete from transactions where chain_id = cid;
     delete from token_events where chain_id = cid;
@@ -195,6 +196,14 @@ begin
     delete from applied_blocks where chain_id = cid;
     delete from balances where chain_id = cid;
     delete from balance_history where chain_id = cid;
+    delete from option_bids where chain_id = cid;
+    delete from option_buyers where chain_id = cid;
+    delete from queued_liquidity where chain_id = cid;
+    delete from option_rounds where chain_id = cid;
+    delete from liquidity_providers where chain_id = cid;
+    delete from liquidity_provider_history where chain_id = cid;
+    delete from vaults where chain_id = cid;
+    delete from vault_history where chain_id = cid;
     delete from reorgs where chain_id = cid;
     delete from rebuilds where chain_id = cid;
     delete from opening_balances where chain_id = cid;

@@ -12,7 +12,7 @@ begin
         grant usage on schema ebbtide to ebbtide_writer;
         grant select on all tables in schema ebbtide to ebbtide_writer;
         grant insert, update, delete on chains, blocks, transactions, token_events, events, opening_balances,
-            token_metadata to ebbtide_writer;
+            token_metadata, vault_registry to ebbtide_writer;
         grant execute on function balances_at, chain_named, put_block, drop_blocks, drop_chain, replay, pause, resume
             to ebbtide_writer;
     end if;

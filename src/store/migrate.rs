@@ -14,11 +14,12 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed.
-const TRIGGERS: [&str; 8] = [
+const TRIGGERS: [&str; 9] = [
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
     include_str!("../../sql/triggers/40_views.sql"),
+    include_str!("../../sql/triggers/50_option_vaults.sql"),
     include_str!("../../sql/triggers/60_tracking.sql"),
     include_str!("../../sql/triggers/70_projections.sql"),
     include_str!("../../sql/triggers/80_followers.sql"),
@@ -26,7 +27,7 @@ const TRIGGERS: [&str; 8] = [
 ];
 
 /// The last migration this version knows.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// "ebbtide" in ASCII, cut to eight bytes: the advisory lock that migrations hold.
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;

@@ -1,0 +1,14 @@
+//! Option vaults: the worked example, random books and histories against models, malformed events, and their tables.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bells;
+mod clearing;
+mod example;
+mod histories;
+mod shapes;
+mod stored;
+mod story;
+mod tables;

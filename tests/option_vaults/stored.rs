@@ -1,0 +1,253 @@
+//! The same in Postgres: the worked example through the statements, and what the tables refuse.
+
+use std::collections::BTreeSet;
+
+use ebbtide::chain::{BlockRef, ChainId, Event, Hash, Height, Text};
+use ebbtide::projections::option_vaults::{At, Directory, Working, addresses, apply, read, wanted};
+use ebbtide::store::vaults::{Layout, VaultStatements, Wanted};
+use tokio_postgres::Client;
+
+use crate::story::{R1, R2, V, must, told};
+use crate::support::Pg;
+use crate::tables::{Tables, UDC, text};
+
+/// A database with a Starknet chain, in which the vault of the example is registered.
+pub struct Registered {
+    pub pg: Pg,
+    pub db: Client,
+    pub chain: ChainId,
+    pub statements: VaultStatements,
+}
+
+impl Registered {
+    pub async fn new(layout: Layout) -> Registered {
+        let pg = Pg::new().await;
+        let db = pg.client().await;
+        let sql = "insert into chains (name, kind) values ('main', 'starknet') returning chain_id";
+        let chain = ChainId(db.query_one(sql, &[]).await.unwrap().get(0));
+        db.execute(
+            "insert into vault_registry (chain_id, address, layout) values ($1, $2, $3)",
+            &[&chain.0, &V, &layout.as_str()],
+        )
+        .await
+        .unwrap();
+        let statements = VaultStatements::prepare(&db).await.unwrap();
+        Registered { pg, db, chain, statements }
+    }
+
+    /// Applies a block as a processor would: what it needs is read and what it leaves is written in one transaction.
+    pub async fn apply(&mut self, height: u32, time: i64, events: &[Event]) {
+        let tx = self.db.transaction().await.unwrap();
+        let block = BlockRef { height: Height::from(height), hash: Hash::new(format!("0xb{height}")) };
+        let mut directory = Directory { deployers: [text(UDC)].into(), ..Directory::default() };
+        for row in self.statements.followed(&tx, self.chain, block.height, &addresses(events)).await.unwrap() {
+            directory.add(row);
+        }
+        let steps = read(&mut directory, events);
+        let mut rows = Working::default();
+        for row in self.statements.load(&tx, self.chain, &wanted(&steps)).await.unwrap() {
+            rows.load(row);
+        }
+        let refused = apply(&mut rows, At { height: block.height, time: Some(time) }, &steps);
+        assert!(refused.is_empty(), "{height}: {refused:?}");
+        self.statements.put(&tx, self.chain, &block, &rows.changes()).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    async fn all(&self) -> Tables {
+        let vaults: BTreeSet<Text> = [text(V)].into();
+        let rounds: BTreeSet<Text> = [text(R1), text(R2)].into();
+        let all = Wanted {
+            vaults: vaults.clone(),
+            vaults_with_providers: vaults,
+            rounds: rounds.clone(),
+            rounds_with_bids: rounds.clone(),
+            rounds_with_queue: rounds,
+            ..Wanted::default()
+        };
+        let mut tables = Tables::default();
+        for row in self.statements.load(&self.db, self.chain, &all).await.unwrap() {
+            tables.put(row);
+        }
+        tables
+    }
+}
+
+#[tokio::test]
+async fn the_worked_example_holds_at_every_height_in_the_tables() {
+    for layout in [Layout::A, Layout::B] {
+        let mut world = Registered::new(layout).await;
+        let mut memory = Tables::with_vault(V, layout);
+        let mut compared = 0;
+        for (height, time, events) in told(layout, false) {
+            world.apply(height, time, &events).await;
+            memory.apply(height, time, &events);
+            let stored = world.all().await;
+            assert_eq!(stored.lines(), must(height), "{height}");
+            // Field by field, parameters included.
+            assert_eq!(Tables { registered: memory.registered.clone(), ..stored.clone() }, memory, "{height}");
+            compared += stored.lines().len();
+        }
+        println!("{layout:?}: {compared} rows compared");
+        let history = world
+            .db
+            .query(
+                "select height, unlocked_balance::text || '/' || locked_balance || '/' || stashed_balance, block_hash
+                 from vault_history where chain_id = $1 and address = $2 order by height",
+                &[&world.chain.0, &V],
+            )
+            .await
+            .unwrap();
+        let seen: Vec<(i64, String)> = history.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let must = [
+            (101, "0/0/0"),
+            (102, "11001/0/0"),
+            (103, "0/10001/0"),
+            (105, "500/10001/0"),
+            (106, "801/10000/0"),
+            (108, "5602/0/0"),
+        ];
+        assert_eq!(seen, must.map(|(height, row)| (height, row.to_owned())));
+        assert_eq!(history[5].get::<_, String>(2), "0xb108");
+        let sql = "select count(*), sum(unlocked_balance)::text from liquidity_provider_history where chain_id = $1";
+        let row = world.db.query_one(sql, &[&world.chain.0]).await.unwrap();
+        // Both at 102, 103, 106 and 108; the first also at 105.
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, String>(1).as_str()), (9, "17901"));
+        let sql = "select latest_block, latest_block_hash from option_rounds where chain_id = $1 and address = $2";
+        let row = world.db.query_one(sql, &[&world.chain.0, &R2]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1)), (108, "0xb108"));
+    }
+}
+
+#[tokio::test]
+async fn the_largest_and_the_lowest_numbers_come_back() {
+    let world = Registered::new(Layout::A).await;
+    let mut memory = Tables::with_vault(V, Layout::A);
+    memory.apply(101, 1000, &told(Layout::A, false)[0].2);
+    let mut vault = memory.vaults[V].clone();
+    for strike_level in [i128::MIN, -1, i128::MAX] {
+        vault.unlocked_balance = ebbtide::chain::Amount::MAX;
+        let parameters = vault.parameters.as_mut().unwrap();
+        parameters.strike_level = strike_level;
+        parameters.alpha = ebbtide::chain::Amount::from(u128::MAX);
+        parameters.round_duration = i64::MAX as u64;
+        let changes = ebbtide::store::vaults::Changes { vaults: vec![vault.clone()], ..Default::default() };
+        let height = Height::from(u32::MAX).minus(strike_level.rem_euclid(7) as u64);
+        let block = BlockRef { height, hash: Hash::new("0xb") };
+        world.statements.put(&world.db, world.chain, &block, &changes).await.unwrap();
+        assert_eq!(world.all().await.vaults[V], vault);
+    }
+}
+
+/// The constraint that refuses a statement, at the latest at its commit.
+async fn refused_by(db: &Client, sql: &str) -> Option<String> {
+    let failed = db.batch_execute(&format!("begin; {sql}; commit")).await.err();
+    db.batch_execute("rollback").await.unwrap();
+    failed.map(|error| {
+        let error = error.as_db_error().unwrap_or_else(|| panic!("{error:?}")).clone();
+        error.constraint().unwrap_or(error.message()).to_owned()
+    })
+}
+
+#[tokio::test]
+async fn the_tables_refuse_what_cannot_be() {
+    let mut world = Registered::new(Layout::A).await;
+    for (height, time, events) in told(Layout::A, false) {
+        world.apply(height, time, &events).await;
+    }
+    let two_to_the_256 = "115792089237316195423570985008687907853269984665640564039457584007913129639936";
+    for (sql, constraint) in [
+        ("update vaults set locked_balance = -1", "vaults_amounts_are_0_to_below_2_to_the_256"),
+        (
+            &format!("update option_rounds set premiums = {two_to_the_256}"),
+            "option_rounds_amounts_are_0_to_below_2_to_the_256",
+        ),
+        ("update option_bids set price = 'NaN'", "option_bids_amounts_are_0_to_below_2_to_the_256"),
+        ("update option_bids set tree_nonce = -1", "option_bids_counters_are_not_negative"),
+        ("update option_rounds set state = 'open'", "option_rounds_state_is_known"),
+        ("update option_buyers set address = '0xB1'", "option_buyers_felts_are_in_canonical_text"),
+        ("update vaults set eth_address = '0x01'", "vaults_felts_are_in_canonical_text"),
+        ("update vaults set current_round = null", "vaults_round_has_number_and_address"),
+        ("update option_rounds set round_id = 7", "option_rounds_vault_has_one_of_each_number"),
+        ("delete from vaults", "option_rounds_vault_is_known"),
+        ("delete from option_rounds where round_id = 1", "queued_liquidity_round_is_known"),
+        (
+            "insert into vault_registry (chain_id, address, layout) values (1, 'V', 'a')",
+            "vault_registry_address_is_a_felt_in_canonical_text",
+        ),
+        (
+            "insert into vault_registry (chain_id, address, layout) values (1, '0x12', 'c')",
+            "vault_registry_layout_is_known",
+        ),
+        ("truncate vault_registry", "chain_tables_are_not_truncated"),
+    ] {
+        assert_eq!(refused_by(&world.db, sql).await.as_deref(), Some(constraint), "{sql}");
+    }
+    // What undo may do: numbers change places in one statement, and tables are restored in any order.
+    for sql in [
+        "update option_rounds set round_id = 3 - round_id",
+        "delete from vaults; delete from option_rounds; delete from queued_liquidity; delete from option_bids; \
+         delete from option_buyers",
+    ] {
+        assert_eq!(refused_by(&world.db, sql).await, None, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_registered_vault_sends_its_projection_back_to_where_it_may_begin() {
+    let world = Registered::new(Layout::A).await;
+    let db = &world.db;
+    let sql = "insert into projections (name) values ('option_vaults') on conflict do nothing";
+    db.execute(sql, &[]).await.unwrap();
+    let redo = async || -> Option<i64> {
+        let sql = "select redo_from from checkpoints where projection = 'option_vaults'";
+        db.query_opt(sql, &[]).await.unwrap().and_then(|row| row.get(0))
+    };
+    let reset = async || {
+        db.execute("update checkpoints set redo_from = null", &[]).await.unwrap();
+    };
+    // As people type it.
+    let sql = "insert into vault_registry (chain_id, address, layout, from_height) values ($1, ' 0x00ABc ', 'B', 900)";
+    db.execute(sql, &[&world.chain.0]).await.unwrap();
+    assert_eq!(redo().await, Some(900));
+    let row = db.query_one("select layout from vault_registry where address = '0xabc'", &[]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), "b");
+    // What the source writes sends nobody back.
+    reset().await;
+    db.execute("update vault_registry set indexed_through = 1000", &[]).await.unwrap();
+    assert_eq!(redo().await, None);
+    // Another start, another layout: both are read again, and the source begins again too.
+    db.execute("update vault_registry set from_height = 800 where address = '0xabc'", &[]).await.unwrap();
+    assert_eq!(redo().await, Some(800));
+    let sql = "select count(*) from vault_registry where indexed_through is null";
+    assert_eq!(db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 1);
+    reset().await;
+    db.execute("update vault_registry set layout = 'a' where address = '0xabc'", &[]).await.unwrap();
+    assert_eq!(redo().await, Some(800));
+    reset().await;
+    db.execute("delete from vault_registry where address = '0xabc'", &[]).await.unwrap();
+    assert_eq!(redo().await, Some(800));
+}
+
+#[tokio::test]
+async fn a_dropped_chain_leaves_no_vault() {
+    let mut world = Registered::new(Layout::A).await;
+    for (height, time, events) in told(Layout::A, false) {
+        world.apply(height, time, &events).await;
+    }
+    world.db.batch_execute("select drop_chain('main')").await.unwrap();
+    for table in [
+        "vault_registry",
+        "vaults",
+        "vault_history",
+        "liquidity_providers",
+        "liquidity_provider_history",
+        "option_rounds",
+        "queued_liquidity",
+        "option_buyers",
+        "option_bids",
+    ] {
+        let left: i64 = world.db.query_one(&format!("select count(*) from {table}"), &[]).await.unwrap().get(0);
+        assert_eq!(left, 0, "{table}");
+    }
+}
