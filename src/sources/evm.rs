@@ -5,6 +5,7 @@
 //! against that there are several URLs. Faults are reported, not retried: whoever calls paces.
 
 mod abi;
+mod balances;
 pub mod decode;
 mod deployment;
 mod endpoint;
@@ -42,7 +43,7 @@ use self::heads::Heads;
 use self::pool::Pool;
 use super::http::{HttpClient, parse_url};
 use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
-use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, Text};
+use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 
 /// Networks whose nodes give logs that are in no header's bloom (Polygon's bridge writes them beside the block).
 const LOGS_BESIDE_BLOOMS: [&str; 3] = ["137", "80001", "80002"];
@@ -514,6 +515,18 @@ impl Source for EvmSource {
             return Ok(Vec::new());
         }
         self.pool.run(|endpoint| Box::pin(self.describe(endpoint, tokens.to_vec()))).await
+    }
+
+    async fn balances_of(
+        &self,
+        at: &BlockRef,
+        pairs: &[(Text, Text)],
+    ) -> Result<Option<Vec<Option<Amount>>>, SourceError> {
+        let read = self.pool.run(|endpoint| {
+            let (at, pairs) = (at.clone(), pairs.to_vec());
+            Box::pin(async move { balances::read(&endpoint, &at, &pairs).await })
+        });
+        read.await.map(Some)
     }
 }
 
