@@ -3,6 +3,10 @@
 
 mod live;
 mod made;
+#[path = "../anvil/node.rs"]
+#[allow(dead_code, reason = "a part of it is used here")]
+mod node;
+mod run;
 mod source;
 #[path = "../support/mod.rs"]
 mod support;

@@ -257,3 +257,38 @@ impl Asked {
         more.into_iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_again_is_forgotten_first() {
+        let follow = Follow::default();
+        let height = Height::from;
+        let made = |at: u32| Made { height: height(at), factory: 0, contract: Address::repeat_byte(at as u8) };
+        let known = || follow.read().found.made_below(0, Height::MAX).map(|(at, _)| at).collect::<Vec<_>>();
+        let ticket = follow.register(height(5));
+        follow.tell(&ticket, height(5), height(9), &[made(6), made(7), made(8)]).expect("it stands");
+        assert_eq!(known(), [6, 7, 8].map(height));
+        // Two ranges of which the lower one is asked for again: neither may tell any more.
+        let other = follow.register(height(9));
+        drop(follow.register(height(7)));
+        assert_eq!(known(), [height(6)]);
+        assert!(follow.tell(&other, height(9), height(12), &[made(9)]).is_err());
+        drop((ticket, other));
+        // Ranges that follow one another stand beside one another.
+        let (low, high) = (follow.register(height(7)), follow.register(height(10)));
+        assert!(matches!(follow.read().below(&high), Ok(Below::UnderWay)));
+        follow.tell(&low, height(7), height(10), &[made(7)]).expect("it stands");
+        assert!(matches!(follow.read().below(&high), Ok(Below::Told)));
+        drop((low, high));
+        assert!(
+            matches!(follow.read().below(&follow.register(height(20))), Ok(Below::Gap(from)) if from == height(10))
+        );
+        follow.resume(Some(height(6)));
+        assert_eq!(known(), [height(6)]);
+        follow.resume(None);
+        assert!(known().is_empty());
+    }
+}
