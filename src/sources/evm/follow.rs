@@ -283,9 +283,8 @@ mod tests {
         follow.tell(&low, height(7), height(10), &[made(7)]).expect("it stands");
         assert!(matches!(follow.read().below(&high), Ok(Below::Told)));
         drop((low, high));
-        assert!(
-            matches!(follow.read().below(&follow.register(height(20))), Ok(Below::Gap(from)) if from == height(10))
-        );
+        let far = follow.register(height(20));
+        assert!(matches!(follow.read().below(&far), Ok(Below::Gap(from)) if from == height(10)));
         follow.resume(Some(height(6)));
         assert_eq!(known(), [height(6)]);
         follow.resume(None);
