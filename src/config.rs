@@ -258,6 +258,9 @@ impl ChainFile {
         if source != SourceKind::Evm && (!self.urls.is_empty() || self.ws_url.is_some()) {
             return Err(unfit("urls and ws_url are for source = \"evm\""));
         }
+        if source != SourceKind::Evm && !self.factories.is_empty() {
+            return Err(unfit("factories are for source = \"evm\""));
+        }
         if source != SourceKind::File && self.path.is_some() {
             return Err(unfit("path is for source = \"file\""));
         }
@@ -274,6 +277,7 @@ impl ChainFile {
                     ws_url: self.ws_url,
                     tokens: self.tokens,
                     events: self.events,
+                    factories: self.factories,
                     wrapped_native: self.wrapped_native,
                     check_bloom: self.check_bloom.unwrap_or(true),
                     confirm_grace: milliseconds(self.confirm_grace_ms, "confirm_grace_ms", 15_000)?,

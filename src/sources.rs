@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, OpeningBalance, Text};
+use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, OpeningBalance, Text};
 
 /// What a source says about its newest block.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,6 +140,19 @@ pub trait Source: Send + Sync {
     /// Describes tokens seen for the first time; what cannot be read is left out or none.
     async fn token_metadata(&self, _tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
         Ok(Vec::new())
+    }
+
+    /// What these holders (the second of each pair) have of these tokens (the first) at a block, asked of the chain's own
+    /// state and not of its events; in order, none where a token gives no number. None at all: this source cannot tell.
+    ///
+    /// # Errors
+    /// Also when the source has another block at that height.
+    async fn balances_of(
+        &self,
+        _at: &BlockRef,
+        _pairs: &[(Text, Text)],
+    ) -> Result<Option<Vec<Option<Amount>>>, SourceError> {
+        Ok(None)
     }
 }
 

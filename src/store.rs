@@ -7,6 +7,7 @@ pub mod numeric;
 mod operate;
 pub mod private;
 pub mod reads;
+mod sample;
 mod tls;
 pub mod vaults;
 mod verify;
@@ -27,6 +28,7 @@ pub use ledger::{
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use operate::Standing;
+pub use sample::Sample;
 pub use verify::Findings;
 pub use wake::{Wake, WakeMode};
 

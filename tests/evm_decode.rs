@@ -425,12 +425,105 @@ fn a_transfer_asked_for_twice_is_a_movement() {
 }
 
 #[test]
+fn overloaded_names_are_told_apart_by_their_types_and_layouts() {
+    let decoder = with(
+        &["none"],
+        &[
+            "Said(uint256 number)",
+            "Said(string what)",
+            // One first topic, other parameters in the topics.
+            "Moved(address indexed who, uint256 far)",
+            "Moved(address indexed who, uint256 indexed far)",
+            "Moved(address who, uint256 far)",
+        ],
+    );
+    let topic = |signature: &str| alloy_primitives::keccak256(signature).to_string();
+    let (said, moved) = (topic("Said(uint256)"), topic("Moved(address,uint256)"));
+    let text = format!(
+        "0x{}{}{}",
+        &FIVE[2..].replace("05", "20"),
+        &FIVE[2..].replace("05", "02"),
+        "6869".to_owned() + &"00".repeat(30)
+    );
+    for (log, name, attributes) in [
+        (log(&[&said], FIVE), "Said", json!({"number": "5"})),
+        (log(&[&topic("Said(string)")], &text), "Said", json!({"what": "hi"})),
+        (log(&[&moved, ALICE], FIVE), "Moved", json!({"who": format!("0x{}", &ALICE[26..]), "far": "5"})),
+        (log(&[&moved, ALICE, FIVE], "0x"), "Moved", json!({"who": format!("0x{}", &ALICE[26..]), "far": "5"})),
+        (
+            log(&[&moved], &format!("{ALICE}{}", &FIVE[2..])),
+            "Moved",
+            json!({"who": format!("0x{}", &ALICE[26..]), "far": "5"}),
+        ),
+    ] {
+        let decoded = decoder.decode(vec![log.clone()]);
+        assert!(decoded.rejects.is_empty(), "{log:?}");
+        assert_eq!((&*decoded.events[0].name, &decoded.events[0].attributes), (name, &attributes));
+        assert_eq!(*decoded.events[0].keys[0], *log.topics[0], "which of them it is");
+    }
+}
+
+#[test]
+fn an_event_given_twice_counts_once() {
+    let (here, there) = ("0x1111111111111111111111111111111111111111", "0x2222222222222222222222222222222222222222");
+    let said = alloy_primitives::keccak256("Said(uint256)").to_string();
+    let of = |address: &str| RawLog { address: address.into(), ..log(&[&said], FIVE) };
+    let count = |decoder: &Decoder, address: &str| decoder.decode(vec![of(address)]).events.len();
+    let twice = with(&["none"], &["Said(uint256 n)", "event Said(uint n);"]);
+    assert_eq!((count(&twice, here), count(&twice, there)), (1, 1));
+    let both = [format!("Said(uint n) @ {here}"), format!("Said(uint n) @ {there}")];
+    let both = with(&["none"], &[&both[0], &both[1]]);
+    assert_eq!((count(&both, here), count(&both, there), count(&both, WETH)), (1, 1, 0));
+    let anybody = with(&["none"], &[&format!("Said(uint n) @ {here}"), "Said(uint n)"]);
+    assert_eq!((count(&anybody, here), count(&anybody, there)), (1, 1));
+    // Other names for the same thing, of contracts of its own: each is read by its own words.
+    let apart = [format!("Said(uint n) @ {here}"), format!("Said(uint m) @ {there}")];
+    let apart = with(&["none"], &[&apart[0], &apart[1]]);
+    assert_eq!(apart.decode(vec![of(there)]).events[0].attributes, json!({"m": "5"}));
+}
+
+#[test]
+fn anonymous_events_are_tried_where_no_other_fits() {
+    let here = "0x1111111111111111111111111111111111111111";
+    let note = format!("Note(bytes4 indexed sig, address indexed who, uint256 n) anonymous @ {here}");
+    let bare = format!("Bare(uint256 n) anonymous @ {here}");
+    let moved = alloy_primitives::keccak256("Moved(address,uint256)").to_string();
+    let decoder = with(&["none"], &[&note, &bare, "Moved(address indexed who, uint256 far)"]);
+    let sig = format!("0xdeadbeef{}", "00".repeat(28));
+    let named = |log: RawLog| {
+        let decoded = decoder.decode(vec![log]);
+        assert!(decoded.rejects.is_empty());
+        decoded.events.into_iter().next().map(|e| (e.name.to_string(), e.attributes))
+    };
+    let who = format!("0x{}", &ALICE[26..]);
+    assert_eq!(
+        named(log(&[&sig, ALICE], FIVE)),
+        Some(("Note".into(), json!({"sig": "0xdeadbeef", "who": who, "n": "5"})))
+    );
+    assert_eq!(named(log(&[], FIVE)), Some(("Bare".into(), json!({"n": "5"}))), "a log without any topic");
+    assert_eq!(named(log(&[&moved, ALICE], FIVE)).map(|(name, _)| name), Some("Moved".into()));
+    // Not these: another event's hash in the place of four bytes, more data, another contract.
+    assert_eq!(named(log(&[MOST, ALICE], FIVE)), None);
+    assert_eq!(named(log(&[], &format!("{FIVE}{}", &FIVE[2..]))), None);
+    assert_eq!(named(RawLog { address: WETH.into(), ..log(&[&sig, ALICE], FIVE) }), None);
+}
+
+#[test]
 fn settings_that_cannot_be_meant_are_refused_by_name() {
     for (tokens, events, word) in [
         (vec!["0x12"], vec![], "token"),
         (vec!["WETH"], vec![], "token"),
         (vec![], vec!["Foo"], "event"),
         (vec![], vec!["Foo(uint256 a)", "event Foo(uint b)"], "event"),
+        (vec![], vec!["Foo(uint256 indexed a, uint256 b)", "Foo(uint256 a, uint256 indexed b)"], "event"),
+        (
+            vec![],
+            vec![
+                "A(uint256 a) anonymous @ 0x1111111111111111111111111111111111111111",
+                "B(address b) anonymous @ 0x1111111111111111111111111111111111111111",
+            ],
+            "event",
+        ),
     ] {
         let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
         let settings = DecodeSettings { tokens: texts(&tokens), events: texts(&events), wrapped_native: Vec::new() };

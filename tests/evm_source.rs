@@ -46,6 +46,36 @@ async fn listed_tokens_alone_are_asked_for() {
 }
 
 #[tokio::test]
+async fn anonymous_events_are_asked_for_by_their_contract_alone() {
+    let bare = |address: &str, topics: serde_json::Value, index: u64| {
+        json!({
+            "tx_hash": format!("0x{index:064x}"), "tx_index": index, "log_index": index, "address": address,
+            "topics": topics, "data": format!("0x{index:064x}"),
+        })
+    };
+    let sig = format!("0xdeadbeef{}", "00".repeat(28));
+    let logs = vec![
+        bare(TOKEN, json!([]), 0),
+        bare(TOKEN, json!([sig]), 1),
+        bare(OTHER, json!([]), 2),
+        transfer(OTHER, ALICE, BOB, 1, 3),
+    ];
+    let node = FakeNode::start(31337, chain(0, 150, None, "a", |_| logs.clone())).await;
+    let events = vec![
+        format!("Bare(uint256 n) anonymous @ {TOKEN}"),
+        format!("Note(bytes4 indexed sig, uint256 n) anonymous @ {TOKEN}"),
+    ];
+    let source = EvmSource::new(EvmSettings { events, ..settings(&[&node]) }).unwrap();
+    source.head().await.unwrap();
+    // Old blocks are read by range, those near the head by hash.
+    for block in read_all(&source, 0, 149).await {
+        let names: Vec<_> = block.events.iter().map(|e| (&*e.name, &e.attributes["n"])).collect();
+        assert_eq!(names, [("Bare", &json!("0")), ("Note", &json!("1"))]);
+        assert_eq!((block.token_events.len(), block.rejects.len()), (1, 0));
+    }
+}
+
+#[tokio::test]
 async fn events_are_asked_for_beside_tokens() {
     let Some(feed) = data_lines("anvil/erc20-depth-1-10.feed.ndjson.gz") else { return };
     let info: serde_json::Value = serde_json::from_str(&data_text("anvil/erc20-depth-1-10.run.json").unwrap()).unwrap();

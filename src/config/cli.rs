@@ -283,6 +283,13 @@ pub struct VerifyArgs {
     /// Most differences printed of each kind.
     #[arg(long, default_value_t = 20)]
     pub most: i64,
+    /// A node (JSON-RPC) to ask for some balances of --chain (default: main) as well, at the block applied last.
+    #[arg(long, value_name = "URL")]
+    pub node: Option<String>,
+    /// How many balances the node is asked for.
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "node",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub sample: u32,
 }
 
 /// `replay`.

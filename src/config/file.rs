@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use crate::projections::token_balances;
+use crate::sources::evm::FactorySettings;
 
 /// The file's whole content.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -79,6 +80,9 @@ pub struct ChainFile {
     /// Events to keep, by signature.
     #[serde(default)]
     pub events: Vec<String>,
+    /// evm: contracts whose events name further contracts to follow.
+    #[serde(default)]
+    pub factories: Vec<FactorySettings>,
     /// Contracts that mint by Deposit and burn by Withdrawal.
     #[serde(default)]
     pub wrapped_native: Vec<String>,
@@ -218,7 +222,9 @@ const OTHER_VARIABLES: [&str; 8] = [
 ];
 
 /// Settings that are lists: a variable holds them as a TOML array, or separated by commas (events: by semicolons).
-const LISTS: [(&str, char); 4] = [("urls", ','), ("tokens", ','), ("wrapped_native", ','), ("events", ';')];
+/// Factories are tables, so only as an array.
+const LISTS: [(&str, char); 5] =
+    [("urls", ','), ("tokens", ','), ("wrapped_native", ','), ("events", ';'), ("factories", ';')];
 
 impl File {
     /// The file named, or `ebbtide.toml` if there is one here, with the variables laid over it.
@@ -319,6 +325,24 @@ mod tests {
     fn events_may_hold_commas() {
         let file = parse("", &[("EBBTIDE_CHAINS__A__EVENTS", "A(uint256 a, uint256 b); B()")]).expect("good settings");
         assert_eq!(file.chains["a"].events, ["A(uint256 a, uint256 b)", "B()"]);
+    }
+
+    #[test]
+    fn factories_are_tables_with_one_address_or_many() {
+        let one = "event = 'Made(address a)', parameter = 'a', tokens = true";
+        let text = "[[chains.a.factories]]\naddress = '0x1'\nevent = 'E(address x)'\nparameter = 'x'\nevents = ['F()']\n\
+                    [[chains.a.factories]]\naddress = ['0x1', '0x2']\n";
+        let file = parse(text, &[]).expect("good settings");
+        let [first, second] = file.chains["a"].factories.as_slice() else { panic!("two factories") };
+        assert_eq!((first.address.as_slice(), first.tokens), (["0x1".to_owned()].as_slice(), false));
+        assert_eq!(second.address, ["0x1", "0x2"]);
+        let variable = ["[{", one, "}]"].concat();
+        let file = parse(text, &[("EBBTIDE_CHAINS__A__FACTORIES", &variable)]).expect("good settings");
+        assert!(file.chains["a"].factories.len() == 1 && file.chains["a"].factories[0].tokens);
+        let error = parse("[[chains.a.factories]]\nadress = '0x1'\n", &[]).expect_err("a slip");
+        assert!(error.contains("adress"), "{error}");
+        let error = parse("[[chains.a.factories]]\naddress = 7\n", &[]).expect_err("a slip");
+        assert!(error.contains("an address or a list of addresses"), "{error}");
     }
 
     #[test]

@@ -5,15 +5,19 @@
 //! against that there are several URLs. Faults are reported, not retried: whoever calls paces.
 
 mod abi;
+mod balances;
 pub mod decode;
 mod deployment;
 mod endpoint;
+mod factory;
 mod fault;
 mod fetch;
+mod follow;
 mod heads;
 mod metadata;
 mod pool;
 mod signature;
+mod signatures;
 mod wire;
 
 use std::ops::RangeInclusive;
@@ -31,12 +35,15 @@ use tokio::time::{Instant, timeout};
 
 use self::decode::{DecodeSettings, Decoder};
 use self::endpoint::{Call, Endpoint};
+pub use self::factory::FactorySettings;
+use self::factory::Following;
 use self::fetch::{BloomTrust, Fetch, NEAR_HEAD};
+use self::follow::{Follow, Ticket};
 use self::heads::Heads;
 use self::pool::Pool;
 use super::http::{HttpClient, parse_url};
-use super::{Head, Identity, Source, SourceError, TokenMetadata};
-use crate::chain::{Block, BlockRef, Height, Kind, Link, Text};
+use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
+use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 
 /// Networks whose nodes give logs that are in no header's bloom (Polygon's bridge writes them beside the block).
 const LOGS_BESIDE_BLOOMS: [&str; 3] = ["137", "80001", "80002"];
@@ -63,6 +70,8 @@ pub struct EvmSettings {
     pub tokens: Vec<String>,
     /// See [`DecodeSettings::events`].
     pub events: Vec<String>,
+    /// Contracts whose events name further contracts to follow.
+    pub factories: Vec<FactorySettings>,
     /// See [`DecodeSettings::wrapped_native`].
     pub wrapped_native: Vec<String>,
     /// For one HTTP request, its answer included. Default 30 s; at least 10 ms.
@@ -85,6 +94,7 @@ impl Default for EvmSettings {
             ws_url: None,
             tokens: Vec::new(),
             events: Vec::new(),
+            factories: Vec::new(),
             wrapped_native: Vec::new(),
             request_timeout: Duration::from_secs(30),
             body_limit: 64 << 20,
@@ -100,7 +110,11 @@ impl Default for EvmSettings {
 pub struct EvmSource {
     pool: Pool,
     decode: DecodeSettings,
+    factories: Vec<FactorySettings>,
+    /// Made before the network is known: all but the wrapped native token is as it will be.
+    early_decoder: Decoder,
     decoder: OnceLock<Arc<Decoder>>,
+    follow: Follow,
     check_bloom: bool,
     confirm_grace: Duration,
     /// Since when no other URL could be asked about an undo.
@@ -134,8 +148,7 @@ impl EvmSource {
             events: settings.events,
             wrapped_native: settings.wrapped_native,
         };
-        // For its errors: the network, which decides about the wrapped native token, is not known yet.
-        Decoder::new(&decode, None)?;
+        let early_decoder = Decoder::with_factories(&decode, &settings.factories, None)?;
         let client = HttpClient::new(settings.request_timeout, settings.body_limit)?;
         let gate = Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)));
         let mut endpoints = Vec::with_capacity(settings.urls.len());
@@ -147,7 +160,10 @@ impl EvmSource {
         Ok(EvmSource {
             pool: Pool::new(endpoints),
             decode,
+            factories: settings.factories,
+            early_decoder,
             decoder: OnceLock::new(),
+            follow: Follow::default(),
             check_bloom: settings.check_bloom,
             confirm_grace: settings.confirm_grace,
             alone_since: Mutex::new(None),
@@ -168,7 +184,7 @@ impl EvmSource {
         }
         // An id beyond 64 bits is not one of those with a known wrapped native token.
         let network = self.pool.network_id().map(|id| id.parse().unwrap_or(u64::MAX));
-        let decoder = Arc::new(Decoder::new(&self.decode, network)?);
+        let decoder = Arc::new(Decoder::with_factories(&self.decode, &self.factories, network)?);
         Ok(Arc::clone(self.decoder.get_or_init(|| decoder)))
     }
 
@@ -215,11 +231,37 @@ impl EvmSource {
         &self,
         endpoint: Arc<Endpoint>,
         heights: RangeInclusive<Height>,
+        ticket: &Ticket<'_>,
     ) -> Result<Vec<Block>, SourceError> {
         let decoder = self.decoder()?;
+        let fetch = self.fetch(&endpoint, &decoder);
+        if decoder.factories().is_empty() {
+            let reading = fetch.read(heights, &decoder.filters()).await?;
+            return Ok(fetch.blocks(reading, &mut Following::nobody()));
+        }
+        self.follow.blocks(&fetch, heights, ticket).await
+    }
+
+    fn fetch<'f>(&self, endpoint: &'f Endpoint, decoder: &'f Decoder) -> Fetch<'f> {
         let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
-        let fetch = Fetch { endpoint: &endpoint, decoder: &decoder, blooms: self.blooms(), old_to };
-        fetch.blocks(heights).await
+        Fetch { endpoint, decoder, blooms: self.blooms(), old_to }
+    }
+
+    async fn events_of_made(
+        &self,
+        endpoint: Arc<Endpoint>,
+        contracts: Vec<Address>,
+        heights: RangeInclusive<Height>,
+    ) -> Result<(Vec<Block>, Height), SourceError> {
+        let decoder = self.decoder()?;
+        let alone = decoder.for_made_alone();
+        let (filters, mut following) = self.follow.only(&decoder, &contracts);
+        let fetch = self.fetch(&endpoint, &alone);
+        let reading = fetch.read(heights.clone(), &filters).await?;
+        let last = reading.next().prev().unwrap_or_default();
+        let mut blocks = fetch.blocks(reading, &mut following);
+        blocks.retain(|b| !(b.token_events.is_empty() && b.events.is_empty() && b.rejects.is_empty()));
+        Ok((blocks, last))
     }
 
     async fn first_height_of(&self, endpoint: Arc<Endpoint>, contracts: Vec<String>) -> Result<Height, SourceError> {
@@ -328,8 +370,49 @@ impl Source for EvmSource {
         Ok(Identity { kind: Kind::Evm, network_id: self.pool.network_id() })
     }
 
-    async fn resume(&self, _tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {
+    async fn resume(&self, tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {
+        self.follow.resume(tip.map(|tip| tip.height));
         Ok(())
+    }
+
+    fn recalls(&self) -> Vec<Recall> {
+        let creates = self.early_decoder.factories().iter().map(|factory| &factory.creates);
+        let recalls = creates.flat_map(|creates| {
+            let name: Text = creates.name.as_str().into();
+            let emitters: Vec<Option<Text>> = match creates.emitters.as_slice() {
+                [] => vec![None],
+                some => some.iter().map(|emitter| Some(hex::encode_prefixed(emitter).into())).collect(),
+            };
+            emitters.into_iter().map(move |emitter| Recall { emitter, name: Text::clone(&name) })
+        });
+        recalls.collect()
+    }
+
+    async fn recall(&self, events: &[(Height, Event)]) -> Result<(), SourceError> {
+        self.follow.recall(&self.early_decoder, events);
+        Ok(())
+    }
+
+    /// Only what factories' settings say of the contracts that they make: whatever is asked of any contract was stored
+    /// when its block was.
+    async fn events_of(
+        &self,
+        contracts: &[Text],
+        heights: RangeInclusive<Height>,
+    ) -> Result<(Vec<Block>, Height), SourceError> {
+        if self.early_decoder.factories().is_empty() {
+            return Err(SourceError::permanent("no factory is in the settings, so nothing is kept of found contracts"));
+        }
+        let read = |text: &Text| {
+            parse_address(text).ok_or_else(|| SourceError::permanent(format!("contract {text:?} is not an address")))
+        };
+        let contracts = contracts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        if contracts.is_empty() || heights.is_empty() {
+            return Ok((Vec::new(), *heights.end()));
+        }
+        let read =
+            self.pool.run(|endpoint| Box::pin(self.events_of_made(endpoint, contracts.clone(), heights.clone())));
+        self.settled(read.await)
     }
 
     async fn first_height(&self) -> Result<Height, SourceError> {
@@ -368,7 +451,10 @@ impl Source for EvmSource {
         if heights.is_empty() {
             return Ok(Vec::new());
         }
-        self.settled(self.pool.run(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone()))).await)
+        // Before anything is waited for, so that ranges under way at once are known in the order they were asked for.
+        let ticket = self.follow.register(*heights.start());
+        let read = self.pool.run(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone(), &ticket))).await;
+        self.settled(read)
     }
 
     /// # Cancel safety
@@ -429,6 +515,18 @@ impl Source for EvmSource {
             return Ok(Vec::new());
         }
         self.pool.run(|endpoint| Box::pin(self.describe(endpoint, tokens.to_vec()))).await
+    }
+
+    async fn balances_of(
+        &self,
+        at: &BlockRef,
+        pairs: &[(Text, Text)],
+    ) -> Result<Option<Vec<Option<Amount>>>, SourceError> {
+        let read = self.pool.run(|endpoint| {
+            let (at, pairs) = (at.clone(), pairs.to_vec());
+            Box::pin(async move { balances::read(&endpoint, &at, &pairs).await })
+        });
+        read.await.map(Some)
     }
 }
 

@@ -7,11 +7,11 @@ use alloy_dyn_abi::DynSolType;
 use alloy_primitives::{I256, U256, hex};
 use serde_json::{Map, Value};
 
-/// Nesting beyond which a type is refused; Solidity's own limit is lower in practice.
-const MAX_DEPTH: usize = 16;
+/// Nesting beyond which a type is refused; no signature that can be read goes that deep.
+const MAX_DEPTH: usize = 80;
 
 /// A type with the names of its parts, as a signature gives them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shape {
     /// The type.
     pub(super) ty: DynSolType,
@@ -25,16 +25,21 @@ pub(super) struct NotThisType;
 
 type Read<T> = Result<T, NotThisType>;
 
-/// Reads the values of a parameter list, in order. Bytes after the last value are let be, as Solidity does.
+/// Reads the values of a parameter list, in order.
+///
+/// Bytes beyond the last value mean that this is not the type, save for zeros after values without a size of their own:
+/// some compilers pad those to their longest.
 pub(super) fn read_sequence(shapes: &[&Shape], data: &[u8]) -> Read<Vec<Value>> {
     // Honest data says each thing once; pointing many offsets at one text is how 1 MB becomes 1 GB.
-    let mut budget = data.len().saturating_mul(2) + 1024;
+    let mut reader = Reader { whole: data.len(), budget: data.len().saturating_mul(2) + 1024, end: 0 };
     let mut at = 0;
     let mut values = Vec::with_capacity(shapes.len());
     for shape in shapes {
-        values.push(read(shape, data, &mut at, &mut budget, 0)?);
+        values.push(reader.read(shape, data, &mut at, 0)?);
     }
-    Ok(values)
+    let beyond = data.get(reader.end..).unwrap_or_default();
+    let padded = shapes.iter().any(|shape| is_dynamic(&shape.ty));
+    if beyond.is_empty() || padded && beyond.iter().all(|b| *b == 0) { Ok(values) } else { Err(NotThisType) }
 }
 
 /// Reads an indexed parameter: its value, or the hash the chain keeps in place of text, arrays and tuples.
@@ -49,68 +54,98 @@ pub(super) fn read_topic(shape: &Shape, topic: &[u8; 32]) -> Read<Value> {
     }
 }
 
-/// Reads one value whose head is at `at` of the frame `data`, and moves `at` past the head.
-fn read(shape: &Shape, data: &[u8], at: &mut usize, budget: &mut usize, depth: usize) -> Read<Value> {
-    if depth > MAX_DEPTH {
-        return Err(NotThisType);
-    }
-    if !is_dynamic(&shape.ty) {
-        return read_body(shape, data, at, budget, depth);
-    }
-    let start = length(word(data, *at)?)?;
-    *at += 32;
-    let frame = data.get(start..).ok_or(NotThisType)?;
-    read_body(shape, frame, &mut 0, budget, depth)
+/// How far the data was read, and how much may still come out of it.
+struct Reader {
+    /// Size of all the data. Each frame is its rest from some point on, so a frame's own size says where it begins.
+    whole: usize,
+    budget: usize,
+    /// End of the last word that belongs to a value.
+    end: usize,
 }
 
-fn read_body(shape: &Shape, data: &[u8], at: &mut usize, budget: &mut usize, depth: usize) -> Read<Value> {
-    match &shape.ty {
-        DynSolType::Bytes => Ok(hex_text(tail(data, budget)?)),
-        DynSolType::String => Ok(text_or_hex(tail(data, budget)?)),
-        DynSolType::Array(item) => {
-            let count = length(word(data, 0)?)?;
-            let items = data.get(32..).ok_or(NotThisType)?;
-            // An item takes at least a word, so a lie about the count is found before anything is set aside.
-            if count > items.len() / 32 {
-                return Err(NotThisType);
-            }
-            read_items(&shape.with(item), count, items, &mut 0, budget, depth)
+impl Reader {
+    /// Reads one value whose head is at `at` of the frame `data`, and moves `at` past the head.
+    fn read(&mut self, shape: &Shape, data: &[u8], at: &mut usize, depth: usize) -> Read<Value> {
+        if depth > MAX_DEPTH {
+            return Err(NotThisType);
         }
-        DynSolType::FixedArray(item, count) => read_items(&shape.with(item), *count, data, at, budget, depth),
-        DynSolType::Tuple(types) => {
-            if types.len() != shape.components.len() {
-                return Err(NotThisType);
-            }
-            let mut object = Map::new();
-            for (name, part) in &shape.components {
-                object.insert(name.clone(), read(part, data, at, budget, depth + 1)?);
-            }
-            Ok(Value::Object(object))
+        if !is_dynamic(&shape.ty) {
+            return self.read_body(shape, data, at, depth);
         }
-        simple => {
-            spend(budget, 32)?;
-            let value = read_word(simple, word(data, *at)?)?;
-            *at += 32;
-            Ok(value)
-        }
+        let start = length(self.word(data, *at)?)?;
+        *at += 32;
+        let frame = data.get(start..).ok_or(NotThisType)?;
+        self.read_body(shape, frame, &mut 0, depth)
     }
-}
 
-fn read_items(
-    item: &Shape,
-    count: usize,
-    data: &[u8],
-    at: &mut usize,
-    budget: &mut usize,
-    depth: usize,
-) -> Read<Value> {
-    let mut items = Vec::new();
-    for _ in 0..count {
-        // Items without a size of their own (`uint[0]`) must still cost something.
-        spend(budget, 1)?;
-        items.push(read(item, data, at, budget, depth + 1)?);
+    fn read_body(&mut self, shape: &Shape, data: &[u8], at: &mut usize, depth: usize) -> Read<Value> {
+        match &shape.ty {
+            DynSolType::Bytes => Ok(hex_text(self.tail(data)?)),
+            DynSolType::String => Ok(text_or_hex(self.tail(data)?)),
+            DynSolType::Array(item) => {
+                let count = length(self.word(data, 0)?)?;
+                let items = data.get(32..).ok_or(NotThisType)?;
+                // An item takes at least a word, so a lie about the count is found before anything is set aside.
+                if count > items.len() / 32 {
+                    return Err(NotThisType);
+                }
+                self.read_items(&shape.with(item), count, items, &mut 0, depth)
+            }
+            DynSolType::FixedArray(item, count) => self.read_items(&shape.with(item), *count, data, at, depth),
+            DynSolType::Tuple(types) => {
+                if types.len() != shape.components.len() {
+                    return Err(NotThisType);
+                }
+                let mut object = Map::new();
+                for (name, part) in &shape.components {
+                    object.insert(name.clone(), self.read(part, data, at, depth + 1)?);
+                }
+                Ok(Value::Object(object))
+            }
+            simple => {
+                self.spend(32)?;
+                let value = read_word(simple, self.word(data, *at)?)?;
+                *at += 32;
+                Ok(value)
+            }
+        }
     }
-    Ok(Value::Array(items))
+
+    fn read_items(&mut self, item: &Shape, count: usize, data: &[u8], at: &mut usize, depth: usize) -> Read<Value> {
+        let mut items = Vec::new();
+        for _ in 0..count {
+            // Items without a size of their own (an empty tuple) must still cost something.
+            self.spend(1)?;
+            items.push(self.read(item, data, at, depth + 1)?);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn tail<'d>(&mut self, data: &'d [u8]) -> Read<&'d [u8]> {
+        let size = length(self.word(data, 0)?)?;
+        self.spend(size)?;
+        let rest = data.get(32..).ok_or(NotThisType)?;
+        let bytes = rest.get(..size).ok_or(NotThisType)?;
+        // What fills the last word up belongs to it, and need not be there: not all compilers write it.
+        self.reach(rest, size.next_multiple_of(32));
+        Ok(bytes)
+    }
+
+    fn word<'d>(&mut self, data: &'d [u8], at: usize) -> Read<&'d [u8; 32]> {
+        let word = data.get(at..).and_then(<[u8]>::first_chunk).ok_or(NotThisType)?;
+        self.reach(data, at + 32);
+        Ok(word)
+    }
+
+    /// The first `size` bytes of this frame belong to values.
+    fn reach(&mut self, frame: &[u8], size: usize) {
+        self.end = self.end.max(self.whole - frame.len() + size);
+    }
+
+    fn spend(&mut self, bytes: usize) -> Read<()> {
+        self.budget = self.budget.checked_sub(bytes).ok_or(NotThisType)?;
+        Ok(())
+    }
 }
 
 impl Shape {
@@ -157,21 +192,6 @@ fn left_aligned(word: &[u8; 32], size: usize) -> Read<Value> {
     if padding.iter().all(|b| *b == 0) { Ok(hex_text(bytes)) } else { Err(NotThisType) }
 }
 
-fn tail<'d>(data: &'d [u8], budget: &mut usize) -> Read<&'d [u8]> {
-    let size = length(word(data, 0)?)?;
-    spend(budget, size)?;
-    data.get(32..).and_then(|rest| rest.get(..size)).ok_or(NotThisType)
-}
-
-fn spend(budget: &mut usize, bytes: usize) -> Read<()> {
-    *budget = budget.checked_sub(bytes).ok_or(NotThisType)?;
-    Ok(())
-}
-
-fn word(data: &[u8], at: usize) -> Read<&[u8; 32]> {
-    data.get(at..).and_then(<[u8]>::first_chunk).ok_or(NotThisType)
-}
-
 /// A word as an offset or a count: whatever is meant must lie inside the data, so 32 bits are plenty.
 fn length(word: &[u8; 32]) -> Read<usize> {
     let number = U256::from_be_bytes(*word);
@@ -191,11 +211,12 @@ pub(super) fn hex_text(bytes: &[u8]) -> Value {
     Value::String(hex::encode_prefixed(bytes))
 }
 
-/// Text where Postgres can hold it; what is not UTF-8, or holds a NUL, stays hex.
+/// Text where Postgres can hold it. What is not UTF-8, or holds a NUL, becomes `{"hex": "0x…"}`: an object, since a text
+/// may well begin with `0x` itself.
 fn text_or_hex(bytes: &[u8]) -> Value {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => Value::String(text.to_owned()),
-        _ => hex_text(bytes),
+        _ => Value::Object(Map::from_iter([("hex".to_owned(), hex_text(bytes))])),
     }
 }
 
@@ -252,9 +273,14 @@ mod tests {
         let mut data = words(&[32, 2]);
         data.extend([0xc3, 0x28]);
         data.extend([0; 30]);
-        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!("0xc328")]));
+        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!({"hex": "0xc328"})]));
+        // A text that looks like hex is a text.
+        data[63] = 4;
+        data[64..68].copy_from_slice(b"0xff");
+        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!("0xff")]));
+        data[63] = 2;
         data[64..66].copy_from_slice(b"a\0");
-        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!("0x6100")]));
+        assert_eq!(read_sequence(&[&shape("string")], &data), Ok(vec![json!({"hex": "0x6100"})]));
     }
 
     #[test]
@@ -267,6 +293,27 @@ mod tests {
             read_sequence(&[&shape("uint8[2]"), &shape("bool")], &words(&[1, 2, 1])),
             Ok(vec![json!(["1", "2"]), json!(true)])
         );
+    }
+
+    #[test]
+    fn bytes_that_belong_to_no_value_are_refused_unless_they_pad() {
+        let static_pair = [&shape("uint8"), &shape("bool")];
+        assert_eq!(read_sequence(&static_pair, &words(&[1, 1])), Ok(vec![json!("1"), json!(true)]));
+        assert_eq!(read_sequence(&static_pair, &words(&[1, 1, 0])), Err(NotThisType));
+        assert_eq!(read_sequence(&static_pair, &words(&[1])), Err(NotThisType));
+        assert_eq!(read_sequence(&[], &words(&[0])), Err(NotThisType), "there is nothing to pad");
+        let bytes = |more: &[u64]| {
+            let mut data = words(&[32, 2]);
+            data.extend([0xab, 0xcd]);
+            if !more.is_empty() {
+                data.extend([0; 30]);
+                data.extend(words(more));
+            }
+            read_sequence(&[&shape("bytes")], &data)
+        };
+        assert_eq!(bytes(&[]), Ok(vec![json!("0xabcd")]), "the last word need not be filled up");
+        assert_eq!(bytes(&[0, 0]), Ok(vec![json!("0xabcd")]));
+        assert_eq!(bytes(&[0, 1]), Err(NotThisType));
     }
 
     #[test]

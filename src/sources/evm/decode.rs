@@ -6,7 +6,13 @@
 //! - `Deposit(address,uint256)` and `Withdrawal(address,uint256)` of the wrapped native token: it mints and burns
 //!   without a Transfer, and its balances would be wrong without them.
 //!
-//! Everything else is an [`Event`] if one of the given signatures fits it, and nothing otherwise.
+//! Everything else is an [`Event`] if one of the given signatures fits it, and nothing otherwise. Signatures are told
+//! apart by the first topic, the number of topics and the contract; an anonymous one is tried where none of the others
+//! fits, and a log that does not decode as it is taken for another event.
+//!
+//! `attributes` hold numbers as decimal text, bytes and addresses as 0x hex, tuples as objects, and of an indexed text,
+//! array or tuple the hash that the chain keeps in its place. A text that Postgres cannot hold (no UTF-8, or a NUL in it)
+//! is an object of its bytes, `{"hex": "0x…"}`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -14,8 +20,10 @@ use alloy_primitives::{Address, B256, U256, b256, hex};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::factory::{Factory, FactorySettings, Following, Made};
 use super::parse_address;
 use super::signature::Signature;
+use super::signatures::Signatures;
 use crate::chain::{Event, Height, Reject, Text, TokenEvent, Transaction};
 use crate::sources::SourceError;
 
@@ -37,7 +45,7 @@ const WRAPPED_NATIVE: [(u64, &str); 6] = [
 ];
 
 /// Nodes refuse filters with more addresses than some bound (geth: 1,000).
-const ADDRESSES_PER_FILTER: usize = 500;
+pub(super) const ADDRESSES_PER_FILTER: usize = 500;
 
 /// A log as nodes and recorded feeds have it; nothing in it is trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +71,7 @@ pub struct DecodeSettings {
     /// Token contracts whose movements are taken. Empty: every token. The one word `none`: no token at all.
     pub tokens: Vec<String>,
     /// Events to take besides, as `Name(type indexed name, …)`, optionally with ` @ ADDRESS[, ADDRESS…]` for the
-    /// contracts to take them from (default: any contract, listed as a token or not).
+    /// contracts to take them from (default: any contract, listed as a token or not; ` anonymous` ones need them).
     pub events: Vec<String>,
     /// Contracts, besides the network's own, that mint by `Deposit` and burn by `Withdrawal` without a Transfer.
     pub wrapped_native: Vec<String>,
@@ -89,7 +97,7 @@ pub struct Decoded {
 pub(super) struct LogFilter {
     /// Empty: any contract.
     pub(super) addresses: Vec<Address>,
-    /// Never empty.
+    /// Empty: any, or none at all.
     pub(super) topics0: Vec<B256>,
 }
 
@@ -98,7 +106,8 @@ pub(super) struct LogFilter {
 pub struct Decoder {
     tokens: Tokens,
     wrapped: HashSet<Address>,
-    events: HashMap<B256, Vec<Signature>>,
+    events: Signatures,
+    factories: Vec<Factory>,
 }
 
 #[derive(Debug, Clone)]
@@ -141,6 +150,15 @@ impl Decoder {
     /// # Errors
     /// Permanent, naming the setting and the text in it that is wrong.
     pub fn new(settings: &DecodeSettings, network_id: Option<u64>) -> Result<Decoder, SourceError> {
+        Decoder::with_factories(settings, &[], network_id)
+    }
+
+    /// A decoder that also knows factories. What they made is the caller's to keep.
+    pub(super) fn with_factories(
+        settings: &DecodeSettings,
+        factories: &[FactorySettings],
+        network_id: Option<u64>,
+    ) -> Result<Decoder, SourceError> {
         let none = [String::from("none")];
         let tokens = if settings.tokens.is_empty() {
             Tokens::All
@@ -153,25 +171,61 @@ impl Decoder {
         let network = network_id.unwrap_or(1);
         let known = WRAPPED_NATIVE.iter().filter(|(id, _)| *id == network).filter_map(|(_, a)| parse_address(a));
         wrapped.extend(known);
-        let mut events: HashMap<B256, Vec<Signature>> = HashMap::new();
+        let mut events = Signatures::default();
         for text in &settings.events {
-            let signature = Signature::parse(text)?;
-            let same = events.entry(signature.topic0).or_default();
-            let clash = |other: &Signature| {
-                other.topic_count() == signature.topic_count()
-                    && (other.emitters.is_empty()
-                        || signature.emitters.is_empty()
-                        || other.emitters.iter().any(|e| signature.emitters.contains(e)))
-            };
-            if same.iter().any(clash) {
-                return Err(SourceError::permanent(format!(
-                    "event {text:?} cannot be told from another event in the settings: they have the same name, types \
-                     and number of indexed parameters"
-                )));
-            }
-            same.push(signature);
+            events.add(text, Signature::parse(text)?)?;
         }
-        Ok(Decoder { tokens, wrapped, events })
+        let factories =
+            factories.iter().enumerate().map(|(n, f)| Factory::read(n, f)).collect::<Result<Vec<_>, _>>()?;
+        for factory in &factories {
+            events.add(&factory.event, factory.creates.clone())?;
+        }
+        Ok(Decoder { tokens, wrapped, events, factories })
+    }
+
+    /// The same factories' contracts, and nothing besides them.
+    pub(super) fn for_made_alone(&self) -> Decoder {
+        Decoder {
+            tokens: Tokens::Listed(HashSet::new()),
+            wrapped: HashSet::new(),
+            events: Signatures::default(),
+            factories: self.factories.clone(),
+        }
+    }
+
+    /// In the order of the settings.
+    pub(super) fn factories(&self) -> &[Factory] {
+        &self.factories
+    }
+
+    /// The events in which factories name what they made.
+    pub(super) fn factory_filters(&self) -> Vec<LogFilter> {
+        let filter = |factory: &Factory| {
+            let mut addresses = factory.creates.emitters.clone();
+            addresses.sort();
+            addresses.dedup();
+            LogFilter { addresses, topics0: factory.creates.topic0.into_iter().collect() }
+        };
+        self.factories.iter().map(filter).collect()
+    }
+
+    /// The logs of contracts that this factory made; of more than some number, those of any contract are asked for.
+    pub(super) fn made_filters(&self, factory: usize, mut made: Vec<Address>) -> Option<LogFilter> {
+        let Factory { tokens, events, .. } = self.factories.get(factory)?;
+        let any_token = matches!(self.tokens, Tokens::All);
+        let transfers = (*tokens && !any_token).then_some(TRANSFER);
+        let mut topics0: Vec<B256> = events.iter().filter_map(|s| s.topic0).chain(transfers).collect();
+        if topics0.is_empty() || made.is_empty() {
+            return None;
+        }
+        topics0.sort();
+        topics0.dedup();
+        if made.len() > ADDRESSES_PER_FILTER {
+            made.clear();
+        }
+        made.sort();
+        made.dedup();
+        Some(LogFilter { addresses: made, topics0 })
     }
 
     /// What to ask nodes for: together these match every log that [`decode`](Decoder::decode) makes something of.
@@ -198,32 +252,45 @@ impl Decoder {
             want(wrapped.clone(), DEPOSIT);
             want(wrapped, WITHDRAWAL);
         }
-        for signature in self.events.values().flatten() {
-            want(signature.emitters.clone(), signature.topic0);
+        let mut anonymous = BTreeSet::new();
+        for signature in self.events.iter() {
+            match signature.topic0 {
+                Some(topic0) => want(signature.emitters.clone(), topic0),
+                None => anonymous.extend(&signature.emitters),
+            }
         }
-        by_addresses
+        let mut filters: Vec<LogFilter> = by_addresses
             .into_iter()
             .map(|(addresses, mut topics0)| {
                 topics0.sort();
                 topics0.dedup();
                 LogFilter { addresses, topics0 }
             })
-            .collect()
+            .collect();
+        let anonymous: Vec<Address> = anonymous.into_iter().copied().collect();
+        let parts = anonymous.chunks(ADDRESSES_PER_FILTER);
+        filters.extend(parts.map(|part| LogFilter { addresses: part.to_vec(), topics0: Vec::new() }));
+        filters
     }
 
-    /// The contracts that are named in the settings, sorted: listed tokens and emitters of events.
+    /// The contracts that are named in the settings, sorted: listed tokens, emitters of events, factories.
     pub(super) fn contracts(&self) -> Vec<Address> {
         let tokens = match &self.tokens {
             Tokens::All => None,
             Tokens::Listed(tokens) => Some(tokens),
         };
-        let emitters = self.events.values().flatten().flat_map(|signature| &signature.emitters);
+        let emitters = self.events.iter().flat_map(|signature| &signature.emitters);
         let contracts: BTreeSet<Address> = tokens.into_iter().flatten().chain(emitters).copied().collect();
         contracts.into_iter().collect()
     }
 
     /// Reads one block's logs, in any order. An exact copy of a log counts once.
     pub fn decode(&self, logs: Vec<RawLog>) -> Decoded {
+        self.decode_following(logs, &mut Following::nobody())
+    }
+
+    /// As [`decode`](Decoder::decode); contracts that factories made count from the log on that names them.
+    pub(super) fn decode_following(&self, logs: Vec<RawLog>, following: &mut Following<'_>) -> Decoded {
         let mut by_place: BTreeMap<(u64, u64), Vec<RawLog>> = BTreeMap::new();
         for log in logs {
             let there = by_place.entry((log.tx_index, log.log_index)).or_default();
@@ -234,7 +301,7 @@ impl Decoder {
         let mut decoded = Decoded::default();
         let mut names = Names::default();
         for ((tx_index, event_index), logs) in by_place {
-            let mut meanings: Vec<Meaning> = logs.iter().map(|log| self.meaning(log, &mut names)).collect();
+            let mut meanings: Vec<Meaning> = logs.iter().map(|log| self.meaning(log, following, &mut names)).collect();
             let meaning = match meanings.pop() {
                 Some(only) if meanings.is_empty() => only,
                 Some(Meaning::Nothing) if meanings.iter().all(|m| matches!(m, Meaning::Nothing)) => continue,
@@ -260,7 +327,10 @@ impl Decoder {
             match meaning {
                 Meaning::Nothing => {}
                 Meaning::Movement(event) => decoded.token_events.push(event),
-                Meaning::Event(event) => decoded.events.push(event),
+                Meaning::Event(event) => {
+                    self.made(&event).for_each(|(factory, contract)| following.add(factory, contract));
+                    decoded.events.push(event);
+                }
                 Meaning::Refused(reason) => decoded.rejects.push(Reject {
                     // Out of bounds only in a log that is refused; the raw text keeps the truth.
                     tx_index: tx_index.min(Height::MAX.get()),
@@ -273,52 +343,82 @@ impl Decoder {
         decoded
     }
 
-    fn meaning(&self, raw: &RawLog, names: &mut Names) -> Meaning {
-        let Some(log) = Log::read(raw) else { return Meaning::Refused("bad_log") };
-        let Some(topic0) = log.topics.first() else { return Meaning::Nothing };
-        let token_wanted = self.tokens.include(&log.address);
-        if *topic0 == TRANSFER && token_wanted {
-            if let Some((from, to, amount)) = transfer(&log) {
-                return self.movement(raw, &log, names, (from, to, amount));
+    /// What the factories say in these logs of a block, in order.
+    pub(super) fn made_in(&self, height: Height, logs: &[RawLog]) -> Vec<Made> {
+        let creates = |log: &&RawLog| {
+            let topic0 = log.topics.first().and_then(|topic| read_word(topic));
+            topic0.is_some() && self.factories.iter().any(|factory| factory.creates.topic0 == topic0)
+        };
+        let mut logs: Vec<&RawLog> = logs.iter().filter(creates).collect();
+        logs.sort_by_key(|log| (log.tx_index, log.log_index));
+        let mut names = Names::default();
+        let mut made = Vec::new();
+        for log in logs {
+            if let Meaning::Event(event) = self.meaning(log, &Following::nobody(), &mut names) {
+                let more = self.made(&event);
+                made.extend(more.map(|(factory, contract)| Made { height, factory, contract }));
             }
-        } else if (*topic0 == DEPOSIT || *topic0 == WITHDRAWAL) && token_wanted && self.wrapped.contains(&log.address) {
+        }
+        made
+    }
+
+    /// Which contracts this event says were made, and by which factory.
+    pub(super) fn made(&self, event: &Event) -> impl Iterator<Item = (usize, Address)> {
+        let factories = self.factories.iter().enumerate();
+        factories.filter_map(|(n, factory)| factory.made(event).map(|contract| (n, contract)))
+    }
+
+    fn meaning(&self, raw: &RawLog, following: &Following<'_>, names: &mut Names) -> Meaning {
+        let Some(log) = Log::read(raw) else { return Meaning::Refused("bad_log") };
+        let makers = || following.makers(&log.address).filter_map(|factory| self.factories.get(factory));
+        // A listed token was asked for by name, so its odd transfers are worth a word; the same from any of a
+        // million contracts is noise.
+        let token_named = self.tokens.list(&log.address) || makers().any(|factory| factory.tokens);
+        let token_wanted = token_named || self.tokens.include(&log.address);
+        let is = |topic: B256| log.topics.first() == Some(&topic);
+        if is(TRANSFER) && token_wanted {
+            if let Some(parts) = transfer(&log) {
+                return self.movement(raw, &log, names, parts, token_named);
+            }
+        } else if (is(DEPOSIT) || is(WITHDRAWAL)) && token_wanted && self.wrapped.contains(&log.address) {
             return match wrapping(&log) {
-                Some((holder, amount)) if *topic0 == DEPOSIT => {
-                    self.movement(raw, &log, names, (Address::ZERO, holder, amount))
+                Some((holder, amount)) if is(DEPOSIT) => {
+                    self.movement(raw, &log, names, (Address::ZERO, holder, amount), token_named)
                 }
-                Some((holder, amount)) => self.movement(raw, &log, names, (holder, Address::ZERO, amount)),
+                Some((holder, amount)) => self.movement(raw, &log, names, (holder, Address::ZERO, amount), token_named),
                 None => Meaning::Refused("bad_transfer"),
             };
         }
-        let fits = |s: &&Signature| s.topic_count() == log.topics.len() && s.admits(&log.address);
-        if let Some(signature) = self.events.get(topic0).and_then(|same| same.iter().find(fits)) {
+        let of_made = || makers().find_map(|factory| factory.events.named(&log.topics, &log.address));
+        if let Some(signature) = self.events.named(&log.topics, &log.address).or_else(of_made) {
             return match signature.attributes(&log.topics, &log.data) {
-                Ok(attributes) => Meaning::Event(Event {
-                    tx_index: raw.tx_index,
-                    event_index: raw.log_index,
-                    emitter: names.of(&log.address),
-                    name: signature.name.as_str().into(),
-                    keys: log.topics.iter().map(|t| hex_text(t.as_slice())).collect(),
-                    data: words(&log.data),
-                    attributes,
-                }),
+                Ok(attributes) => Meaning::Event(event(raw, &log, names, signature, attributes)),
                 Err(_) => Meaning::Refused("bad_event"),
             };
         }
-        // A listed token was asked for by name, so its odd transfers are worth a word; the same from any of a
-        // million contracts is noise.
-        if *topic0 == TRANSFER && self.tokens.list(&log.address) && log.topics.len() != 4 {
+        if is(TRANSFER) && token_named && log.topics.len() != 4 {
             return Meaning::Refused("bad_transfer");
+        }
+        if let Some(signature) = self.events.anonymous(&log.topics, &log.address)
+            && let Ok(attributes) = signature.attributes(&log.topics, &log.data)
+        {
+            return Meaning::Event(event(raw, &log, names, signature, attributes));
         }
         Meaning::Nothing
     }
 
     /// A movement from nobody to nobody changes nothing: it is left out, or refused if it names an amount.
-    fn movement(&self, raw: &RawLog, log: &Log, names: &mut Names, parts: (Address, Address, U256)) -> Meaning {
+    fn movement(
+        &self,
+        raw: &RawLog,
+        log: &Log,
+        names: &mut Names,
+        parts: (Address, Address, U256),
+        token_named: bool,
+    ) -> Meaning {
         let (from, to, amount) = parts;
         if from.is_zero() && to.is_zero() {
-            let worth_a_word = self.tokens.list(&log.address) && !amount.is_zero();
-            return if worth_a_word { Meaning::Refused("no_party") } else { Meaning::Nothing };
+            return if token_named && !amount.is_zero() { Meaning::Refused("no_party") } else { Meaning::Nothing };
         }
         let mut side = |address: Address| (!address.is_zero()).then(|| names.of(&address));
         let (from, to) = (side(from), side(to));
@@ -343,6 +443,18 @@ impl Log {
             topics: raw.topics.iter().map(|t| read_word(t)).collect::<Option<_>>()?,
             data: hex::decode(strip(&raw.data)?).ok()?,
         })
+    }
+}
+
+fn event(raw: &RawLog, log: &Log, names: &mut Names, signature: &Signature, attributes: Value) -> Event {
+    Event {
+        tx_index: raw.tx_index,
+        event_index: raw.log_index,
+        emitter: names.of(&log.address),
+        name: signature.name.as_str().into(),
+        keys: log.topics.iter().map(|t| hex_text(t.as_slice())).collect(),
+        data: words(&log.data),
+        attributes,
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::decode::{Decoder, LogFilter, RawLog};
 use super::endpoint::{Answer, Call, Endpoint};
+use super::factory::{Following, Made};
 use super::fault::Verdict;
 use super::wire::{self, Blooms, Header, PlacedLog};
 use super::{parse_address, wire::quantity};
@@ -37,7 +38,7 @@ pub(super) enum BloomTrust {
     None,
 }
 
-/// What a fetch needs to know besides the heights.
+/// What a fetch needs to know besides the heights and what to look for.
 pub(super) struct Fetch<'f> {
     pub(super) endpoint: &'f Endpoint,
     pub(super) decoder: &'f Decoder,
@@ -96,37 +97,71 @@ pub(super) async fn links(endpoint: &Endpoint, heights: RangeInclusive<Height>) 
 }
 
 impl Fetch<'_> {
-    /// The blocks at these heights, or at the first of them.
-    pub(super) async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
+    /// What these filters match at these heights, or at the first of them.
+    pub(super) async fn read(
+        &self,
+        heights: RangeInclusive<Height>,
+        filters: &[LogFilter],
+    ) -> Result<Reading, SourceError> {
         let (first, last) = (*heights.start(), *heights.end());
         let old_last = self.old_to.map(|old_to| old_to.min(last)).filter(|old_last| *old_last > first);
         let by_range = old_last.is_some();
         let last = old_last.unwrap_or_else(|| last.min(first.plus(BY_HASH_AT_ONCE - 1)));
-        let filters = self.decoder.filters();
         let (headers, mut logs) = if by_range {
             // Logs first: what they name is then compared with headers that are newer than they are.
-            let logs = self.logs_by_range(&filters, first, last).await?;
+            let logs = self.logs_by_range(filters, first, last).await?;
             (headers(self.endpoint, first..=last).await?, logs)
         } else {
             let headers = headers(self.endpoint, first..=last).await?;
-            let logs = self.logs_by_hash(&filters, &headers.iter().collect::<Vec<_>>()).await?;
+            let logs = self.logs_by_hash(filters, &headers.iter().collect::<Vec<_>>()).await?;
             (headers, logs)
         };
         if headers.is_empty() {
             return Err(self.endpoint.lies(first, "it is not there, though the head is not below it"));
         }
-        let suspects = self.check(&filters, &headers, &mut logs)?;
-        let suspects: Vec<&Header> = headers.iter().filter(|h| suspects.contains(&h.link.hash)).collect();
-        if by_range {
-            self.read_again(&filters, &suspects, &mut logs).await?;
-        } else {
-            self.prove_complete(&filters, &suspects, &mut logs).await?;
-        }
-        Ok(headers.into_iter().map(|header| self.block(header, &mut logs)).collect())
+        self.check_all(filters, &headers, &mut logs, by_range).await?;
+        Ok(Reading { headers, logs, by_range })
     }
 
-    fn block(&self, header: Header, logs: &mut Logs) -> Block {
-        let decoded = self.decoder.decode(logs.remove(&header.link.hash).unwrap_or_default());
+    /// Adds what more filters match in these blocks, from this height on.
+    pub(super) async fn read_more(
+        &self,
+        reading: &mut Reading,
+        from: Height,
+        filters: &[LogFilter],
+    ) -> Result<(), SourceError> {
+        let begin = reading.headers.partition_point(|header| header.link.height < from);
+        let headers = &reading.headers[begin..];
+        let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(()) };
+        let mut logs = if reading.by_range {
+            self.logs_by_range(filters, first.link.height, last.link.height).await?
+        } else {
+            self.logs_by_hash(filters, &headers.iter().collect::<Vec<_>>()).await?
+        };
+        self.check_all(filters, headers, &mut logs, reading.by_range).await?;
+        for (hash, more) in logs {
+            // A log that both asked for is in both: an exact copy counts once.
+            reading.logs.entry(hash).or_default().extend(more);
+        }
+        Ok(())
+    }
+
+    /// What the factories say in these blocks.
+    pub(super) fn made_in(&self, reading: &Reading) -> Vec<Made> {
+        let logs = |header: &Header| reading.logs.get(&header.link.hash).map(Vec::as_slice).unwrap_or_default();
+        let headers = reading.headers.iter();
+        headers.flat_map(|header| self.decoder.made_in(header.link.height, logs(header))).collect()
+    }
+
+    /// The blocks that were read, decoded.
+    pub(super) fn blocks(&self, mut reading: Reading, following: &mut Following<'_>) -> Vec<Block> {
+        let headers = reading.headers.into_iter();
+        headers.map(|header| self.block(header, &mut reading.logs, following)).collect()
+    }
+
+    fn block(&self, header: Header, logs: &mut Logs, following: &mut Following<'_>) -> Block {
+        let logs = logs.remove(&header.link.hash).unwrap_or_default();
+        let decoded = self.decoder.decode_following(logs, following);
         Block {
             link: header.link,
             time: header.time,
@@ -134,6 +169,23 @@ impl Fetch<'_> {
             token_events: decoded.token_events,
             events: decoded.events,
             rejects: decoded.rejects,
+        }
+    }
+
+    /// Compares logs with headers, and sees to blocks that may hold more.
+    async fn check_all(
+        &self,
+        filters: &[LogFilter],
+        headers: &[Header],
+        logs: &mut Logs,
+        by_range: bool,
+    ) -> Result<(), SourceError> {
+        let suspects = self.check(filters, headers, logs)?;
+        let suspects: Vec<&Header> = headers.iter().filter(|h| suspects.contains(&h.link.hash)).collect();
+        if by_range {
+            self.read_again(filters, &suspects, logs).await
+        } else {
+            self.prove_complete(filters, &suspects, logs).await
         }
     }
 
@@ -324,6 +376,21 @@ impl Fetch<'_> {
     }
 }
 
+/// Blocks in hand, checked and not decoded yet.
+pub(super) struct Reading {
+    /// Never empty; without a hole.
+    headers: Vec<Header>,
+    logs: Logs,
+    by_range: bool,
+}
+
+impl Reading {
+    /// The height after the last block.
+    pub(super) fn next(&self) -> Height {
+        self.headers.last().map(|header| header.link.height.next()).unwrap_or_default()
+    }
+}
+
 /// Logs by the hash of their block.
 type Logs = HashMap<Hash, Vec<RawLog>>;
 
@@ -339,8 +406,10 @@ fn logs_call(place: &[(&str, Value)], filter: Option<&LogFilter>) -> Call {
             let addresses: Vec<String> = filter.addresses.iter().map(hex::encode_prefixed).collect();
             object.insert("address".into(), json!(addresses));
         }
-        let topics: Vec<String> = filter.topics0.iter().map(hex::encode_prefixed).collect();
-        object.insert("topics".into(), json!([topics]));
+        if !filter.topics0.is_empty() {
+            let topics: Vec<String> = filter.topics0.iter().map(hex::encode_prefixed).collect();
+            object.insert("topics".into(), json!([topics]));
+        }
     }
     Call::new("eth_getLogs", json!([object]))
 }
@@ -348,7 +417,7 @@ fn logs_call(place: &[(&str, Value)], filter: Option<&LogFilter>) -> Call {
 fn matches(filter: &LogFilter, log: &RawLog) -> bool {
     let address = parse_address(&log.address);
     let topic = log.topics.first().and_then(|topic| super::decode::read_word(topic));
-    topic.is_some_and(|topic| filter.topics0.contains(&topic))
+    (filter.topics0.is_empty() || topic.is_some_and(|topic| filter.topics0.contains(&topic)))
         && (filter.addresses.is_empty() || address.is_some_and(|a| filter.addresses.binary_search(&a).is_ok()))
 }
 
@@ -360,7 +429,8 @@ fn items(log: &RawLog) -> impl Iterator<Item = Vec<u8>> {
 /// Whether the bloom promises logs, for some filter or for some token of it, of which there is none.
 fn may_hold_more(filters: &[LogFilter], bloom: &[u8; 256], logs: &[RawLog], blooms: &mut Blooms) -> bool {
     filters.iter().any(|filter| {
-        if !filter.topics0.iter().any(|topic| blooms.may_hold(bloom, topic.as_slice())) {
+        let any_topic = filter.topics0.is_empty();
+        if !any_topic && !filter.topics0.iter().any(|topic| blooms.may_hold(bloom, topic.as_slice())) {
             return false;
         }
         let mine = || logs.iter().filter(|log| matches(filter, log));

@@ -35,7 +35,11 @@ pub(super) async fn read(endpoint: &Endpoint, tokens: &[Text]) -> Result<Vec<Tok
     Ok(described)
 }
 
-fn bytes(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Vec<u8>>, SourceError> {
+/// The bytes that a contract answers with; none if it fails.
+///
+/// # Errors
+/// When it is the node that fails.
+pub(super) fn bytes(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Vec<u8>>, SourceError> {
     match answer {
         Ok(raw) => Ok(serde_json::from_str::<String>(raw.get()).ok().and_then(|text| hex::decode(text).ok())),
         Err(error) => match error.verdict(call.method) {

@@ -13,14 +13,15 @@ use crate::sources::SourceError;
 pub(super) struct Signature {
     /// Its name, without parameters.
     pub(super) name: String,
-    /// Hash of its canonical form: what the first topic must be.
-    pub(super) topic0: B256,
+    /// Hash of its canonical form: what the first topic must be. None: it is anonymous, and its topics are its indexed
+    /// parameters alone.
+    pub(super) topic0: Option<B256>,
     /// Who must say it; empty: anybody.
     pub(super) emitters: Vec<Address>,
     inputs: Vec<Input>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Input {
     name: String,
     indexed: bool,
@@ -28,7 +29,7 @@ struct Input {
 }
 
 impl Signature {
-    /// Reads `[event ]Name(type [indexed] [name], …)[ @ address[, address…]]`.
+    /// Reads `[event ]Name(type [indexed] [name], …)[ anonymous][ @ address[, address…]]`.
     ///
     /// # Errors
     /// A permanent error that names the setting `event` and shows the text.
@@ -47,19 +48,47 @@ impl Signature {
             .into_iter()
             .map(|a| parse_address(a).ok_or_else(|| bad(format!("{a:?} is not an address"))))
             .collect::<Result<Vec<_>, _>>()?;
-        let (name, inputs) = Reader::new(signature).event().map_err(bad)?;
-        if inputs.iter().filter(|i| i.indexed).count() > 3 {
-            return Err(bad("at most three parameters can be indexed".into()));
+        let (name, inputs, anonymous) = Reader::new(signature).event().map_err(bad)?;
+        let most = if anonymous { 4 } else { 3 };
+        if inputs.iter().filter(|i| i.indexed).count() > most {
+            return Err(bad(format!("at most {most} parameters can be indexed")));
+        }
+        if anonymous && emitters.is_empty() {
+            return Err(bad("an anonymous event has no topic to know it by, so it needs its contract".into()));
         }
         // From the resolved types, not from the text: `uint` must hash as `uint256`.
         let types: Vec<String> = inputs.iter().map(|i| type_name(&i.shape.ty)).collect();
-        let topic0 = alloy_primitives::keccak256(format!("{name}({})", types.join(",")));
+        let topic0 = (!anonymous).then(|| alloy_primitives::keccak256(format!("{name}({})", types.join(","))));
         Ok(Signature { name, topic0, emitters, inputs })
     }
 
     /// How many topics such a log has, its own hash included.
     pub(super) fn topic_count(&self) -> usize {
-        1 + self.inputs.iter().filter(|i| i.indexed).count()
+        usize::from(self.topic0.is_some()) + self.inputs.iter().filter(|i| i.indexed).count()
+    }
+
+    /// Whether a log of both could not be told apart: the same first topic, as many topics, a contract in common.
+    pub(super) fn clashes(&self, other: &Signature) -> bool {
+        self.topic0 == other.topic0
+            && self.topic_count() == other.topic_count()
+            && (self.emitters.is_empty()
+                || other.emitters.is_empty()
+                || self.emitters.iter().any(|emitter| other.emitters.contains(emitter)))
+    }
+
+    /// Whether both read a log alike, whoever says it.
+    pub(super) fn reads_as(&self, other: &Signature) -> bool {
+        self.name == other.name && self.topic0 == other.topic0 && self.inputs == other.inputs
+    }
+
+    /// The type of the parameter of this name.
+    pub(super) fn parameter(&self, name: &str) -> Option<&DynSolType> {
+        self.inputs.iter().find(|input| input.name == name).map(|input| &input.shape.ty)
+    }
+
+    /// The names of its parameters, in order.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().map(|input| input.name.as_str())
     }
 
     /// Whether a log of `emitter` may be this event.
@@ -67,11 +96,11 @@ impl Signature {
         self.emitters.is_empty() || self.emitters.contains(emitter)
     }
 
-    /// Named values of a log whose first topic and number of topics fit.
+    /// Named values of a log whose first topic (if it has one of its own) and number of topics fit.
     pub(super) fn attributes(&self, topics: &[B256], data: &[u8]) -> Result<Value, NotThisType> {
         let plain: Vec<&Shape> = self.inputs.iter().filter(|i| !i.indexed).map(|i| &i.shape).collect();
         let mut plain = abi::read_sequence(&plain, data)?.into_iter();
-        let mut indexed = topics.iter().skip(1);
+        let mut indexed = topics.iter().skip(usize::from(self.topic0.is_some()));
         let mut object = Map::new();
         for input in &self.inputs {
             let value = if input.indexed {
@@ -98,7 +127,8 @@ impl<'t> Reader<'t> {
         Reader { rest: text.trim(), depth: 0 }
     }
 
-    fn event(&mut self) -> Result<(String, Vec<Input>), String> {
+    /// Name, parameters, and whether it is anonymous.
+    fn event(&mut self) -> Result<(String, Vec<Input>, bool), String> {
         let mut name = self.word();
         if name == "event" {
             name = self.word();
@@ -107,14 +137,12 @@ impl<'t> Reader<'t> {
             return Err("it has no name".into());
         }
         let inputs = self.list()?;
-        if self.word() == "anonymous" {
-            return Err("an anonymous event has no topic to know it by".into());
-        }
+        let anonymous = self.take_word("anonymous");
         self.take(';');
         if !self.rest.is_empty() {
             return Err(format!("{:?} after its end is not understood", self.rest));
         }
-        Ok((name.to_owned(), inputs))
+        Ok((name.to_owned(), inputs, anonymous))
     }
 
     /// `( parameter, … )`
@@ -149,14 +177,14 @@ impl<'t> Reader<'t> {
             Shape { ty, components: parts.into_iter().map(|part| (part.name, part.shape)).collect() }
         } else {
             let ty = DynSolType::parse(word).map_err(|_| format!("{word:?} is not a type"))?;
+            if ty == DynSolType::Address {
+                self.take_word("payable");
+            }
             Shape { ty, components: Vec::new() }
         };
         let shape = self.brackets(shape)?;
-        let mut name = self.word();
-        let indexed = name == "indexed";
-        if indexed {
-            name = self.word();
-        }
+        let indexed = self.take_word("indexed");
+        let name = self.word();
         let name = if name.is_empty() { format!("arg{index}") } else { name.to_owned() };
         Ok(Input { name, indexed, shape })
     }
@@ -188,6 +216,15 @@ impl<'t> Reader<'t> {
         word
     }
 
+    fn take_word(&mut self, wanted: &str) -> bool {
+        let before = self.rest;
+        let taken = self.word() == wanted;
+        if !taken {
+            self.rest = before;
+        }
+        taken
+    }
+
     fn take(&mut self, wanted: char) -> bool {
         match self.rest.strip_prefix(wanted) {
             Some(rest) => {
@@ -217,7 +254,7 @@ mod tests {
     use serde_json::json;
 
     fn topic(text: &str) -> B256 {
-        Signature::parse(text).expect("a signature").topic0
+        Signature::parse(text).expect("a signature").topic0.expect("not anonymous")
     }
 
     #[test]
@@ -236,6 +273,10 @@ mod tests {
             keccak256("Log((uint256,bytes32[2])[],int8)")
         );
         assert_eq!(topic("Empty ( )"), keccak256("Empty()"));
+        assert_eq!(
+            topic("Paid(address payable indexed to, address payable[] others, function callback, int, bytes1 payable)"),
+            keccak256("Paid(address,address[],function,int256,bytes1)")
+        );
         assert_eq!(topic("One((uint a) x)"), keccak256("One((uint256))"));
     }
 
@@ -247,6 +288,15 @@ mod tests {
             "Transfer(addres a)",
             "T(uint256 a, uint256 a)",
             "T(uint256 a) anonymous",
+            "T(uint indexed, uint indexed, uint indexed, uint indexed, uint indexed) anonymous @ 0xC02aaA39b223FE8D0A0e5C4F27eAD9083C756Cc2",
+            "T(uint7 a)",
+            "T(uint264 a)",
+            "T(int0 a)",
+            "T(bytes0 a)",
+            "T(bytes33 a)",
+            "T(fixed a)",
+            "T(mapping a)",
+            "T(uint payable a)",
             "T(uint indexed a, uint indexed b, uint indexed c, uint indexed d)",
             "T(uint a) @ 0x12",
             "T(uint a) @",
@@ -268,9 +318,26 @@ mod tests {
         let mut data = vec![0; 64];
         data[31] = 7;
         data[63] = 1;
-        let topics = [signature.topic0, B256::repeat_byte(9)];
+        let topics = [B256::ZERO, B256::repeat_byte(9)];
         let attributes = signature.attributes(&topics, &data).expect("decodes");
         assert_eq!(attributes, json!({"arg0": "7", "arg1": format!("0x{}", "09".repeat(32)), "named": true}));
+    }
+
+    #[test]
+    fn anonymous_events_spend_no_topic_on_their_name() {
+        let text = "Note(bytes4 indexed sig, address indexed a, bytes32 indexed b, bytes32 indexed c, bytes d) anonymous \
+                    @ 0xC02aaA39b223FE8D0A0e5C4F27eAD9083C756Cc2";
+        let signature = Signature::parse(text).expect("a signature");
+        assert_eq!((signature.topic0, signature.topic_count()), (None, 4));
+        let mut sig = B256::ZERO;
+        sig[..4].copy_from_slice(&[1, 2, 3, 4]);
+        let topics = [sig, B256::ZERO, B256::repeat_byte(5), B256::ZERO];
+        let mut data = vec![0; 64];
+        data[31] = 32;
+        let attributes = signature.attributes(&topics, &data).expect("decodes");
+        assert_eq!((&attributes["sig"], &attributes["d"]), (&json!("0x01020304"), &json!("0x")));
+        // Another event's hash is no four bytes.
+        assert!(signature.attributes(&[B256::repeat_byte(7); 4], &data).is_err());
     }
 
     #[test]
@@ -282,7 +349,7 @@ mod tests {
         data[95] = 5;
         data[127] = 1;
         data[159] = 0xff;
-        let attributes = signature.attributes(&[signature.topic0], &data).expect("decodes");
+        let attributes = signature.attributes(&[B256::ZERO], &data).expect("decodes");
         let c = format!("0x{}ff", "00".repeat(19));
         assert_eq!(attributes, json!({"list": [{"a": "5", "d": {"b": true, "c": c}}]}));
     }
