@@ -6,18 +6,21 @@ create table projections (
     tables text[] not null default '{}',
     after text collate "C",
     chain_id bigint,
+    kind text collate "C",
     start_height bigint,
     settings jsonb not null default '{}',
     constraint projections_pkey primary key (name),
     constraint projections_name_is_1_to_48_letters_digits_underscores check (name ~ '^[a-z_][a-z0-9_]{0,47}$'),
     constraint projections_after_is_known foreign key (after) references projections,
     constraint projections_chain_is_known foreign key (chain_id) references chains,
+    constraint projections_kind_is_known check (kind in ('evm', 'gno', 'starknet', 'other')),
     constraint projections_start_height_is_not_negative check (start_height >= 0)
 );
 comment on table projections is 'Named pieces of derived state and the tables they own.';
 comment on column projections.apply is 'The SQL function called with (chain_id, height) for each block; null: the program itself applies it.';
 comment on column projections.after is 'Runs in this projection''s transactions, after it.';
 comment on column projections.chain_id is 'The one chain it follows; null: every chain.';
+comment on column projections.kind is 'The kind of chain it is about; null: every kind.';
 comment on column projections.start_height is 'Blocks below this height do not concern it.';
 insert into projections (name, tables) values ('token_balances', '{balances,balance_history}');
 

@@ -161,7 +161,7 @@ pub async fn run(
 ) -> Result<(), ProcessError> {
     let mut tasks: HashMap<(ChainId, String), JoinHandle<Result<(), ProcessError>>> = HashMap::new();
     let mut reader: Option<LedgerRead> = None;
-    let mut registered = false;
+    let mut registered = Vec::new();
     let mut pause = Pause::default();
     let mut result = Ok(());
     while !shutdown.is_cancelled() {
@@ -217,20 +217,21 @@ async fn tasks_to_run(
     store: &Store,
     reader: &mut Option<LedgerRead>,
     settings: &ProcessSettings,
-    registered: &mut bool,
+    registered: &mut Vec<String>,
 ) -> Result<Vec<(ChainId, String, Work)>, StoreError> {
-    if !*registered {
-        for projection in &settings.projections.0 {
-            projection.prepare(store).await?;
-            store.register_projection(projection.name(), &projection.tables()).await?;
-        }
-        *registered = true;
-    }
     let reader = match reader {
         Some(reader) => reader,
         None => reader.insert(LedgerRead::connect(store).await?),
     };
-    let chains = reader.chain_ids().await?;
+    let chains = reader.chains().await?;
+    for projection in &settings.projections.0 {
+        let concerned = chains.iter().any(|(_, kind)| projection.kind().is_none_or(|only| only == *kind));
+        if concerned && !registered.iter().any(|name| name == projection.name()) {
+            projection.prepare(store).await?;
+            store.register_projection(projection.name(), &projection.tables(), projection.kind()).await?;
+            registered.push(projection.name().to_owned());
+        }
+    }
     let mut found = Vec::new();
     for row in reader.projections().await? {
         let work = match settings.projections.named(&row.name) {
@@ -240,8 +241,10 @@ async fn tasks_to_run(
             // Applied by another program.
             None => continue,
         };
-        let concerned = chains.iter().filter(|c| row.chain.is_none_or(|only| only == **c));
-        found.extend(concerned.map(|c| (*c, row.name.clone(), work.clone())));
+        let concerned = chains.iter().filter(|(chain, kind)| {
+            row.chain.is_none_or(|only| only == *chain) && row.kind.is_none_or(|only| only == *kind)
+        });
+        found.extend(concerned.map(|(chain, _)| (*chain, row.name.clone(), work.clone())));
     }
     Ok(found)
 }

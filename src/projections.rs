@@ -8,6 +8,7 @@ pub mod token_balances;
 
 use async_trait::async_trait;
 
+use crate::chain::Kind;
 use crate::store::{BlockError, BlockTransaction, Store, StoreError};
 
 /// A piece of derived state that code of yours keeps: for each block it writes what follows from it, and nothing else.
@@ -40,6 +41,12 @@ pub trait Projection: Send + Sync {
     /// The tables it owns, with their schema (`public.largest`); in the order in which [`prepare`](Projection::prepare)
     /// made them.
     fn tables(&self) -> Vec<String>;
+
+    /// The kind of chain it is about; none, as by default: every chain. Known to the database from the first start on
+    /// that has such a chain.
+    fn kind(&self) -> Option<Kind> {
+        None
+    }
 
     /// What its state is made by. Another text than before has the projection emptied and applied again from its start.
     fn version(&self) -> String {

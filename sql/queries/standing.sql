@@ -9,6 +9,6 @@ select c.name as chain, p.name as projection, c.head_height, c.final_height,
     (select count(*) from reorgs r where r.chain_id = c.chain_id and r.projection = p.name) as reorgs,
     (select count(*) from rejected_events r where r.chain_id = c.chain_id) as rejected_events
 from chains c
-cross join projections p
+join projections p on coalesce(p.chain_id, c.chain_id) = c.chain_id and coalesce(p.kind, c.kind) = c.kind
 left join checkpoints k on k.chain_id = c.chain_id and k.projection = p.name
 order by c.name, p.name

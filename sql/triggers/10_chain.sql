@@ -22,7 +22,8 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
         insert into checkpoints (chain_id, projection)
         select chain, p.name from projections p, chains c
-        where c.chain_id = chain and lowest_height <= c.final_height and coalesce(p.chain_id, chain) = chain
+        where c.chain_id = chain and lowest_height <= c.final_height
+          and coalesce(p.chain_id, chain) = chain and coalesce(p.kind, c.kind) = c.kind
         on conflict do nothing;
         perform from checkpoints k join chains c on c.chain_id = k.chain_id
         where k.chain_id = chain and lowest_height <= c.final_height

@@ -226,9 +226,9 @@ begin
                   hint = 'select name from projections lists them.';
     end if;
     insert into checkpoints (chain_id, projection)
-    select cid, p.name from projections p
+    select cid, p.name from projections p join chains c on c.chain_id = cid
     where (p.name = checkpoints_named.projection or checkpoints_named.projection is null)
-      and coalesce(p.chain_id, cid) = cid
+      and coalesce(p.chain_id, cid) = cid and coalesce(p.kind, c.kind) = c.kind
     on conflict do nothing;
     return query select p.name::text from projections p
         where p.name = checkpoints_named.projection or checkpoints_named.projection is null;

@@ -405,7 +405,7 @@ begin
 end $$;
 
 -- A projection that the program applies: its tables are tracked, its name is known.
-create or replace function register_projection(name text, tables text[]) returns void
+create or replace function register_projection(name text, tables text[], kind text default null) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -418,7 +418,7 @@ begin
     from unnest(register_projection.tables) with ordinality t(rel, o);
     select p.tables into known from projections p where p.name = register_projection.name;
     if not found then
-        insert into projections (name, tables) values (register_projection.name, wanted);
+        insert into projections (name, tables, kind) values (register_projection.name, wanted, register_projection.kind);
     elsif exists (select from projections p where p.name = register_projection.name and p.apply is not null) then
         raise exception 'there is a projection named % already, and a function applies it', register_projection.name
             using errcode = 'unique_violation', constraint = 'projection_name_is_taken',

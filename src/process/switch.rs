@@ -195,11 +195,21 @@ pub(super) fn log_reorg(of: Of<'_>, ancestor: Option<&BlockRef>, depth: u64, app
     let elapsed_ms = took.as_millis() as u64;
     match ancestor {
         Some(a) => tracing::info!(
-            chain, projection, height = a.height.get(), depth, applied, elapsed_ms,
-            "Reverted {depth} blocks of {chain} to {}, applied {applied} in their place", a.height
+            chain,
+            projection,
+            height = a.height.get(),
+            depth,
+            applied,
+            elapsed_ms,
+            "Reverted {depth} blocks of {chain} to {}, applied {applied} in their place",
+            a.height
         ),
         None => tracing::info!(
-            chain, projection, depth, applied, elapsed_ms,
+            chain,
+            projection,
+            depth,
+            applied,
+            elapsed_ms,
             "Reverted all {depth} blocks of {chain}, applied {applied} in their place"
         ),
     }

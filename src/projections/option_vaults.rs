@@ -22,16 +22,109 @@ pub mod state;
 pub mod steps;
 pub mod transition;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
 use serde_json::json;
 
-use crate::chain::{Event, Height};
-use crate::store::Refused;
+use super::Projection;
+use super::token_balances::OnBadEvent;
+use crate::chain::{Event, Height, Kind, Text};
+use crate::store::{BlockError, BlockTransaction, Refused};
 
 pub use state::{Table, Working, wanted};
 pub use steps::{Class, Directory, Step, addresses, read};
 
 /// The projection's name in `projections` and `checkpoints`.
 pub const NAME: &str = "option_vaults";
+
+/// The projection's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Deployers whose `ContractDeployed` is believed, in canonical text. None by default: vaults are registered.
+    pub deployers: BTreeSet<Text>,
+    /// Classes whose deployments are followed without being registered, by class hash in canonical text.
+    pub classes: BTreeMap<Text, Class>,
+    /// What to do with an event that cannot be read or does not fit.
+    pub on_bad_event: OnBadEvent,
+}
+
+/// The projection: the vaults of `vault_registry`, and those of known classes, on every Starknet chain.
+#[derive(Debug, Clone, Default)]
+pub struct OptionVaults {
+    settings: Settings,
+}
+
+impl OptionVaults {
+    /// With these settings.
+    pub fn new(settings: Settings) -> OptionVaults {
+        OptionVaults { settings }
+    }
+}
+
+#[async_trait]
+impl Projection for OptionVaults {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn tables(&self) -> Vec<String> {
+        const TABLES: [&str; 8] = [
+            "vaults",
+            "vault_history",
+            "liquidity_providers",
+            "liquidity_provider_history",
+            "option_rounds",
+            "queued_liquidity",
+            "option_buyers",
+            "option_bids",
+        ];
+        TABLES.map(|table| format!("ebbtide.{table}")).to_vec()
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        Some(Kind::Starknet)
+    }
+
+    async fn apply(&self, block: &BlockTransaction<'_>) -> Result<(), BlockError> {
+        let events = block.events().await?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        let (chain, at) = (block.chain(), block.block());
+        let statements = block.vaults().await?;
+        let mut directory = Directory {
+            deployers: self.settings.deployers.clone(),
+            classes: self.settings.classes.clone(),
+            ..Directory::default()
+        };
+        for found in statements.followed(block.client(), chain, at.height, &addresses(&events)).await? {
+            directory.add(found);
+        }
+        let steps = read(&mut directory, &events);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Working::default();
+        for row in statements.load(block.client(), chain, &wanted(&steps)).await? {
+            rows.load(row);
+        }
+        let at_time = At { height: at.height, time: block.time().await? };
+        for refused in apply(&mut rows, at_time, &steps) {
+            if self.settings.on_bad_event == OnBadEvent::Halt {
+                let reason = format!(
+                    "event {} of transaction {} cannot be applied: {}: {}",
+                    refused.event_index, refused.tx_index, refused.reason, refused.raw["fault"]
+                );
+                return Err(BlockError::Refused { reason });
+            }
+            let (tx_index, event_index) = (refused.tx_index.unsigned_abs(), refused.event_index.unsigned_abs());
+            block.reject(tx_index, event_index, refused.raw, refused.reason).await?;
+        }
+        statements.put(block.client(), chain, at, &rows.changes()).await?;
+        Ok(())
+    }
+}
 
 /// The block whose events are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,10 +36,16 @@ impl LedgerRead {
         })
     }
 
-    /// The chains there are, by number.
-    pub async fn chain_ids(&self) -> Result<Vec<ChainId>, StoreError> {
-        let rows = self.client.query("select chain_id from chains order by chain_id", &[]).await?;
-        Ok(rows.iter().map(|row| ChainId(row.get(0))).collect())
+    /// The chains there are, by number, with their kinds.
+    pub async fn chains(&self) -> Result<Vec<(ChainId, Kind)>, StoreError> {
+        let rows = self.client.query("select chain_id, kind from chains order by chain_id", &[]).await?;
+        rows.iter()
+            .map(|row| {
+                let kind: &str = row.try_get(1)?;
+                let unknown = || StoreError::Nonsense { what: format!("chains.kind {kind}") };
+                Ok((ChainId(row.try_get(0)?), Kind::parse(kind).ok_or_else(unknown)?))
+            })
+            .collect()
     }
 
     /// What a plan begins with; none: the chain is gone, or the projection. Makes the checkpoint if there is none.

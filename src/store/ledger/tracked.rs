@@ -3,11 +3,13 @@
 use std::fmt;
 
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Row, Statement, Transaction};
 
 use super::{Fence, LedgerWrite, Refused, Switch, Undone, count, height};
-use crate::chain::{Amount, BlockRef, ChainId, Event, Height, TokenEvent};
+use crate::chain::{Amount, BlockRef, ChainId, Event, Height, Kind, TokenEvent};
 use crate::store::numeric::Numeric;
+use crate::store::vaults::VaultStatements;
 use crate::store::{Store, StoreError};
 
 /// A projection as `projections` has it.
@@ -21,6 +23,8 @@ pub struct ProjectionRow {
     pub after: Option<String>,
     /// The one chain it concerns; none: every chain.
     pub chain: Option<ChainId>,
+    /// The kind of chain it concerns; none: every kind.
+    pub kind: Option<Kind>,
 }
 
 /// One block for a projection with tracked tables.
@@ -52,6 +56,7 @@ pub(super) struct TrackedStatements {
     begin_block: Statement,
     enter_block: Statement,
     leave_block: Statement,
+    vaults: OnceCell<VaultStatements>,
     undo_blocks: Statement,
     empty_projection: Statement,
 }
@@ -68,6 +73,7 @@ impl TrackedStatements {
             begin_block: client.prepare(&["select begin_block", STEP].concat()).await?,
             enter_block: client.prepare("select check_shapes($1), enter_block($1, $2, $3, $4)").await?,
             leave_block: client.prepare("select leave_block($1)").await?,
+            vaults: OnceCell::new(),
             undo_blocks: client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7)").await?,
             empty_projection: client.prepare("select * from empty_projection($1, $2, $3)").await?,
         })
@@ -191,7 +197,8 @@ impl Switch<'_> {
 
     /// The block begun by [`begin_block`](Self::begin_block), to write it.
     pub fn block<'a>(&'a self, block: &'a BlockRef) -> BlockTransaction<'a> {
-        BlockTransaction { tx: &self.tx, chain: self.chain, projection: &self.projection, block }
+        let vaults = &self.statements.tracked.vaults;
+        BlockTransaction { tx: &self.tx, chain: self.chain, projection: &self.projection, block, vaults }
     }
 
     /// Ends the block: nothing else may have been written.
@@ -326,6 +333,7 @@ pub struct BlockTransaction<'a> {
     chain: ChainId,
     projection: &'a str,
     block: &'a BlockRef,
+    vaults: &'a OnceCell<VaultStatements>,
 }
 
 impl fmt::Debug for BlockTransaction<'_> {
@@ -349,6 +357,13 @@ impl<'a> BlockTransaction<'a> {
     /// `ebbtide`, the schemas of the projection's tables and `public`. It is committed, or rolled back, by whoever opened it.
     pub fn client(&self) -> &Transaction<'a> {
         self.tx
+    }
+
+    /// The statements of the option vaults, prepared at their first use on this connection. Until the block ends, the
+    /// planner looks rows up by their keys.
+    pub(crate) async fn vaults(&self) -> Result<&'a VaultStatements, StoreError> {
+        self.tx.batch_execute("set local enable_hashjoin = off; set local enable_mergejoin = off").await?;
+        self.vaults.get_or_try_init(|| VaultStatements::prepare(self.tx)).await
     }
 
     /// The block's token movements, in the order of the chain.
@@ -444,8 +459,14 @@ impl Store {
     ///
     /// # Errors
     /// Tables that cannot be tracked, or others than those it had, with the remedy.
-    pub async fn register_projection(&self, name: &str, tables: &[String]) -> Result<(), StoreError> {
-        self.reader().await?.execute("select register_projection($1, $2)", &[&name, &tables]).await?;
+    pub async fn register_projection(
+        &self,
+        name: &str,
+        tables: &[String],
+        kind: Option<Kind>,
+    ) -> Result<(), StoreError> {
+        let kind = kind.map(Kind::as_str);
+        self.reader().await?.execute("select register_projection($1, $2, $3)", &[&name, &tables, &kind]).await?;
         Ok(())
     }
 
@@ -458,7 +479,7 @@ impl Store {
 impl super::LedgerRead {
     /// All projections, by name.
     pub async fn projections(&self) -> Result<Vec<ProjectionRow>, StoreError> {
-        let sql = "select name, apply is not null, after, chain_id from projections order by name";
+        let sql = "select name, apply is not null, after, chain_id, kind from projections order by name";
         let rows = self.client.query(sql, &[]).await?;
         rows.iter()
             .map(|row| {
@@ -467,6 +488,7 @@ impl super::LedgerRead {
                     is_function: row.try_get(1)?,
                     after: row.try_get(2)?,
                     chain: row.try_get::<_, Option<i64>>(3)?.map(ChainId),
+                    kind: row.try_get::<_, Option<&str>>(4)?.and_then(Kind::parse),
                 })
             })
             .collect()
