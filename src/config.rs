@@ -19,6 +19,7 @@ pub use file::{ApiFile, ChainFile, File, ProjectionFile, SourceKind};
 
 use crate::chain::{Height, Kind};
 use crate::process::{ProcessSettings, Projections};
+use crate::projections::option_vaults::{self, OptionVaults};
 use crate::projections::token_balances;
 use crate::sources::SourceError;
 use crate::sources::devnet::DevnetSettings;
@@ -153,6 +154,7 @@ impl Settings {
             }
             on_deep_change.insert(name.clone(), settings.on_deep_change);
         }
+        let vaults = file.projections.get(option_vaults::NAME).cloned().unwrap_or_default().option_vaults()?;
         let poll_interval = bounded("poll_interval_ms", file.poll_interval_ms.unwrap_or(1_000), 10..=86_400_000)?;
         let ledger = match process {
             Some(args) => args.over(ledger),
@@ -168,7 +170,7 @@ impl Settings {
             once: process.is_some_and(|p| p.once),
             token_balances: ledger.settings(),
             on_deep_change,
-            projections: Projections::default(),
+            projections: Projections::default().with(OptionVaults::new(vaults)),
         };
         let address = |flag: Option<&String>, of_file: Option<&String>, default: &str, name: &str| {
             let text = flag.or(of_file).map_or(default, String::as_str);

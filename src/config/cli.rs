@@ -248,6 +248,7 @@ impl ProcessArgs {
             on_bad_event: self.on_bad_event.or(file.on_bad_event),
             on_deep_change: self.on_deep_change.or(file.on_deep_change),
             history: self.history.or(file.history),
+            ..file
         }
     }
 }

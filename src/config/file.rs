@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::projections::token_balances;
+use crate::projections::{option_vaults, token_balances};
 use crate::sources::evm::FactorySettings;
+use crate::store::vaults::Layout;
 
 /// The file's whole content.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -182,9 +183,54 @@ pub struct ProjectionFile {
     pub on_deep_change: Option<OnDeepChange>,
     /// Defaults to full.
     pub history: Option<History>,
+    /// option_vaults: deployers whose ContractDeployed is believed. None: vaults are registered by hand.
+    #[serde(default)]
+    pub deployers: Vec<String>,
+    /// option_vaults: classes whose deployments are followed without being registered, by class hash.
+    #[serde(default)]
+    pub classes: BTreeMap<String, ClassFile>,
+}
+
+/// `[projections.option_vaults.classes."0x…"]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassFile {
+    /// Which contract speaks: `a`, each round for itself; `b`, the vault for all.
+    pub layout: String,
+    /// Whose deployments count; none: anybody's.
+    pub deployer: Option<String>,
 }
 
 impl ProjectionFile {
+    /// The option vaults' settings.
+    ///
+    /// # Errors
+    /// The setting that is no felt or no layout.
+    pub(super) fn option_vaults(&self) -> Result<option_vaults::Settings, ConfigError> {
+        let felt = |setting: &str, given: &str| {
+            option_vaults::felts::canonical(&given.into()).map_err(|fault| ConfigError::OutOfBounds {
+                setting: format!("projections.option_vaults.{setting}"),
+                value: given.to_owned(),
+                bounds: format!("a felt as 0x hex ({fault})"),
+            })
+        };
+        let mut classes = BTreeMap::new();
+        for (hash, class) in &self.classes {
+            let layout = Layout::parse(&class.layout).ok_or_else(|| ConfigError::OutOfBounds {
+                setting: format!("projections.option_vaults.classes.{hash}.layout"),
+                value: class.layout.clone(),
+                bounds: "a (each round speaks for itself) or b (the vault speaks for all)".to_owned(),
+            })?;
+            let deployer = class.deployer.as_deref().map(|d| felt("classes.deployer", d)).transpose()?;
+            classes.insert(felt("classes", hash)?, option_vaults::Class { layout, deployer });
+        }
+        Ok(option_vaults::Settings {
+            deployers: self.deployers.iter().map(|d| felt("deployers", d)).collect::<Result<_, _>>()?,
+            classes,
+            on_bad_event: self.settings().on_bad_event,
+        })
+    }
+
     pub(super) fn settings(&self) -> token_balances::Settings {
         use token_balances as t;
         t::Settings {

@@ -8,6 +8,7 @@ mod bells;
 mod clearing;
 mod example;
 mod histories;
+mod run;
 mod shapes;
 mod stored;
 mod story;

@@ -54,6 +54,11 @@ impl Registered {
         tx.commit().await.unwrap();
     }
 
+    /// The stored rows as the story's lines.
+    pub async fn lines(&self) -> Vec<String> {
+        self.all().await.lines()
+    }
+
     async fn all(&self) -> Tables {
         let vaults: BTreeSet<Text> = [text(V)].into();
         let rounds: BTreeSet<Text> = [text(R1), text(R2)].into();

@@ -1,0 +1,132 @@
+//! The worked example through the program: applied block by block, taken back by every number of blocks, replaced.
+
+use ebbtide::chain::Event;
+use ebbtide::store::vaults::Layout;
+use serde_json::{Value, json};
+
+use crate::stored::Registered;
+use crate::story::{R1, V, must, said, told};
+use crate::support::{Ebbtide, wait_until};
+
+impl Registered {
+    /// Puts a block of the story, or an empty one; its hash.
+    async fn put(&self, height: u32, time: i64, parent: &str, tag: &str, events: &[Event]) -> String {
+        let hash = format!("0x{height:x}{tag}");
+        let events: Vec<Value> = events
+            .iter()
+            .map(|e| {
+                json!({"tx_index": e.tx_index, "event_index": e.event_index, "emitter": e.emitter, "name": e.name,
+                       "keys": e.keys, "data": e.data})
+            })
+            .collect();
+        self.db
+            .execute(
+                "select put_block('main', $1, $2, $3, to_timestamp($4::bigint), '[]', '[]', $5)",
+                &[&i64::from(height), &hash, &parent, &time, &Value::Array(events)],
+            )
+            .await
+            .unwrap();
+        hash
+    }
+
+    async fn settle(&self, hash: &str) {
+        let mut last = String::new();
+        wait_until(&format!("option_vaults stands on {hash}"), async || {
+            let sql = "select to_jsonb(k)::text, hash from checkpoints k where projection = 'option_vaults'";
+            let row = self.db.query_opt(sql, &[]).await.unwrap()?;
+            let text: String = row.get(0);
+            if text != last {
+                println!("{text}");
+                last = text;
+            }
+            (row.get::<_, Option<&str>>(1) == Some(hash)).then_some(())
+        })
+        .await;
+    }
+
+    /// All rows of all its tables, without what differs between two blocks of one content.
+    async fn dump(&self) -> String {
+        let mut all = String::new();
+        for table in [
+            "vaults",
+            "vault_history",
+            "liquidity_providers",
+            "liquidity_provider_history",
+            "option_rounds",
+            "queued_liquidity",
+            "option_buyers",
+            "option_bids",
+        ] {
+            let sql = format!(
+                "select coalesce(string_agg((to_jsonb(t) - '{{latest_block_hash,block_hash}}'::text[])::text, E'\\n'
+                    order by to_jsonb(t)::text collate \"C\"), '') from {table} t"
+            );
+            let rows: String = self.db.query_one(&sql, &[]).await.unwrap().get(0);
+            all.push_str(&format!("{table}\n{rows}\n"));
+        }
+        all
+    }
+}
+
+#[tokio::test]
+async fn the_worked_example_at_every_height_and_after_every_depth_of_reorganisation() {
+    for layout in [Layout::A, Layout::B] {
+        let world = Registered::new(layout).await;
+        let _process = Ebbtide::spawn(&["process", "--database-url", &world.pg.url], &[]);
+        let story = told(layout, false);
+        let mut hashes = vec!["0xaaa".to_owned()];
+        let mut dumps = vec![world.dump().await];
+        let mut compared = 0;
+        for (height, time, events) in &story {
+            let hash = world.put(*height, *time, hashes.last().unwrap(), "c0", events).await;
+            world.settle(&hash).await;
+            hashes.push(hash);
+            let stored = world.lines().await;
+            assert_eq!(stored, must(*height), "{layout:?} {height}");
+            compared += stored.len();
+            dumps.push(world.dump().await);
+        }
+        for depth in 1..=story.len() {
+            let left = story.len() - depth;
+            let (height, time, _) = &story[left];
+            let empty = world.put(*height, *time, &hashes[left], &format!("e{depth}"), &[]).await;
+            world.settle(&empty).await;
+            assert_eq!(world.dump().await, dumps[left], "{layout:?}: {depth} blocks taken back");
+            let mut parent = hashes[left].clone();
+            for (n, (height, time, events)) in story.iter().enumerate().skip(left) {
+                parent = world.put(*height, *time, &parent, &format!("d{depth}"), events).await;
+                hashes[n + 1].clone_from(&parent);
+            }
+            world.settle(&parent).await;
+            assert_eq!(world.dump().await, dumps[story.len()], "{layout:?}: applied again");
+        }
+        println!("{layout:?}: {compared} rows, {} depths", story.len());
+        // 106 and 107 of another branch, as the first layout tells it.
+        if layout == Layout::B {
+            continue;
+        }
+        let bids = vec![
+            said(V, "Deposit", &[0xa2], &[250, 0, 250, 0, 750, 0]),
+            said(R1, "BidPlaced", &[0xb2], &[0xc4, 3, 0, 20, 0, 5]),
+        ];
+        let mut parent = hashes[5].clone();
+        let ended = vec![said(R1, "AuctionEnded", &[], &[20, 0, 15, 0, 1, 0, 2])];
+        for (height, time, mut events) in [(106, 1190, bids), (107, 1200, ended)] {
+            for (n, event) in (0..).zip(&mut events) {
+                event.event_index = n;
+            }
+            parent = world.put(height, time, &parent, "ff", &events).await;
+        }
+        world.settle(&parent).await;
+        let row = world
+            .db
+            .query_one(
+                "select (select mintable_options || '/' || refundable_amount from option_buyers where address = '0xb1'),
+                    (select mintable_options || '/' || refundable_amount from option_buyers where address = '0xb2')",
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!((row.get(0), row.get(1)), (Some("12/50"), Some("8/90")));
+    }
+}
