@@ -187,7 +187,7 @@ impl Syncer {
                     Fault::Wait(at_least) => {
                         let wait = jitter(*pause).max(at_least.unwrap_or_default());
                         tracing::warn!(chain = %chain.name, %error, "The source failed; trying again");
-                        self.watcher.troubled(&chain.name, &error.to_string(), false);
+                        self.watcher.troubled(&chain.name, &error.to_string(), error.is_for_a_person());
                         tokio::select! {
                             () = tokio::time::sleep(wait) => {}
                             () = self.shutdown.cancelled() => return Ok(()),
