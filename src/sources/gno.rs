@@ -190,9 +190,12 @@ impl GnoSource {
     ) -> Result<Vec<Link>, SourceError> {
         let fetch = Fetch { endpoint, decoder: &self.decoder, chain_id };
         let links = fetch.links(from, to).await?;
-        let whole = links.len() as u64 == to - from + 1;
+        if !self.skip_incomplete || links.len() as u64 == to - from + 1 {
+            return Ok(links);
+        }
         // A gap that was accepted is ours under a name of its own. Above the head nothing is missing.
-        if whole || !self.skip_incomplete || fetch.head_height().await? <= to {
+        let to = to.min(fetch.head_height().await?);
+        if to < from || links.len() as u64 == to - from + 1 {
             return Ok(links);
         }
         fetch.links_without_gaps(from, to).await

@@ -302,8 +302,7 @@ impl Decoder {
 /// What an announcement says of its token, if it names one. The library alone makes them, so they are believed.
 pub(super) fn announcement(event: &Event) -> Option<TokenMetadata> {
     let text = |key: &str| event.attributes.get(key).and_then(Value::as_str);
-    let name =
-        |key: &str| text(key).filter(|t| !t.contains('\0')).map(|t| t.chars().take(LONGEST_NAME).collect::<String>());
+    let name = |key: &str| text(key).map(|t| t.chars().take(LONGEST_NAME).collect::<String>());
     let token = text("token").filter(|token| is_token_id(token))?;
     Some(TokenMetadata {
         token: token.into(),

@@ -127,7 +127,8 @@ impl Fetch<'_> {
         while !known.range(to..).any(|_| true) {
             let more = self.by_height(at + 1, at + MOST_HEADERS).await?;
             if more.is_empty() {
-                return Err(self.endpoint.transient(format!("block {to} is missing, and no block above it is there")));
+                // Nothing above it names it: it cannot be named yet.
+                break;
             }
             known.extend(more);
             at += MOST_HEADERS;
