@@ -25,7 +25,7 @@ use crate::sources::devnet::DevnetSettings;
 use crate::sources::evm::EvmSettings;
 use crate::sources::evm::decode::DecodeSettings;
 use crate::sources::file::FileSettings;
-use crate::sources::gno::{self, GnoSettings};
+use crate::sources::gno::{self, GnoSettings, GnoSource};
 use crate::store::{ChainSettings, StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
 
@@ -328,6 +328,8 @@ impl ChainFile {
                     request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
                     body_limit: bounded(&at("body_limit_bytes"), body_limit, 64 << 10..=1 << 30)? as usize,
                 };
+                // It asks nobody yet: what it refuses should be known before anything is connected.
+                GnoSource::new(settings.clone())?;
                 (SourceConfig::Gno(Box::new(settings)), Kind::Gno)
             }
             SourceKind::File => {

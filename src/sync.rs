@@ -296,7 +296,16 @@ impl Syncer {
         let theirs = Theirs::Hint(head.block.clone());
         let mut window = Window { tip: Some(tip.clone()), floor, more_below: floor > lowest, known: BTreeMap::new() };
         if head.block.height < floor && !head.truth {
-            return Ok(Compared::Known);
+            // Far behind, or another chain from its start: the name of the block tells.
+            let ours = lock.block_refs(head.block.height, head.block.height).await?;
+            return match ours.into_iter().next() {
+                Some(ours) if ours.hash != head.block.hash => Err(SyncError::TooDeep {
+                    height: head.block.height,
+                    ours: ours.hash.to_string(),
+                    theirs: head.block.hash.to_string(),
+                }),
+                _ => Ok(Compared::Known),
+            };
         }
         loop {
             match plan(&window, &theirs) {

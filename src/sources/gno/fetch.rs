@@ -178,10 +178,10 @@ impl Fetch<'_> {
             let transactions = of_height.remove(&height).unwrap_or_default();
             let Some(block) = blocks.remove(&height) else {
                 // Only as the first one: its name is looked up, and the page already holds the answer for what follows.
-                if height == from && accepted(height) {
-                    page.blocks.extend(self.missing(height).await?);
-                } else {
-                    page.gaps.push(Gap { height, what: format!("block {height} is missing below the head") });
+                let in_name_alone = if height == from && accepted(height) { self.missing(height).await? } else { None };
+                match in_name_alone {
+                    Some(block) => page.blocks.push(block),
+                    None => page.gaps.push(Gap { height, what: format!("block {height} is missing below the head") }),
                 }
                 continue;
             };
