@@ -288,7 +288,9 @@ async fn a_loss_that_is_accepted_is_recorded() {
     })
     .await;
     indexer.fault(Fault::MissingTx(9, 0));
-    [14, 15, 16].map(|height| indexer.fault(Fault::MissingBlock(height)));
+    for height in [14, 15, 16] {
+        indexer.fault(Fault::MissingBlock(height));
+    }
     let (mut read, mut next) = (Vec::new(), 1);
     let begun = Instant::now();
     while next <= 29 {

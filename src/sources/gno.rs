@@ -176,7 +176,7 @@ impl GnoSource {
         self.gaps.note(from, to, &page.gaps);
         match page.gaps.first() {
             // Another indexer may have it.
-            Some(gap) if page.blocks.is_empty() => Err(endpoint.transient(&gap.what)),
+            Some(gap) if page.blocks.is_empty() => Err(self.gaps.error(endpoint, gap)),
             _ => Ok(page),
         }
     }
@@ -232,14 +232,16 @@ impl GnoSource {
         let mut known = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
         for (place, metadata) in announced {
             match known.get(&metadata.token) {
-                Some((first, _)) if *first < place => {
+                Some((first, _)) if *first == place => continue,
+                Some((first, _)) => {
                     tracing::warn!(token = %metadata.token, "Announced twice: two ledgers under one name");
+                    if *first < place {
+                        continue;
+                    }
                 }
-                Some((first, _)) if *first == place => {}
-                _ => {
-                    known.insert(metadata.token.clone(), (place, metadata));
-                }
+                None => {}
             }
+            known.insert(metadata.token.clone(), (place, metadata));
         }
     }
 
@@ -373,9 +375,6 @@ impl Source for GnoSource {
                 self.pool.handed_out(&page.blocks);
                 self.remember(page.announced);
                 Ok(page.blocks)
-            }
-            Err(SourceError::Transient { what, .. }) if self.gaps.is_old(from) && !self.skip_incomplete => {
-                Err(SourceError::Incomplete { height: *heights.start(), what })
             }
             Err(error) => Err(error),
         }

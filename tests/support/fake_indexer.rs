@@ -78,8 +78,6 @@ pub enum Fault {
     CutBody,
     /// The connection is closed at once.
     DropSocket,
-    /// Pings over the WebSocket are not answered.
-    NoPongs,
 }
 
 struct State {
@@ -188,7 +186,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>, announce: broad
                 if head[..seen].windows(4).any(|w| w == b"\r\n\r\n") || seen == head.len() {
                     let upgrade = String::from_utf8_lossy(&head[..seen]).to_lowercase().contains("upgrade: websocket");
                     if upgrade {
-                        serve_pushes(stream, state, announce).await;
+                        serve_pushes(stream, announce).await;
                     } else {
                         serve_http(stream, state).await;
                     }
@@ -201,7 +199,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>, announce: broad
 }
 
 /// `graphql-transport-ws` as the real server speaks it: it never pings, and it wants to be greeted first.
-async fn serve_pushes(stream: TcpStream, state: Arc<Mutex<State>>, announce: broadcast::Sender<String>) -> Option<()> {
+async fn serve_pushes(stream: TcpStream, announce: broadcast::Sender<String>) -> Option<()> {
     #[expect(clippy::result_large_err, reason = "the library's own type")]
     let agree = |request: &Request, mut response: Response| {
         assert_eq!(request.uri().path(), "/graphql/query");
@@ -236,12 +234,7 @@ async fn serve_pushes(stream: TcpStream, state: Arc<Mutex<State>>, announce: bro
                         assert!(query.starts_with("subscription") && query.contains("getBlocks"), "{query}");
                         pushes = Some(announce.subscribe());
                     }
-                    "ping" => {
-                        let silent = state.lock().unwrap().faults.iter().any(|f| matches!(f, Fault::NoPongs));
-                        if !silent {
-                            socket.send(Message::text(json!({"type": "pong"}).to_string())).await.ok()?;
-                        }
-                    }
+                    "ping" => socket.send(Message::text(json!({"type": "pong"}).to_string())).await.ok()?,
                     other => panic!("a message of type {other}"),
                 }
             }

@@ -161,7 +161,7 @@ impl Endpoint {
     }
 
     /// Names the server, and shows nothing of the URL that may be a key.
-    fn say(&self, what: impl AsRef<str>) -> String {
+    pub(super) fn say(&self, what: impl AsRef<str>) -> String {
         let said = self.secrets.iter().fold(what.as_ref().to_owned(), |text, secret| text.replace(secret, "…"));
         format!("{}: {said}", self.shown)
     }

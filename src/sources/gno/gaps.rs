@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::endpoint::Endpoint;
 use super::fetch::Gap;
+use crate::chain::Height;
+use crate::sources::SourceError;
 
 /// Gaps that were seen and not yet filled.
 #[derive(Debug)]
@@ -33,5 +36,15 @@ impl Gaps {
     pub(super) fn is_old(&self, height: u64) -> bool {
         let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.get(&height).is_some_and(|at| at.elapsed() >= self.patience)
+    }
+
+    /// What to say of a gap that stands in the way.
+    pub(super) fn error(&self, endpoint: &Endpoint, gap: &Gap) -> SourceError {
+        match Height::new(gap.height) {
+            Some(height) if self.is_old(gap.height) => {
+                SourceError::Incomplete { height, what: endpoint.say(&gap.what) }
+            }
+            _ => endpoint.transient(&gap.what),
+        }
     }
 }

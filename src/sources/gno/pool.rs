@@ -93,7 +93,9 @@ impl Pool {
                 Err(error) => Err(error),
             };
             match answer {
-                Err(error) if matches!(error.kind(), FaultKind::Transient | FaultKind::Permanent) => {
+                Err(error)
+                    if matches!(error.kind(), FaultKind::Transient | FaultKind::Permanent | FaultKind::Incomplete) =>
+                {
                     endpoint.compared.store(false, Ordering::Relaxed);
                     faults.push(error);
                 }
@@ -164,6 +166,13 @@ fn merged(mut faults: Vec<SourceError>) -> SourceError {
         return only;
     }
     let what = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let incomplete = faults.iter().find_map(|fault| match fault {
+        SourceError::Incomplete { height, .. } => Some(*height),
+        _ => None,
+    });
+    if let Some(height) = incomplete {
+        return SourceError::Incomplete { height, what };
+    }
     let patience = |fault: &SourceError| match fault {
         SourceError::Transient { retry_after, .. } => Some(*retry_after),
         _ => None,

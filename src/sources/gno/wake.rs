@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::sources::http::shown;
-use crate::sources::websocket::{self, Socket};
+use crate::sources::websocket::{self, Transport};
 
 const PROTOCOL: &str = "graphql-transport-ws";
 const SUBSCRIPTION: &str = "subscription Wake { getBlocks(where: {}) { height hash } }";
@@ -58,7 +59,7 @@ async fn keep_listening(url: Url, bell: Arc<Notify>) {
     let mut told = false;
     loop {
         let since = Instant::now();
-        let why = match listen_once(&url, &bell).await {
+        let why = match listen_once(&url, &bell, PING_EVERY).await {
             Ok(never) => match never {},
             Err(why) => why,
         };
@@ -78,12 +79,13 @@ async fn keep_listening(url: Url, bell: Arc<Notify>) {
     }
 }
 
+#[derive(Debug)]
 enum Never {}
 
-async fn listen_once(url: &Url, bell: &Notify) -> Result<Never, String> {
+async fn listen_once(url: &Url, bell: &Notify, ping_every: Duration) -> Result<Never, String> {
     let mut socket = websocket::connect_speaking(url, PROTOCOL).await?;
     say(&mut socket, &json!({"type": "connection_init"})).await?;
-    let mut pings = interval(PING_EVERY);
+    let mut pings = interval(ping_every);
     let mut unanswered = 0;
     loop {
         tokio::select! {
@@ -122,7 +124,62 @@ async fn listen_once(url: &Url, bell: &Notify) -> Result<Never, String> {
     }
 }
 
-async fn say(socket: &mut Socket, message: &Value) -> Result<(), String> {
+async fn say<T: Transport>(socket: &mut WebSocketStream<T>, message: &Value) -> Result<(), String> {
     let sent = timeout(PING_EVERY, socket.send(Message::text(message.to_string()))).await;
     sent.map_err(|_| "stuck".to_owned())?.map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+
+    use super::*;
+
+    const QUICK: Duration = Duration::from_millis(20);
+
+    /// Greets, and answers so many pings; returns how many came before the other end went away.
+    async fn serve(listener: TcpListener, answered: u32) -> u32 {
+        #[expect(clippy::result_large_err, reason = "the library's own type")]
+        let agree = |_: &Request, mut response: Response| {
+            response.headers_mut().insert("sec-websocket-protocol", PROTOCOL.parse().expect("a header"));
+            Ok(response)
+        };
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut socket = tokio_tungstenite::accept_hdr_async(stream, agree).await.expect("a handshake");
+        let mut pings = 0;
+        while let Some(Ok(Message::Text(text))) = socket.next().await {
+            let message: Value = serde_json::from_str(&text).expect("JSON");
+            let reply = match message["type"].as_str() {
+                Some("connection_init") => "connection_ack",
+                Some("ping") => {
+                    pings += 1;
+                    if pings > answered {
+                        continue;
+                    }
+                    "pong"
+                }
+                _ => continue,
+            };
+            if say(&mut socket, &json!({ "type": reply })).await.is_err() {
+                break;
+            }
+        }
+        pings
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_pings_are_not_answered_is_given_up() {
+        for answered in [0, 7] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let url = format!("ws://{}/graphql/query", listener.local_addr().expect("an address"));
+            let url = Url::parse(&url).expect("a URL");
+            let server = tokio::spawn(serve(listener, answered));
+            let bell = Notify::new();
+            let why = listen_once(&url, &bell, QUICK).await.expect_err("silence");
+            assert!(why.contains("were not answered"), "{why}");
+            assert_eq!(server.await.expect("the server"), answered + MISSED_PONGS, "answered {answered}");
+            bell.notified().await;
+        }
+    }
 }
