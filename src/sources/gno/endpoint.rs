@@ -122,7 +122,7 @@ impl Endpoint {
             if let Some(cap) = errors.iter().find(|error| error.is_cap()) {
                 return Err(too_large(format!("says {:?}", cap.text())));
             }
-            return Err(self.refused(&errors[0].text()));
+            return Err(self.refused(&errors[0].text(), query.patient));
         }
         let data = answer.data.ok_or_else(|| later("an answer without data".to_owned()))?;
         let data = serde_json::from_str(data.get()).map_err(|e| later(format!("an answer of another shape: {e}")))?;
@@ -131,7 +131,10 @@ impl Endpoint {
     }
 
     /// An error that the server words itself: it may pass, until it has come too often.
-    fn refused(&self, text: &str) -> SourceError {
+    fn refused(&self, text: &str, patient: bool) -> SourceError {
+        if patient {
+            return self.transient(format!("says {text:?}"));
+        }
         let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         let times = match &mut *last {
             Some(last) if last.text == text => {

@@ -20,6 +20,8 @@ const BELOW_HEAD: u64 = 100;
 const PART: u64 = 1_000;
 /// Longest hash of a transaction; the chain's own has 44 characters.
 const LONGEST_TX_HASH: usize = 128;
+/// Most transactions of a block that are named as lost.
+const MOST_NAMED: usize = 1_000;
 /// What a loss that an operator accepted is recorded as.
 const INCOMPLETE: &str = "incomplete_block";
 
@@ -52,13 +54,7 @@ pub(super) struct Gap {
 impl Fetch<'_> {
     /// The newest height that the indexer names; no promise that anything is there.
     pub(super) async fn head_height(&self) -> Result<u64, SourceError> {
-        let head: HeadData = match self.endpoint.ask(&Query::head(), Size::Least).await {
-            // An indexer that has nothing yet says so by an error: however often, it may pass.
-            Err(SourceError::Permanent { what }) if what.contains("times in a row") => {
-                return Err(SourceError::transient(what));
-            }
-            head => head?,
-        };
+        let head: HeadData = self.endpoint.ask(&Query::head(), Size::Least).await?;
         u64::try_from(head.latest_block_height)
             .ok()
             .and_then(Height::new)
@@ -160,8 +156,8 @@ impl Fetch<'_> {
     }
 
     /// The blocks at these heights with all they hold, from the front as far as they are whole. Several heights must
-    /// not begin with genesis. `accept`: the loss of gaps that are old in here is
-    /// accepted.
+    /// not begin with genesis. `accept`: what is lacking and old in here is done
+    /// without.
     pub(super) async fn page(&self, from: u64, to: u64, accept: Option<&Gaps>) -> Result<Page, SourceError> {
         let accepted = |height| accept.is_some_and(|gaps| gaps.is_old(height));
         let query = Query::page(from, to, self.decoder.require_func);
@@ -185,13 +181,13 @@ impl Fetch<'_> {
                 }
                 continue;
             };
-            let lacking: Vec<u64> = (0..block.num_txs).filter(|index| !transactions.contains_key(index)).collect();
             if let Some(beyond) = transactions.keys().next_back().filter(|index| **index >= block.num_txs) {
                 let what = format!("block {height} has {} transactions, but one is number {beyond}", block.num_txs);
                 return Err(self.endpoint.transient(what));
             }
-            if !lacking.is_empty() && !accepted(height) {
-                let what = format!("block {height} lacks {} of its {} transactions", lacking.len(), block.num_txs);
+            let lacks = block.num_txs - transactions.len() as u64;
+            if lacks > 0 && !accepted(height) {
+                let what = format!("block {height} lacks {lacks} of its {} transactions", block.num_txs);
                 page.gaps.push(Gap { height, what });
             }
             if !page.gaps.is_empty() {
@@ -199,9 +195,12 @@ impl Fetch<'_> {
             }
             let link = link(&block, genesis.as_ref());
             self.check_parent(page.blocks.last(), &link)?;
+            // The count is the server's word: it may be anything.
+            let missing = (0..block.num_txs).filter(|index| !transactions.contains_key(index));
+            let missing: Vec<u64> = missing.take(MOST_NAMED).collect();
             let mut taken = self.take(&block, link, transactions, &mut page.announced)?;
-            if let Some(first) = lacking.first() {
-                let raw = json!({"height": height, "num_txs": block.num_txs, "missing": lacking});
+            if let Some(first) = missing.first() {
+                let raw = json!({"height": height, "num_txs": block.num_txs, "missing": missing});
                 let reason = INCOMPLETE.to_owned();
                 taken.rejects.push(Reject { tx_index: *first, event_index: 0, raw, reason });
                 taken.rejects.sort_by_key(|reject| (reject.tx_index, reject.event_index));
@@ -239,7 +238,12 @@ impl Fetch<'_> {
             match self.endpoint.ask::<PageData>(&query, size).await {
                 Err(SourceError::RangeTooLarge { .. }) => width = (width / 2).max(1),
                 part => {
-                    transactions.extend(part?.get_transactions.unwrap_or_default());
+                    let part = part?.get_transactions.unwrap_or_default();
+                    // The count is the server's word: where nothing is, there is no use in asking on.
+                    if part.is_empty() {
+                        break;
+                    }
+                    transactions.extend(part);
                     from = indexes.to_exclusive;
                 }
             }

@@ -19,6 +19,8 @@ const BLOCK_FIELDS: &str = "height hash last_block_hash chain_id time num_txs";
 pub(super) struct Query {
     pub(super) text: String,
     pub(super) variables: Value,
+    /// Whether an error in words may pass however often it comes.
+    pub(super) patient: bool,
 }
 
 /// Which transactions of a block.
@@ -29,8 +31,9 @@ pub(super) struct Indexes {
 }
 
 impl Query {
+    /// The newest height; an indexer that has nothing yet answers with an error.
     pub(super) fn head() -> Query {
-        Query { text: "query Head { latestBlockHeight }".to_owned(), variables: json!({}) }
+        Query { text: "query Head { latestBlockHeight }".to_owned(), variables: json!({}), patient: true }
     }
 
     /// Blocks with or without their transactions, `from` to `to` inclusive. The server has no `gte`, takes a `gt` of -1
@@ -47,7 +50,7 @@ impl Query {
             "query Page({parameters}) {{ getBlocks(where: {{height: {{{filter}}}}}) {{ {BLOCK_FIELDS} }}{transactions} }}"
         );
         let variables = if alone { json!({"h": from}) } else { json!({"after": from - 1, "before": to + 1}) };
-        Query { text, variables }
+        Query { text, variables, patient: false }
     }
 
     /// Blocks alone. Several heights must not begin with genesis.
@@ -73,7 +76,7 @@ impl Query {
         if indexes.from > 0 {
             variables["above"] = json!(indexes.from - 1);
         }
-        Query { text, variables }
+        Query { text, variables, patient: false }
     }
 }
 
