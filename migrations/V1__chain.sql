@@ -31,6 +31,7 @@ comment on column chains.complete_to is 'Up to here a missing height is an empty
 comment on column chains.writes is 'Internal: rises with every write of chain rows; its row lock makes writers of one chain take turns.';
 comment on column chains.source_position is 'Internal: where a source that cannot be asked twice goes on.';
 
+-- Some chains name blocks in base64, which may begin with 0x; its padding tells it from hex.
 create table blocks (
     chain_id bigint not null,
     height bigint not null,
@@ -43,9 +44,9 @@ create table blocks (
     constraint blocks_chain_is_known foreign key (chain_id) references chains,
     constraint blocks_height_is_not_negative check (height >= 0),
     constraint blocks_hash_is_1_to_256_bytes_hex_in_lower_case check (
-        octet_length(hash) between 1 and 256 and (hash = lower(hash) or left(hash, 2) not in ('0x', '0X'))),
+        octet_length(hash) between 1 and 256 and (hash = lower(hash) or left(hash, 2) not in ('0x', '0X') or right(hash, 1) = '=')),
     constraint blocks_parent_hash_is_at_most_256_bytes_hex_in_lower_case check (
-        octet_length(parent_hash) <= 256 and (parent_hash = lower(parent_hash) or left(parent_hash, 2) not in ('0x', '0X'))),
+        octet_length(parent_hash) <= 256 and (parent_hash = lower(parent_hash) or left(parent_hash, 2) not in ('0x', '0X') or right(parent_hash, 1) = '=')),
     constraint blocks_event_count_is_not_negative check (event_count >= 0)
 );
 create index blocks_hash on blocks (chain_id, hash);
@@ -62,7 +63,7 @@ create table transactions (
     constraint transactions_pkey primary key (chain_id, height, tx_index),
     constraint transactions_position_is_not_negative check (height >= 0 and tx_index >= 0),
     constraint transactions_hash_is_at_most_256_bytes_hex_in_lower_case check (
-        octet_length(hash) <= 256 and (hash = lower(hash) or left(hash, 2) not in ('0x', '0X')))
+        octet_length(hash) <= 256 and (hash = lower(hash) or left(hash, 2) not in ('0x', '0X') or right(hash, 1) = '='))
 );
 
 create table token_events (

@@ -26,6 +26,7 @@ use crate::sources::devnet::DevnetSettings;
 use crate::sources::evm::EvmSettings;
 use crate::sources::evm::decode::DecodeSettings;
 use crate::sources::file::FileSettings;
+use crate::sources::gno::{self, GnoSettings, GnoSource};
 use crate::store::{ChainSettings, StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
 
@@ -81,6 +82,8 @@ pub struct ChainConfig {
 pub enum SourceConfig {
     /// JSON-RPC of an EVM node.
     Evm(Box<EvmSettings>),
+    /// GraphQL of a gno.land indexer.
+    Gno(Box<GnoSettings>),
     /// A file of JSON lines.
     File(FileSettings),
     /// The built-in chain.
@@ -228,6 +231,21 @@ fn bounded(setting: &str, value: u64, bounds: std::ops::RangeInclusive<u64>) -> 
 }
 
 impl ChainFile {
+    /// The first setting that only a gno source has.
+    fn first_of_gno(&self) -> Option<&'static str> {
+        [
+            ("page_blocks", self.page_blocks.is_some()),
+            ("confirm_blocks", self.confirm_blocks.is_some()),
+            ("incomplete_after_ms", self.incomplete_after_ms.is_some()),
+            ("skip_incomplete", self.skip_incomplete),
+            ("trusted_grc20_packages", self.trusted_grc20_packages.is_some()),
+            ("require_func", self.require_func),
+            ("body_limit_bytes", self.body_limit_bytes.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(setting, given)| given.then_some(setting))
+    }
+
     fn check(self, name: &str) -> Result<ChainConfig, ConfigError> {
         let at = |setting: &str| format!("[chains.{name}] {setting}");
         if name.is_empty()
@@ -242,7 +260,7 @@ impl ChainFile {
         }
         let unfit = |what: &str| ConfigError::Unfit(format!("[chains.{name}]: {what}"));
         let Some(source) = self.source else {
-            return Err(unfit("source is missing: evm, file or devnet"));
+            return Err(unfit("source is missing: evm, gno, file or devnet"));
         };
         let start_height = self
             .start_height
@@ -254,11 +272,21 @@ impl ChainFile {
         let milliseconds = |value: Option<u64>, setting: &str, default: u64| {
             bounded(&at(setting), value.unwrap_or(default), 1..=86_400_000).map(Duration::from_millis)
         };
-        let poll_interval = milliseconds(self.poll_interval_ms, "poll_interval_ms", 1_000)?;
+        // A gno block takes seconds, and its indexer looks for one every second.
+        let poll_default = if source == SourceKind::Gno { 2_000 } else { 1_000 };
+        let poll_interval = milliseconds(self.poll_interval_ms, "poll_interval_ms", poll_default)?;
         let concurrency = bounded(&at("concurrency"), self.concurrency.unwrap_or(4), 1..=64)? as usize;
-        let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(2_000), 1..=100_000)?;
-        if source != SourceKind::Evm && (!self.urls.is_empty() || self.ws_url.is_some()) {
-            return Err(unfit("urls and ws_url are for source = \"evm\""));
+        let page_blocks = self.page_blocks.unwrap_or(gno::DEFAULT_PAGE_BLOCKS);
+        let page_blocks = bounded(&at("page_blocks"), page_blocks, gno::PAGE_BLOCKS)?;
+        let range_default = if source == SourceKind::Gno { page_blocks } else { 2_000 };
+        let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(range_default), 1..=100_000)?;
+        if !matches!(source, SourceKind::Evm | SourceKind::Gno) && (!self.urls.is_empty() || self.ws_url.is_some()) {
+            return Err(unfit("urls and ws_url are for source = \"evm\" and \"gno\""));
+        }
+        if source != SourceKind::Gno
+            && let Some(setting) = self.first_of_gno()
+        {
+            return Err(unfit(&format!("{setting} is for source = \"gno\"")));
         }
         if source != SourceKind::Evm && !self.factories.is_empty() {
             return Err(unfit("factories are for source = \"evm\""));
@@ -288,6 +316,36 @@ impl ChainFile {
                     ..EvmSettings::default()
                 };
                 (SourceConfig::Evm(Box::new(settings)), Kind::Evm)
+            }
+            SourceKind::Gno => {
+                if self.urls.is_empty() {
+                    return Err(unfit("source = \"gno\" needs a URL (--url, or urls), as https://…/graphql/query"));
+                }
+                if !self.wrapped_native.is_empty() {
+                    return Err(unfit("wrapped_native is not for source = \"gno\""));
+                }
+                let default = gno::decode::DecodeSettings::default();
+                let body_limit = self.body_limit_bytes.unwrap_or(64 << 20);
+                let settings = GnoSettings {
+                    urls: self.urls,
+                    ws_url: self.ws_url,
+                    network_id: self.network_id,
+                    decode: gno::decode::DecodeSettings {
+                        trusted_grc20_packages: self.trusted_grc20_packages.unwrap_or(default.trusted_grc20_packages),
+                        tokens: self.tokens,
+                        events: self.events,
+                        require_func: self.require_func,
+                    },
+                    page_blocks,
+                    confirm_blocks: bounded(&at("confirm_blocks"), self.confirm_blocks.unwrap_or(1), 0..=1_000)?,
+                    incomplete_after: milliseconds(self.incomplete_after_ms, "incomplete_after_ms", 600_000)?,
+                    skip_incomplete: self.skip_incomplete,
+                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
+                    body_limit: bounded(&at("body_limit_bytes"), body_limit, 64 << 10..=1 << 30)? as usize,
+                };
+                // It asks nobody yet: what it refuses should be known before anything is connected.
+                GnoSource::new(settings.clone())?;
+                (SourceConfig::Gno(Box::new(settings)), Kind::Gno)
             }
             SourceKind::File => {
                 let Some(path) = self.path else {

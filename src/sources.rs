@@ -3,6 +3,7 @@
 pub mod devnet;
 pub mod evm;
 pub mod file;
+pub mod gno;
 pub mod http;
 pub mod websocket;
 
@@ -182,6 +183,14 @@ pub enum SourceError {
         /// The most heights it said it gives, if it said so.
         at_most: Option<u64>,
     },
+    /// The source lacks part of its chain and has for long; it may still be repaired.
+    #[error("block {height} is incomplete at the source, and not for a moment only: {what}")]
+    Incomplete {
+        /// The first block that is not whole.
+        height: Height,
+        /// What is lacking, on what.
+        what: String,
+    },
     /// The source's chain changed while it was read: look again.
     #[error("the chain changed while block {height} was read")]
     Changed {
@@ -197,6 +206,8 @@ pub enum FaultKind {
     Transient,
     /// Say so, go unready, keep serving reads; try again rarely.
     Permanent,
+    /// Say so, go unready, keep serving reads and asking: only the source can mend it.
+    Incomplete,
     /// Ask for less.
     RangeTooLarge,
     /// Look again at once.
@@ -219,6 +230,7 @@ impl SourceError {
         match self {
             SourceError::Transient { .. } => FaultKind::Transient,
             SourceError::Permanent { .. } => FaultKind::Permanent,
+            SourceError::Incomplete { .. } => FaultKind::Incomplete,
             SourceError::RangeTooLarge { .. } => FaultKind::RangeTooLarge,
             SourceError::Changed { .. } => FaultKind::Changed,
         }

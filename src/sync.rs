@@ -187,7 +187,7 @@ impl Syncer {
                     Fault::Wait(at_least) => {
                         let wait = jitter(*pause).max(at_least.unwrap_or_default());
                         tracing::warn!(chain = %chain.name, %error, "The source failed; trying again");
-                        self.watcher.troubled(&chain.name, &error.to_string(), false);
+                        self.watcher.troubled(&chain.name, &error.to_string(), error.is_for_a_person());
                         tokio::select! {
                             () = tokio::time::sleep(wait) => {}
                             () = self.shutdown.cancelled() => return Ok(()),
@@ -296,7 +296,16 @@ impl Syncer {
         let theirs = Theirs::Hint(head.block.clone());
         let mut window = Window { tip: Some(tip.clone()), floor, more_below: floor > lowest, known: BTreeMap::new() };
         if head.block.height < floor && !head.truth {
-            return Ok(Compared::Known);
+            // Far behind, or another chain from its start: the name of the block tells.
+            let ours = lock.block_refs(head.block.height, head.block.height).await?;
+            return match ours.into_iter().next() {
+                Some(ours) if ours.hash != head.block.hash => Err(SyncError::TooDeep {
+                    height: head.block.height,
+                    ours: ours.hash.to_string(),
+                    theirs: head.block.hash.to_string(),
+                }),
+                _ => Ok(Compared::Known),
+            };
         }
         loop {
             match plan(&window, &theirs) {

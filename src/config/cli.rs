@@ -106,10 +106,11 @@ pub struct SourceArgs {
     /// Where blocks come from.
     #[arg(long, value_enum)]
     pub source: Option<SourceKind>,
-    /// JSON-RPC address; repeatable: the others are for fail-over and second opinions.
+    /// A node's address (evm: JSON-RPC, gno: …/graphql/query); repeatable: the others are for fail-over and second
+    /// opinions.
     #[arg(long = "url", value_name = "URL")]
     pub urls: Vec<String>,
-    /// WebSocket address; its newHeads wake the syncer.
+    /// WebSocket address; new blocks there wake the syncer [gno default: the URL's own].
     #[arg(long, value_name = "URL")]
     pub ws_url: Option<String>,
     /// A file of blocks for --source file (NDJSON, also gzip); `-`: standard input.
@@ -121,7 +122,7 @@ pub struct SourceArgs {
     /// A token to follow; repeatable; none: every token.
     #[arg(long = "token", value_name = "ADDRESS")]
     pub tokens: Vec<String>,
-    /// Another event to keep, as "Name(type indexed name, …)"; repeatable.
+    /// Another event to keep, as "Name(type indexed name, …)", for gno by its type; repeatable.
     #[arg(long = "event", value_name = "SIGNATURE")]
     pub events: Vec<String>,
     /// A contract that mints by Deposit and burns by Withdrawal, as WETH does; repeatable.
@@ -139,7 +140,7 @@ pub struct SourceArgs {
     /// Follow the source even where it replaces final blocks.
     #[arg(long)]
     pub allow_reset: bool,
-    /// Longest sleep between two questions for the head, in ms [default: 1000].
+    /// Longest sleep between two questions for the head, in ms [default: 1000, gno 2000].
     #[arg(long, value_name = "MS")]
     pub source_poll_ms: Option<u64>,
     /// devnet: another seed is another chain [default: 1].

@@ -48,6 +48,8 @@ pub enum WakeWord {
 pub enum SourceKind {
     /// An EVM node.
     Evm,
+    /// A gno.land chain, by its tx-indexer.
+    Gno,
     /// A file of JSON lines.
     File,
     /// The built-in chain.
@@ -60,7 +62,7 @@ pub enum SourceKind {
 pub struct ChainFile {
     /// Where its blocks come from.
     pub source: Option<SourceKind>,
-    /// JSON-RPC addresses, the first one first.
+    /// Addresses of nodes (evm: JSON-RPC; gno: GraphQL), the first one first.
     #[serde(default)]
     pub urls: Vec<String>,
     /// WebSocket address for wake-ups.
@@ -69,16 +71,16 @@ pub struct ChainFile {
     pub path: Option<PathBuf>,
     /// The grammar of a file's texts.
     pub kind: Option<String>,
-    /// What a file's network calls itself.
+    /// What a file's network calls itself, or a gno chain's must.
     pub network_id: Option<String>,
     /// First height that counts.
     pub start_height: Option<u64>,
     /// Blocks below the head taken as final, 0 to 10,000,000. Defaults to 64.
     pub finality_depth: Option<u64>,
-    /// Token addresses; none: every token.
+    /// Token addresses or paths; none: every token.
     #[serde(default)]
     pub tokens: Vec<String>,
-    /// Events to keep, by signature.
+    /// Events to keep, by signature (gno: by type).
     #[serde(default)]
     pub events: Vec<String>,
     /// evm: contracts whose events name further contracts to follow.
@@ -92,16 +94,32 @@ pub struct ChainFile {
     /// evm, several URLs: ms after which the only node that answers is believed about a replaced block. Defaults to
     /// 15,000.
     pub confirm_grace_ms: Option<u64>,
-    /// evm: ms for one request, its answer included. Defaults to 30,000.
+    /// gno: most blocks in one question, 1 to 9,000. Defaults to 5,000.
+    pub page_blocks: Option<u64>,
+    /// gno: how many of the newest blocks are left for later, 0 to 1,000. Defaults to 1.
+    pub confirm_blocks: Option<u64>,
+    /// gno: ms after which a block that is missing, or lacks transactions, makes us unready. Defaults to 600,000.
+    pub incomplete_after_ms: Option<u64>,
+    /// gno: whether such a block is then stored as far as it is there.
+    #[serde(default)]
+    pub skip_incomplete: bool,
+    /// gno: libraries that are believed about any realm's token. Defaults to both paths of the GRC20 library.
+    pub trusted_grc20_packages: Option<Vec<String>>,
+    /// gno: whether `func` decides what an event is; for tx-indexer before v0.7.0.
+    #[serde(default)]
+    pub require_func: bool,
+    /// gno: largest answer that is read, in bytes, 65,536 to 1,073,741,824. Defaults to 67,108,864.
+    pub body_limit_bytes: Option<u64>,
+    /// evm, gno: ms for one request, its answer included. Defaults to 30,000.
     pub request_timeout_ms: Option<u64>,
     /// Whether final blocks may be replaced.
     #[serde(default)]
     pub allow_reset: bool,
-    /// Longest sleep between two questions for the head, in ms. Defaults to 1,000.
+    /// Longest sleep between two questions for the head, in ms. Defaults to 1,000 (gno: 2,000).
     pub poll_interval_ms: Option<u64>,
     /// Requests for history under way at once, 1 to 64. Defaults to 4.
     pub concurrency: Option<u64>,
-    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000.
+    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000 (gno: `page_blocks`).
     pub range_blocks: Option<u64>,
     /// devnet: another seed is another chain. Defaults to 1.
     pub seed: Option<u64>,
@@ -269,8 +287,14 @@ const OTHER_VARIABLES: [&str; 8] = [
 
 /// Settings that are lists: a variable holds them as a TOML array, or separated by commas (events: by semicolons).
 /// Factories are tables, so only as an array.
-const LISTS: [(&str, char); 5] =
-    [("urls", ','), ("tokens", ','), ("wrapped_native", ','), ("events", ';'), ("factories", ';')];
+const LISTS: [(&str, char); 6] = [
+    ("urls", ','),
+    ("tokens", ','),
+    ("wrapped_native", ','),
+    ("trusted_grc20_packages", ','),
+    ("events", ';'),
+    ("factories", ';'),
+];
 
 impl File {
     /// The file named, or `ebbtide.toml` if there is one here, with the variables laid over it.

@@ -9,6 +9,9 @@ use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// Largest message that is read: pushes are small, and a server that sends more is not what we think it is.
@@ -27,12 +30,22 @@ pub type Socket = WebSocketStream<Box<dyn Transport>>;
 /// # Errors
 /// Why there is no connection, in words that hold nothing of the URL but its host.
 pub async fn connect(url: &Url) -> Result<Socket, String> {
-    tokio::time::timeout(CONNECT_WITHIN, open(url))
-        .await
-        .map_err(|_| format!("no connection within {CONNECT_WITHIN:?}"))?
+    within(open(url, None)).await
 }
 
-async fn open(url: &Url) -> Result<Socket, String> {
+/// As [`connect`], for a server that must agree to speak this subprotocol.
+///
+/// # Errors
+/// As [`connect`], and where the server does not agree.
+pub async fn connect_speaking(url: &Url, protocol: &'static str) -> Result<Socket, String> {
+    within(open(url, Some(protocol))).await
+}
+
+async fn within(open: impl Future<Output = Result<Socket, String>>) -> Result<Socket, String> {
+    tokio::time::timeout(CONNECT_WITHIN, open).await.map_err(|_| format!("no connection within {CONNECT_WITHIN:?}"))?
+}
+
+async fn open(url: &Url, protocol: Option<&'static str>) -> Result<Socket, String> {
     let host = url.host_str().ok_or("no host")?.to_owned();
     let port = url.port_or_known_default().ok_or("no port")?;
     // IPv6 hosts stand in brackets in URLs.
@@ -51,6 +64,10 @@ async fn open(url: &Url) -> Result<Socket, String> {
     };
     let config =
         WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE)).max_frame_size(Some(LARGEST_MESSAGE));
-    let opened = tokio_tungstenite::client_async_with_config(url.as_str(), transport, Some(config)).await;
+    let mut request = url.as_str().into_client_request().map_err(|e| e.to_string())?;
+    if let Some(protocol) = protocol {
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    let opened = tokio_tungstenite::client_async_with_config(request, transport, Some(config)).await;
     opened.map(|(socket, _)| socket).map_err(|e| e.to_string())
 }

@@ -78,6 +78,11 @@ pub(super) enum Fault {
 }
 
 impl SyncError {
+    /// Whether a person should look, though it is waited for: only the source can mend it.
+    pub(super) fn is_for_a_person(&self) -> bool {
+        matches!(self, SyncError::Source(error) if error.kind() == FaultKind::Incomplete)
+    }
+
     pub(super) fn fault(&self) -> Fault {
         match self {
             SyncError::Store(error) => match error.fault() {
@@ -88,7 +93,7 @@ impl SyncError {
             SyncError::Source(error) => match error {
                 SourceError::Transient { retry_after, .. } => Fault::Wait(*retry_after),
                 other => match other.kind() {
-                    FaultKind::Transient | FaultKind::RangeTooLarge => Fault::Wait(None),
+                    FaultKind::Transient | FaultKind::RangeTooLarge | FaultKind::Incomplete => Fault::Wait(None),
                     FaultKind::Changed => Fault::Again,
                     FaultKind::Permanent => Fault::Lasting,
                 },

@@ -6,6 +6,7 @@
 
 pub mod anvil;
 pub mod check;
+pub mod fake_indexer;
 pub mod fake_node;
 pub mod model;
 pub mod own_pg;
