@@ -4,6 +4,7 @@ pub mod devnet;
 pub mod evm;
 pub mod file;
 pub mod http;
+mod rpc;
 pub mod websocket;
 
 use std::ops::RangeInclusive;

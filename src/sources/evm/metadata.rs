@@ -3,9 +3,9 @@
 use alloy_primitives::{U256, hex};
 use serde_json::json;
 
-use super::endpoint::{Answer, Call, Endpoint};
-use super::fault::Verdict;
 use crate::chain::Text;
+use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
+use crate::sources::rpc::fault::Verdict;
 use crate::sources::{SourceError, TokenMetadata};
 
 /// First four bytes of the hashes of `symbol()`, `name()` and `decimals()`.
@@ -38,7 +38,7 @@ pub(super) async fn read(endpoint: &Endpoint, tokens: &[Text]) -> Result<Vec<Tok
 fn bytes(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Vec<u8>>, SourceError> {
     match answer {
         Ok(raw) => Ok(serde_json::from_str::<String>(raw.get()).ok().and_then(|text| hex::decode(text).ok())),
-        Err(error) => match error.verdict(call.method) {
+        Err(error) => match endpoint.verdict(call.method, &error) {
             // The node's fault. Anything else is the contract's: it reverted, ran out of gas, has no such function.
             Verdict::Busy | Verdict::NoAccess | Verdict::NoMethod | Verdict::NoHistory | Verdict::UnknownBlock => {
                 Err(endpoint.refused(call, &error, None))
