@@ -25,6 +25,8 @@ use crate::sources::devnet::DevnetSettings;
 use crate::sources::evm::EvmSettings;
 use crate::sources::evm::decode::DecodeSettings;
 use crate::sources::file::FileSettings;
+use crate::sources::starknet::StarknetSettings;
+use crate::sources::starknet::decode::DecodeSettings as StarknetDecodeSettings;
 use crate::store::{ChainSettings, StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
 
@@ -80,6 +82,8 @@ pub struct ChainConfig {
 pub enum SourceConfig {
     /// JSON-RPC of an EVM node.
     Evm(Box<EvmSettings>),
+    /// JSON-RPC of a Starknet node.
+    Starknet(Box<StarknetSettings>),
     /// A file of JSON lines.
     File(FileSettings),
     /// The built-in chain.
@@ -231,7 +235,7 @@ impl ChainFile {
         }
         let unfit = |what: &str| ConfigError::Unfit(format!("[chains.{name}]: {what}"));
         let Some(source) = self.source else {
-            return Err(unfit("source is missing: evm, file or devnet"));
+            return Err(unfit("source is missing: evm, starknet, file or devnet"));
         };
         let start_height = self
             .start_height
@@ -245,9 +249,20 @@ impl ChainFile {
         };
         let poll_interval = milliseconds(self.poll_interval_ms, "poll_interval_ms", 1_000)?;
         let concurrency = bounded(&at("concurrency"), self.concurrency.unwrap_or(4), 1..=64)? as usize;
-        let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(2_000), 1..=100_000)?;
-        if source != SourceKind::Evm && (!self.urls.is_empty() || self.ws_url.is_some()) {
-            return Err(unfit("urls and ws_url are for source = \"evm\""));
+        let most_blocks = match source {
+            // Whole blocks with their receipts weigh megabytes.
+            SourceKind::Starknet if self.tokens.is_empty() => 50,
+            SourceKind::Starknet => 500,
+            _ => 2_000,
+        };
+        let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(most_blocks), 1..=100_000)?;
+        let is_node = matches!(source, SourceKind::Evm | SourceKind::Starknet);
+        if !is_node && (!self.urls.is_empty() || self.ws_url.is_some()) {
+            return Err(unfit("urls and ws_url are for source = \"evm\" and source = \"starknet\""));
+        }
+        let of_vaults = [&self.vault_class_hash, &self.deployer].iter().any(|setting| setting.is_some());
+        if source != SourceKind::Starknet && (of_vaults || !self.contracts.is_empty() || !self.udc_address.is_empty()) {
+            return Err(unfit("contracts, vault_class_hash, deployer and udc_address are for source = \"starknet\""));
         }
         if source != SourceKind::File && self.path.is_some() {
             return Err(unfit("path is for source = \"file\""));
@@ -273,6 +288,30 @@ impl ChainFile {
                     ..EvmSettings::default()
                 };
                 (SourceConfig::Evm(Box::new(settings)), Kind::Evm)
+            }
+            SourceKind::Starknet => {
+                if self.urls.is_empty() {
+                    return Err(unfit("source = \"starknet\" needs a URL (--url, or urls)"));
+                }
+                if !(self.events.is_empty() && self.wrapped_native.is_empty()) || self.check_bloom.is_some() {
+                    return Err(unfit("events, wrapped_native and check_bloom are not for source = \"starknet\""));
+                }
+                let settings = StarknetSettings {
+                    urls: self.urls,
+                    ws_url: self.ws_url,
+                    decode: StarknetDecodeSettings {
+                        tokens: self.tokens,
+                        contracts: self.contracts,
+                        vault_class_hash: self.vault_class_hash,
+                        deployer: self.deployer,
+                        udc_addresses: self.udc_address,
+                    },
+                    confirm_grace: milliseconds(self.confirm_grace_ms, "confirm_grace_ms", 15_000)?,
+                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
+                    concurrency: concurrency * 2,
+                    ..StarknetSettings::default()
+                };
+                (SourceConfig::Starknet(Box::new(settings)), Kind::Starknet)
             }
             SourceKind::File => {
                 let Some(path) = self.path else {

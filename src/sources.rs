@@ -5,6 +5,7 @@ pub mod evm;
 pub mod file;
 pub mod http;
 mod rpc;
+pub mod starknet;
 pub mod websocket;
 
 use std::ops::RangeInclusive;

@@ -109,7 +109,7 @@ pub struct SourceArgs {
     /// JSON-RPC address; repeatable: the others are for fail-over and second opinions.
     #[arg(long = "url", value_name = "URL")]
     pub urls: Vec<String>,
-    /// WebSocket address; its newHeads wake the syncer.
+    /// WebSocket address; its new heads wake the syncer.
     #[arg(long, value_name = "URL")]
     pub ws_url: Option<String>,
     /// A file of blocks for --source file (NDJSON, also gzip); `-`: standard input.

@@ -46,6 +46,8 @@ pub enum WakeWord {
 pub enum SourceKind {
     /// An EVM node.
     Evm,
+    /// A Starknet node.
+    Starknet,
     /// A file of JSON lines.
     File,
     /// The built-in chain.
@@ -82,12 +84,22 @@ pub struct ChainFile {
     /// Contracts that mint by Deposit and burn by Withdrawal.
     #[serde(default)]
     pub wrapped_native: Vec<String>,
+    /// starknet: contracts all of whose events are kept, and those of the option rounds that they deploy.
+    #[serde(default)]
+    pub contracts: Vec<String>,
+    /// starknet: contracts that the universal deployer makes of this class are followed too.
+    pub vault_class_hash: Option<String>,
+    /// starknet: only those of them that this account had deployed.
+    pub deployer: Option<String>,
+    /// starknet: universal deployers to believe. Defaults to those of the public networks.
+    #[serde(default)]
+    pub udc_address: Vec<String>,
     /// evm: whether logs are checked against the blooms of headers. Defaults to true.
     pub check_bloom: Option<bool>,
-    /// evm, several URLs: ms after which the only node that answers is believed about a replaced block. Defaults to
+    /// evm and starknet, several URLs: ms after which the only node that answers is believed about a replaced block. Defaults to
     /// 15,000.
     pub confirm_grace_ms: Option<u64>,
-    /// evm: ms for one request, its answer included. Defaults to 30,000.
+    /// evm and starknet: ms for one request, its answer included. Defaults to 30,000.
     pub request_timeout_ms: Option<u64>,
     /// Whether final blocks may be replaced.
     #[serde(default)]
@@ -96,7 +108,7 @@ pub struct ChainFile {
     pub poll_interval_ms: Option<u64>,
     /// Requests for history under way at once, 1 to 64. Defaults to 4.
     pub concurrency: Option<u64>,
-    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000.
+    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000; starknet: to 500, and to 50 with every token.
     pub range_blocks: Option<u64>,
     /// devnet: another seed is another chain. Defaults to 1.
     pub seed: Option<u64>,
@@ -218,7 +230,14 @@ const OTHER_VARIABLES: [&str; 8] = [
 ];
 
 /// Settings that are lists: a variable holds them as a TOML array, or separated by commas (events: by semicolons).
-const LISTS: [(&str, char); 4] = [("urls", ','), ("tokens", ','), ("wrapped_native", ','), ("events", ';')];
+const LISTS: [(&str, char); 6] = [
+    ("urls", ','),
+    ("tokens", ','),
+    ("wrapped_native", ','),
+    ("contracts", ','),
+    ("udc_address", ','),
+    ("events", ';'),
+];
 
 impl File {
     /// The file named, or `ebbtide.toml` if there is one here, with the variables laid over it.

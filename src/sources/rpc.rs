@@ -20,6 +20,9 @@ use crate::chain::{BlockRef, Link};
 /// not become a storm of requests.
 const CHANGES_IN_A_ROW: u32 = 3;
 
+/// Longest name of a token that is kept, in characters.
+pub(in crate::sources) const LONGEST_NAME: usize = 256;
+
 /// What differs between kinds of chains.
 #[derive(Debug)]
 pub(in crate::sources) struct Dialect {
@@ -93,4 +96,16 @@ pub(in crate::sources) fn opinion(
         // The chain got shorter: the other one ends below our blocks too.
         None => has_new.then_some(true),
     }
+}
+
+/// A token's own name without what Postgres cannot hold or what makes a line read as another one; none where nothing is
+/// left of it.
+pub(in crate::sources) fn name_to_show(text: &str) -> Option<String> {
+    let unfit = |c: &char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    let text: String = text.chars().filter(|c| !unfit(c)).take(LONGEST_NAME).collect();
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }
