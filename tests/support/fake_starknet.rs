@@ -470,7 +470,7 @@ impl State {
         let repeated = self.is_odd(|odd| matches!(odd, Oddity::RepeatedToken));
         let mut page = json!({ "events": all[start.min(end)..end] });
         if repeated {
-            page["continuation_token"] = json!(start.to_string());
+            page = json!({ "events": [], "continuation_token": "0" });
         } else if end < all.len() {
             page["continuation_token"] = json!(end.to_string());
         }
