@@ -281,6 +281,30 @@ async fn answers_that_cannot_be_are_not_believed() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_too_slow_for_a_batch_is_asked_for_less() {
+    let blocks = lively(50, "a");
+    let node = FakeStarknet::start(blocks.clone()).await;
+    let impatient = StarknetSettings {
+        request_timeout: Duration::from_millis(400),
+        ..settings(&[&node], DecodeSettings::default())
+    };
+    let source = StarknetSource::new(impatient).unwrap();
+    source.head().await.unwrap();
+    node.fault(Fault::HangAbove(2));
+    let mut times = 0;
+    let read = loop {
+        match source.blocks(range(0, 49)).await {
+            Ok(read) => break read,
+            Err(error) => assert_eq!(error.kind(), FaultKind::Transient, "{error}"),
+        }
+        times += 1;
+        assert!(times < 4, "the same is asked for again and again");
+    };
+    assert_linked(&read, &blocks);
+    assert!(times > 0);
+}
+
+#[tokio::test]
 async fn a_range_that_is_too_large_for_a_search_is_said_to_be() {
     let node = FakeStarknet::start(lively(300, "a")).await;
     let source = following(&node, tokens(&[TOKEN])).await;

@@ -47,6 +47,8 @@ pub enum Fault {
     BatchRefused(i64, &'static str),
     /// HTTP 400 for batches of more than so many; others are answered.
     LargestBatch(usize),
+    /// No answer at all to batches of more than so many.
+    HangAbove(usize),
     /// This status with this body.
     Http(u16, &'static str),
     /// 429 with `Retry-After`.
@@ -350,6 +352,7 @@ pub fn said(faults: &[Fault], request: &Value, result: impl Fn(&Value) -> Result
                     &json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}}).to_string(),
                 );
             }
+            Fault::HangAbove(most) if calls.len() > *most => return Reply::Hang,
             Fault::LargestBatch(most) if request.is_array() && calls.len() > *most => return whole(400, "no"),
             _ => {}
         }

@@ -174,10 +174,7 @@ impl Endpoint {
             Sent::Fewer { at_most } => at_most.clamp(1, calls.len().div_ceil(2)),
         };
         tracing::debug!(node = %self.shown, at_most, "node wants smaller batches");
-        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
-        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
-            *shrunk_at = Some(Instant::now());
-        }
+        self.shrink(at_most);
         let mut answers = Vec::with_capacity(calls.len());
         // One after the other, so that a node in trouble is not asked more often than before.
         for part in calls.chunks(at_most) {
@@ -191,6 +188,14 @@ impl Endpoint {
             }
         }
         Ok(answers)
+    }
+
+    /// Asks for less at once, for a while.
+    fn shrink(&self, at_most: usize) {
+        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
+        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
+            *shrunk_at = Some(Instant::now());
+        }
     }
 
     fn most_calls(&self) -> usize {
@@ -222,7 +227,13 @@ impl Endpoint {
             Ok(reply) => reply,
             Err(HttpFault::TooLarge(_)) if calls.len() > 1 => return Ok(Sent::Fewer { at_most: calls.len() / 2 }),
             Err(HttpFault::TooLarge(limit)) => return Err(self.too_large(&calls[0], limit)),
-            Err(fault) => return Err(self.transient(fault.to_string())),
+            Err(fault) => {
+                // It may have been too much for one request: the same again would never be answered.
+                if matches!(fault, HttpFault::TimedOut(_)) && calls.len() > 1 {
+                    self.shrink(calls.len() / 2);
+                }
+                return Err(self.transient(fault.to_string()));
+            }
         };
         let later = |what: String| SourceError::Transient { what: self.say(what), retry_after: reply.retry_after };
         let text = reply.body.trim_ascii_start();
