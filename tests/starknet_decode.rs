@@ -196,7 +196,7 @@ fn recorded_answers_of_other_kinds_hold_the_same_events() {
     let page = read("rpc/sepolia-strk.events.json.gz");
     let page = page["result"]["events"].as_array().unwrap();
     let layouts: BTreeSet<usize> = page.iter().map(|e| e["keys"].as_array().unwrap().len()).collect();
-    let read = decode(1, &transactions(&[page.clone()]));
+    let read = decode(1, &transactions(std::slice::from_ref(page)));
     assert_eq!((read.len(), layouts), (10, BTreeSet::from([1, 3])));
     println!("{} movements of recorded answers", compared + read.len());
     assert!(compared > 100);

@@ -57,13 +57,13 @@ static DIALECT: Dialect = Dialect {
     most_calls: 10,
 };
 
-/// The specification's codes say what they mean; the words of what is around a node do so everywhere.
+/// The specification's codes say what they mean; the words of what stands around a node do so everywhere.
 fn judge(method: &str, code: i64, text: &str) -> Verdict {
     match code {
         // BLOCK_NOT_FOUND.
         24 => Verdict::UnknownBlock,
-        // CONTRACT_NOT_FOUND, CONTRACT_ERROR and their like: of what was asked, not of the node.
-        20..=69 => Verdict::Other,
+        // CONTRACT_NOT_FOUND, ENTRYPOINT_NOT_FOUND, CONTRACT_ERROR, TRANSACTION_EXECUTION_ERROR: the words are a contract's.
+        20 | 21 | 40 | 41 => Verdict::Other,
         // Ranges are refused in the same words on every chain.
         _ if method == search::GET_EVENTS => fault::judge("eth_getLogs", code, text),
         _ => fault::judge(method, code, text),

@@ -41,15 +41,27 @@ pub(super) struct Fetch<'f> {
 
 type Receipted = Confirmed<RawTransaction>;
 
-/// Reads one block out of an answer; none for what is not there, which is not confirmed, or which the node calls unknown.
+/// Reads one block; none for what is not a confirmed block.
 type Read<T> = fn(&RawValue) -> Result<Option<Confirmed<T>>, String>;
+
+/// How blocks are asked for.
+struct Form<T> {
+    method: &'static str,
+    read: Read<T>,
+    /// Requests under way at once for one call of ours.
+    requests: usize,
+}
+
+const HEADERS: Form<Felt> = Form { method: WITH_HASHES, read: wire::with_hashes, requests: 4 };
+/// These are large: each answer is given back before the next one is asked for.
+const RECEIPTS: Form<RawTransaction> = Form { method: WITH_RECEIPTS, read: wire::with_receipts, requests: 1 };
 
 /// Names and transactions of the blocks at these heights; it ends at the first one that the node does not have.
 pub(super) async fn headers(
     endpoint: &Endpoint,
     heights: RangeInclusive<Height>,
 ) -> Result<Vec<Confirmed<Felt>>, SourceError> {
-    linked(endpoint, numbers(&heights), WITH_HASHES, wire::with_hashes).await
+    linked(endpoint, numbers(&heights), &HEADERS).await
 }
 
 /// The call for a block's header.
@@ -84,21 +96,15 @@ fn numbers(heights: &RangeInclusive<Height>) -> Vec<u64> {
 }
 
 /// Blocks at these heights (ascending), each the one asked for and, where they follow one another, linked.
-async fn linked<T>(
-    endpoint: &Endpoint,
-    heights: Vec<u64>,
-    method: &'static str,
-    read: Read<T>,
-) -> Result<Vec<Confirmed<T>>, SourceError> {
+async fn linked<T>(endpoint: &Endpoint, heights: Vec<u64>, form: &Form<T>) -> Result<Vec<Confirmed<T>>, SourceError> {
     let mut blocks: Vec<Confirmed<T>> = Vec::with_capacity(heights.len());
     let mut missing = None;
-    // A request at a time: receipts are large, and each answer is given back before the next one is asked for.
-    for part in heights.chunks(endpoint.dialect.most_calls) {
-        let calls: Vec<Call> =
-            part.iter().map(|h| Call::new(method, json!({ "block_id": { "block_number": h } }))).collect();
+    for part in heights.chunks(endpoint.dialect.most_calls * form.requests) {
+        let call = |height: &u64| Call::new(form.method, json!({ "block_id": { "block_number": height } }));
+        let calls: Vec<Call> = part.iter().map(call).collect();
         let answers = endpoint.ask(&calls).await?;
         for ((height, call), answer) in part.iter().zip(&calls).zip(answers) {
-            let Some(block) = read_block(endpoint, call, answer, read)? else {
+            let Some(block) = read_block(endpoint, call, answer, form.read)? else {
                 missing.get_or_insert(*height);
                 continue;
             };
@@ -141,9 +147,17 @@ impl Fetch<'_> {
             // What to search for shows only when everything below was decoded.
             loop {
                 self.come(&turn).await?;
-                let read = self.search(&heights, &self.turns.found()).await?;
-                let first = *heights.start();
-                if let Some(blocks) = self.turns.decode(first, |found| self.decode(&read, found)) {
+                let below = self.turns.found();
+                let read = self.search(&heights, &below).await?;
+                let as_searched = |found: &mut Found| {
+                    // Another call may have gone back meanwhile, and found something else.
+                    if *found != below {
+                        return (None, None);
+                    }
+                    let (blocks, last) = self.decode(&read, found);
+                    (Some(blocks), last)
+                };
+                if let Some(blocks) = self.turns.decode(*heights.start(), as_searched).flatten() {
                     return Ok(blocks);
                 }
             }
@@ -151,8 +165,7 @@ impl Fetch<'_> {
         let read = self.whole(heights.clone()).await?;
         loop {
             self.come(&turn).await?;
-            let first = *heights.start();
-            if let Some(blocks) = self.turns.decode(first, |found| self.decode(&read, found)) {
+            if let Some(blocks) = self.turns.decode(*heights.start(), |found| self.decode(&read, found)) {
                 return Ok(blocks);
             }
         }
@@ -179,7 +192,7 @@ impl Fetch<'_> {
 
     async fn whole(&self, heights: RangeInclusive<Height>) -> Result<Vec<Receipted>, SourceError> {
         let first = *heights.start();
-        let read = linked(self.endpoint, numbers(&heights), WITH_RECEIPTS, wire::with_receipts).await?;
+        let read = linked(self.endpoint, numbers(&heights), &RECEIPTS).await?;
         self.some(first, read)
     }
 
@@ -226,7 +239,7 @@ impl Fetch<'_> {
             let holding = search::holding(self.endpoint, &new, heights.clone(), None).await?;
             let unread = holding.blocks.keys().filter(|height| !receipts.contains_key(height));
             let unread: Vec<u64> = unread.map(|height| height.get()).collect();
-            for block in linked(self.endpoint, unread, WITH_RECEIPTS, wire::with_receipts).await? {
+            for block in linked(self.endpoint, unread, &RECEIPTS).await? {
                 receipts.insert(block.link.height, block);
             }
             check(self.endpoint, &holding, &receipts)?;
@@ -268,7 +281,7 @@ impl Fetch<'_> {
         let wanted: Vec<Wanted> = contracts.iter().map(|a| Wanted { address: *a, selector: None }).collect();
         let holding = search::holding(self.endpoint, &wanted, heights, Some(search::BLOCKS_AT_ONCE)).await?;
         let asked: Vec<u64> = holding.blocks.keys().map(|height| height.get()).collect();
-        let receipts = linked(self.endpoint, asked, WITH_RECEIPTS, wire::with_receipts).await?;
+        let receipts = linked(self.endpoint, asked, &RECEIPTS).await?;
         let receipts: BTreeMap<Height, Receipted> =
             receipts.into_iter().map(|block| (block.link.height, block)).collect();
         check(self.endpoint, &holding, &receipts)?;

@@ -10,7 +10,7 @@ use crate::chain::Height;
 use crate::chain::felt::Felt;
 
 /// Contracts that events named, each with the height that named it first.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found(HashMap<Felt, Height>);
 
 impl Found {

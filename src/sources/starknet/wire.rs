@@ -63,6 +63,12 @@ struct WireBlock<T> {
     transactions: Vec<T>,
 }
 
+/// A block, and how many events it says it holds.
+struct Counted<T> {
+    block: Confirmed<T>,
+    event_count: Option<u64>,
+}
+
 #[derive(Deserialize)]
 struct WireReceipted {
     receipt: WireReceipt,
@@ -99,10 +105,11 @@ fn maybe<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Felt>, D::Error> {
 /// # Errors
 /// What is wrong with it, in words.
 pub(super) fn with_hashes(raw: &RawValue) -> Result<Option<Confirmed<Felt>>, String> {
-    let Some((wire, found)) = block::<TxHash>(raw)? else { return Ok(None) };
-    let transactions: Vec<Felt> = wire.transactions.into_iter().map(|hash| hash.0).collect();
-    distinct(&transactions)?;
-    Ok(Some(found.with(transactions)))
+    let Some(Counted { block, .. }) = block::<TxHash>(raw)? else { return Ok(None) };
+    let Confirmed { link, time, on_l1, transactions } = block;
+    let transactions: Vec<Felt> = transactions.into_iter().map(|hash| hash.0).collect();
+    distinct(transactions.iter().copied())?;
+    Ok(Some(Confirmed { link, time, on_l1, transactions }))
 }
 
 /// A block with its receipts; none for what is not a confirmed block.
@@ -110,15 +117,15 @@ pub(super) fn with_hashes(raw: &RawValue) -> Result<Option<Confirmed<Felt>>, Str
 /// # Errors
 /// What is wrong with it, in words.
 pub(super) fn with_receipts(raw: &RawValue) -> Result<Option<Confirmed<RawTransaction>>, String> {
-    let Some((wire, found)) = block::<WireReceipted>(raw)? else { return Ok(None) };
-    let mut transactions = Vec::with_capacity(wire.transactions.len());
+    let Some(Counted { block, event_count }) = block::<WireReceipted>(raw)? else { return Ok(None) };
+    let Confirmed { link, time, on_l1, transactions: receipted } = block;
+    let mut transactions = Vec::with_capacity(receipted.len());
     let mut events = 0;
-    for (tx_index, WireReceipted { receipt }) in (0u64..).zip(wire.transactions) {
-        let block = found.link.block_ref();
-        let elsewhere = receipt.block_hash.is_some_and(|hash| hash.to_string() != block.hash.as_str())
-            || receipt.block_number.is_some_and(|number| number != block.height.get());
+    for (tx_index, WireReceipted { receipt }) in (0u64..).zip(receipted) {
+        let elsewhere = receipt.block_hash.is_some_and(|hash| hash.to_string() != link.hash.as_str())
+            || receipt.block_number.is_some_and(|number| number != link.height.get());
         if elsewhere {
-            return Err(format!("block {block} holds a receipt of another block"));
+            return Err(format!("block {} holds a receipt of another block", link.block_ref()));
         }
         let success = match receipt.execution_status.as_str() {
             "SUCCEEDED" => true,
@@ -129,11 +136,11 @@ pub(super) fn with_receipts(raw: &RawValue) -> Result<Option<Confirmed<RawTransa
         let places = (0u64..).zip(receipt.events).collect();
         transactions.push(RawTransaction { tx_index, hash: receipt.transaction_hash, success, events: places });
     }
-    if wire.event_count.is_some_and(|count| count != events) {
-        return Err(format!("block {} holds other than {:?} events: {events}", found.link.height, wire.event_count));
+    if let Some(said) = event_count.filter(|said| *said != events) {
+        return Err(format!("block {} holds {events} events, and says {said}", link.height));
     }
-    distinct(&transactions.iter().map(|tx| tx.hash).collect::<Vec<_>>())?;
-    Ok(Some(found.with(transactions)))
+    distinct(transactions.iter().map(|tx| tx.hash))?;
+    Ok(Some(Confirmed { link, time, on_l1, transactions }))
 }
 
 /// The answer to `starknet_blockHashAndNumber`.
@@ -154,7 +161,7 @@ pub(super) fn page(raw: &RawValue) -> Result<Page, String> {
     serde_json::from_str(raw.get()).map_err(|e| format!("not a page of events: {e}"))
 }
 
-fn block<'r, T: Deserialize<'r>>(raw: &'r RawValue) -> Result<Option<(WireBlock<T>, Confirmed<()>)>, String> {
+fn block<'r, T: Deserialize<'r>>(raw: &'r RawValue) -> Result<Option<Counted<T>>, String> {
     let wire: Option<WireBlock<T>> = serde_json::from_str(raw.get()).map_err(|e| format!("not a block: {e}"))?;
     let Some(wire) = wire else { return Ok(None) };
     let on_l1 = match wire.status.as_deref() {
@@ -169,24 +176,21 @@ fn block<'r, T: Deserialize<'r>>(raw: &'r RawValue) -> Result<Option<(WireBlock<
     };
     let height = Height::new(number).ok_or("a block whose number is no height")?;
     let count = wire.transactions.len() as u64;
-    if wire.transaction_count.is_some_and(|said| said != count) {
-        return Err(format!("block {height} holds other than {:?} transactions: {count}", wire.transaction_count));
+    if let Some(said) = wire.transaction_count.filter(|said| *said != count) {
+        return Err(format!("block {height} holds {count} transactions, and says {said}"));
     }
     let time = i64::try_from(wire.timestamp).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let link = Link { height, hash: Hash::new(hash.text()), parent_hash: Hash::new(parent_hash.text()) };
-    Ok(Some((wire, Confirmed { link, time, on_l1, transactions: Vec::new() })))
+    let block = Confirmed { link, time, on_l1, transactions: wire.transactions };
+    Ok(Some(Counted { block, event_count: wire.event_count }))
 }
 
-fn distinct(hashes: &[Felt]) -> Result<(), String> {
-    let mut seen = HashSet::with_capacity(hashes.len());
-    match hashes.iter().find(|hash| !seen.insert(**hash)) {
-        Some(twice) => Err(format!("a block that holds transaction {twice} twice")),
-        None => Ok(()),
+fn distinct(hashes: impl Iterator<Item = Felt>) -> Result<(), String> {
+    let mut seen = HashSet::new();
+    for hash in hashes {
+        if !seen.insert(hash) {
+            return Err(format!("a block that holds transaction {hash} twice"));
+        }
     }
-}
-
-impl Confirmed<()> {
-    fn with<T>(self, transactions: Vec<T>) -> Confirmed<T> {
-        Confirmed { link: self.link, time: self.time, on_l1: self.on_l1, transactions }
-    }
+    Ok(())
 }
