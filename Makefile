@@ -1,7 +1,7 @@
 # make help lists the verbs. CI runs the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench bench-ponder doc soak build clean install-deps
+.PHONY: help run test test-starknet-devnet lint fmt bench bench-ponder doc soak build clean install-deps
 
 # More arguments for the program (make run), the tests (make test, make soak) or the benches (make bench).
 ARGS ?=
@@ -11,7 +11,7 @@ SOAK_SECONDS ?= 600
 PROFILE := $(if $(filter true,$(CI)),ci,default)
 
 help: ## Lists these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Builds and runs it; with no ARGS, a small built-in chain. ARGS="--source evm --url http://127.0.0.1:8545" follows a real one
 	@scripts/install-deps run
@@ -24,6 +24,17 @@ test: ## Runs every test beside a throwaway Postgres. ARGS="-E 'test(reorg)'" pi
 	cargo nextest run --no-run $(if $(filter true,$(CI)),--locked)
 	scripts/with-postgres cargo nextest run --profile $(PROFILE) $(ARGS)
 	cargo test --doc
+
+# The node is built once, which takes tens of minutes; EBBTIDE_STARKNET_DEVNET names another one.
+STARKNET_DEVNET := $(or $(EBBTIDE_STARKNET_DEVNET),$(CURDIR)/.tools/bin/starknet-devnet)
+
+$(CURDIR)/.tools/bin/starknet-devnet:
+	cargo install starknet-devnet --version 0.10.1 --locked --root .tools
+
+test-starknet-devnet: $(STARKNET_DEVNET) ## Follows a real starknet-devnet, which it builds into .tools (tens of minutes, once)
+	@scripts/install-deps test
+	EBBTIDE_STARKNET_DEVNET=$(STARKNET_DEVNET) scripts/with-postgres \
+		cargo nextest run --test starknet_devnet --run-ignored only $(ARGS)
 
 lint: ## Format, clippy and documentation, warnings as errors
 	cargo fmt --check

@@ -1,6 +1,7 @@
 //! Plain chain values: heights, hashes, blocks and what they hold. No I/O, no clock, no SQL.
 
 pub mod delta;
+pub mod felt;
 pub mod plan;
 
 use std::fmt;

@@ -27,6 +27,8 @@ use crate::sources::evm::EvmSettings;
 use crate::sources::evm::decode::DecodeSettings;
 use crate::sources::file::FileSettings;
 use crate::sources::gno::{self, GnoSettings, GnoSource};
+use crate::sources::starknet::StarknetSettings;
+use crate::sources::starknet::decode::DecodeSettings as StarknetDecodeSettings;
 use crate::store::{ChainSettings, StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
 
@@ -84,6 +86,8 @@ pub enum SourceConfig {
     Evm(Box<EvmSettings>),
     /// GraphQL of a gno.land indexer.
     Gno(Box<GnoSettings>),
+    /// JSON-RPC of a Starknet node.
+    Starknet(Box<StarknetSettings>),
     /// A file of JSON lines.
     File(FileSettings),
     /// The built-in chain.
@@ -260,7 +264,7 @@ impl ChainFile {
         }
         let unfit = |what: &str| ConfigError::Unfit(format!("[chains.{name}]: {what}"));
         let Some(source) = self.source else {
-            return Err(unfit("source is missing: evm, gno, file or devnet"));
+            return Err(unfit("source is missing: evm, gno, starknet, file or devnet"));
         };
         let start_height = self
             .start_height
@@ -278,10 +282,17 @@ impl ChainFile {
         let concurrency = bounded(&at("concurrency"), self.concurrency.unwrap_or(4), 1..=64)? as usize;
         let page_blocks = self.page_blocks.unwrap_or(gno::DEFAULT_PAGE_BLOCKS);
         let page_blocks = bounded(&at("page_blocks"), page_blocks, gno::PAGE_BLOCKS)?;
-        let range_default = if source == SourceKind::Gno { page_blocks } else { 2_000 };
+        let range_default = match source {
+            SourceKind::Gno => page_blocks,
+            // Whole blocks with their receipts weigh megabytes.
+            SourceKind::Starknet if self.tokens.is_empty() => 50,
+            SourceKind::Starknet => 500,
+            _ => 2_000,
+        };
         let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(range_default), 1..=100_000)?;
-        if !matches!(source, SourceKind::Evm | SourceKind::Gno) && (!self.urls.is_empty() || self.ws_url.is_some()) {
-            return Err(unfit("urls and ws_url are for source = \"evm\" and \"gno\""));
+        let is_node = matches!(source, SourceKind::Evm | SourceKind::Gno | SourceKind::Starknet);
+        if !is_node && (!self.urls.is_empty() || self.ws_url.is_some()) {
+            return Err(unfit("urls and ws_url are for source = \"evm\", \"gno\" and \"starknet\""));
         }
         if source != SourceKind::Gno
             && let Some(setting) = self.first_of_gno()
@@ -290,6 +301,10 @@ impl ChainFile {
         }
         if source != SourceKind::Evm && !self.factories.is_empty() {
             return Err(unfit("factories are for source = \"evm\""));
+        }
+        let of_vaults = [&self.vault_class_hash, &self.deployer].iter().any(|setting| setting.is_some());
+        if source != SourceKind::Starknet && (of_vaults || !self.contracts.is_empty() || !self.udc_address.is_empty()) {
+            return Err(unfit("contracts, vault_class_hash, deployer and udc_address are for source = \"starknet\""));
         }
         if source != SourceKind::File && self.path.is_some() {
             return Err(unfit("path is for source = \"file\""));
@@ -346,6 +361,30 @@ impl ChainFile {
                 // It asks nobody yet: what it refuses should be known before anything is connected.
                 GnoSource::new(settings.clone())?;
                 (SourceConfig::Gno(Box::new(settings)), Kind::Gno)
+            }
+            SourceKind::Starknet => {
+                if self.urls.is_empty() {
+                    return Err(unfit("source = \"starknet\" needs a URL (--url, or urls)"));
+                }
+                if !(self.events.is_empty() && self.wrapped_native.is_empty()) || self.check_bloom.is_some() {
+                    return Err(unfit("events, wrapped_native and check_bloom are not for source = \"starknet\""));
+                }
+                let settings = StarknetSettings {
+                    urls: self.urls,
+                    ws_url: self.ws_url,
+                    decode: StarknetDecodeSettings {
+                        tokens: self.tokens,
+                        contracts: self.contracts,
+                        vault_class_hash: self.vault_class_hash,
+                        deployer: self.deployer,
+                        udc_addresses: self.udc_address,
+                    },
+                    confirm_grace: milliseconds(self.confirm_grace_ms, "confirm_grace_ms", 15_000)?,
+                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
+                    concurrency: concurrency * 2,
+                    ..StarknetSettings::default()
+                };
+                (SourceConfig::Starknet(Box::new(settings)), Kind::Starknet)
             }
             SourceKind::File => {
                 let Some(path) = self.path else {

@@ -5,6 +5,8 @@ pub mod evm;
 pub mod file;
 pub mod gno;
 pub mod http;
+mod rpc;
+pub mod starknet;
 pub mod websocket;
 
 use std::ops::RangeInclusive;

@@ -26,7 +26,11 @@ begin
         where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
         order by k.projection
     loop
-        continue when not (f.height = before_height and f.hash = before_hash or f.height is null and at_height = f.begins_at);
+        if f.height is null then
+            continue when at_height <> f.begins_at;
+        else
+            continue when f.height is distinct from before_height or f.hash is distinct from before_hash;
+        end if;
         -- Only now: one that stands elsewhere may be held for long. One that stands here is held for moments.
         perform from ebbtide.checkpoints k
         where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null

@@ -14,6 +14,7 @@ use ebbtide::sources::devnet::Devnet;
 use ebbtide::sources::evm::EvmSource;
 use ebbtide::sources::file::FileSource;
 use ebbtide::sources::gno::GnoSource;
+use ebbtide::sources::starknet::StarknetSource;
 use ebbtide::store::private::{Options, PrivatePostgres};
 use ebbtide::store::{Store, StoreFault, Wake};
 use ebbtide::sync;
@@ -305,6 +306,7 @@ fn open_source(source: &SourceConfig) -> Result<Arc<dyn Source>> {
     Ok(match source {
         SourceConfig::Evm(settings) => Arc::new(EvmSource::new((**settings).clone())?),
         SourceConfig::Gno(settings) => Arc::new(GnoSource::new((**settings).clone())?),
+        SourceConfig::Starknet(settings) => Arc::new(StarknetSource::new((**settings).clone())?),
         SourceConfig::File(settings) => Arc::new(FileSource::new(settings.clone())?),
         SourceConfig::Devnet(settings) => Arc::new(Devnet::new(settings)),
     })

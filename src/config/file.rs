@@ -50,6 +50,8 @@ pub enum SourceKind {
     Evm,
     /// A gno.land chain, by its tx-indexer.
     Gno,
+    /// A Starknet node.
+    Starknet,
     /// A file of JSON lines.
     File,
     /// The built-in chain.
@@ -89,9 +91,19 @@ pub struct ChainFile {
     /// Contracts that mint by Deposit and burn by Withdrawal.
     #[serde(default)]
     pub wrapped_native: Vec<String>,
+    /// starknet: contracts all of whose events are kept, and those of the option rounds that they deploy.
+    #[serde(default)]
+    pub contracts: Vec<String>,
+    /// starknet: contracts that the universal deployer makes of this class are followed too.
+    pub vault_class_hash: Option<String>,
+    /// starknet: only those of them that this account had deployed.
+    pub deployer: Option<String>,
+    /// starknet: universal deployers to believe. Defaults to those of the public networks.
+    #[serde(default)]
+    pub udc_address: Vec<String>,
     /// evm: whether logs are checked against the blooms of headers. Defaults to true.
     pub check_bloom: Option<bool>,
-    /// evm, several URLs: ms after which the only node that answers is believed about a replaced block. Defaults to
+    /// evm and starknet, several URLs: ms after which the only node that answers is believed about a replaced block. Defaults to
     /// 15,000.
     pub confirm_grace_ms: Option<u64>,
     /// gno: most blocks in one question, 1 to 9,000. Defaults to 5,000.
@@ -110,7 +122,7 @@ pub struct ChainFile {
     pub require_func: bool,
     /// gno: largest answer that is read, in bytes, 65,536 to 1,073,741,824. Defaults to 67,108,864.
     pub body_limit_bytes: Option<u64>,
-    /// evm, gno: ms for one request, its answer included. Defaults to 30,000.
+    /// evm, gno, starknet: ms for one request, its answer included. Defaults to 30,000.
     pub request_timeout_ms: Option<u64>,
     /// Whether final blocks may be replaced.
     #[serde(default)]
@@ -119,7 +131,8 @@ pub struct ChainFile {
     pub poll_interval_ms: Option<u64>,
     /// Requests for history under way at once, 1 to 64. Defaults to 4.
     pub concurrency: Option<u64>,
-    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000 (gno: `page_blocks`).
+    /// Most blocks asked for at once, 1 to 100,000. Defaults to 2,000; gno: `page_blocks`; starknet: 500, and 50 with
+    /// every token.
     pub range_blocks: Option<u64>,
     /// devnet: another seed is another chain. Defaults to 1.
     pub seed: Option<u64>,
@@ -287,13 +300,15 @@ const OTHER_VARIABLES: [&str; 8] = [
 
 /// Settings that are lists: a variable holds them as a TOML array, or separated by commas (events: by semicolons).
 /// Factories are tables, so only as an array.
-const LISTS: [(&str, char); 6] = [
+const LISTS: [(&str, char); 8] = [
     ("urls", ','),
     ("tokens", ','),
     ("wrapped_native", ','),
     ("trusted_grc20_packages", ','),
     ("events", ';'),
     ("factories", ';'),
+    ("contracts", ','),
+    ("udc_address", ','),
 ];
 
 impl File {

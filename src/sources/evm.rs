@@ -8,40 +8,34 @@ mod abi;
 mod balances;
 pub mod decode;
 mod deployment;
-mod endpoint;
 mod factory;
-mod fault;
 mod fetch;
 mod follow;
-mod heads;
 mod metadata;
-mod pool;
 mod signature;
 mod signatures;
 mod wire;
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use alloy_primitives::{Address, hex};
+use alloy_primitives::{Address, U256, hex};
 use async_trait::async_trait;
-use futures::future::join_all;
-use reqwest::Url;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
 
 use self::decode::{DecodeSettings, Decoder};
-use self::endpoint::{Call, Endpoint};
 pub use self::factory::FactorySettings;
 use self::factory::Following;
 use self::fetch::{BloomTrust, Fetch, NEAR_HEAD};
 use self::follow::{Follow, Ticket};
-use self::heads::Heads;
-use self::pool::Pool;
 use super::http::{HttpClient, parse_url};
+use super::rpc::endpoint::{Call, Endpoint};
+use super::rpc::heads::Bell;
+use super::rpc::pool::Pool;
+use super::rpc::{Changes, Dialect, fault, opinion};
 use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
 use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 
@@ -53,11 +47,14 @@ const DEV_NETWORKS: [&str; 2] = ["31337", "1337"];
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Tokens described by one call of ours, so that no request grows without bound.
 const TOKENS_AT_ONCE: usize = 100;
-/// How often in a row the chain may change under a read before that is a fault of the node: "look again at once" must
-/// not become a storm of requests.
-const CHANGES_IN_A_ROW: u32 = 3;
-/// Shortest time between two wakes: a node that rings without end must not be asked without end.
-const BETWEEN_WAKES: Duration = Duration::from_millis(20);
+const SUBSCRIBE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"eth_subscribe","params":["newHeads"]}"#;
+static DIALECT: Dialect = Dialect {
+    network: "eth_chainId",
+    read_network: |text| Some(U256::from_str_radix(text.strip_prefix("0x")?, 16).ok()?.to_string()),
+    judge: fault::judge,
+    // erigon and others stop at 100 unless told otherwise.
+    most_calls: 100,
+};
 
 /// Settings of [`EvmSource`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,17 +114,13 @@ pub struct EvmSource {
     follow: Follow,
     check_bloom: bool,
     confirm_grace: Duration,
-    /// Since when no other URL could be asked about an undo.
-    alone_since: Mutex<Option<Instant>>,
     /// The newest head seen, plus one; 0: none yet.
     head: AtomicU64,
     /// The newest block that a node called final, plus one; 0: none yet.
     finalized: AtomicU64,
     looked_at_all: AtomicBool,
-    changes: AtomicU32,
-    last_wake: Mutex<Option<Instant>>,
-    ws_url: Option<Url>,
-    heads: OnceLock<Heads>,
+    changes: Changes,
+    bell: Bell,
 }
 
 impl EvmSource {
@@ -154,7 +147,7 @@ impl EvmSource {
         let mut endpoints = Vec::with_capacity(settings.urls.len());
         for text in &settings.urls {
             let url = parse_url("url", text, &["http", "https"])?;
-            endpoints.push(Endpoint::new(url, client.clone(), Arc::clone(&gate)));
+            endpoints.push(Endpoint::new(url, client.clone(), Arc::clone(&gate), &DIALECT));
         }
         let ws_url = settings.ws_url.map(|text| parse_url("ws_url", &text, &["ws", "wss"])).transpose()?;
         Ok(EvmSource {
@@ -166,14 +159,11 @@ impl EvmSource {
             follow: Follow::default(),
             check_bloom: settings.check_bloom,
             confirm_grace: settings.confirm_grace,
-            alone_since: Mutex::new(None),
             head: AtomicU64::new(0),
             finalized: AtomicU64::new(0),
             looked_at_all: AtomicBool::new(false),
-            changes: AtomicU32::new(0),
-            last_wake: Mutex::new(None),
-            ws_url,
-            heads: OnceLock::new(),
+            changes: Changes::default(),
+            bell: Bell::new(ws_url, SUBSCRIBE),
         })
     }
 
@@ -219,12 +209,6 @@ impl EvmSource {
         let finalized = finalized.map(|finalized| finalized.min(height));
         self.head.store(height.get() + 1, Ordering::Relaxed);
         Ok(Head { block: latest.link.block_ref(), finalized, position: None, last: false, truth: false })
-    }
-
-    /// Asks for the network's id even where it was given before.
-    async fn name_network_again(&self, endpoint: Arc<Endpoint>) -> Result<(), SourceError> {
-        let id = endpoint.ask_one(Call::new("eth_chainId", json!([]))).await?;
-        self.pool.check_network(&endpoint, &id)
     }
 
     async fn blocks_of(
@@ -283,89 +267,29 @@ impl EvmSource {
     /// What another URL thinks: `Some(true)` our blocks are gone, `Some(false)` they stand, none: it cannot tell.
     async fn opinion(
         &self,
-        endpoint: &Endpoint,
+        endpoint: Arc<Endpoint>,
         undone: &[BlockRef],
         new: &BlockRef,
     ) -> Result<Option<bool>, SourceError> {
-        self.pool.verify(endpoint).await?;
         let Some(first) = undone.first() else { return Ok(Some(true)) };
         let calls = [first, new].map(|block| fetch::header_call(&format!("{:#x}", block.height.get())));
         let mut answers = endpoint.ask(&calls).await?.into_iter();
-        let mut hash_at = |call: &Call| {
-            let header = answers.next().map(|answer| fetch::read_header(endpoint, call, answer));
+        let mut link_at = |call: &Call| {
+            let header = answers.next().map(|answer| fetch::read_header(&endpoint, call, answer));
             header.transpose().map(|header| header.flatten().map(|header| header.link))
         };
-        let (ours, theirs) = (hash_at(&calls[0])?, hash_at(&calls[1])?);
-        let hash = |link: Option<Link>, asked: &BlockRef| {
-            link.filter(|link| link.height == asked.height).map(|link| link.hash)
-        };
-        let has_new = hash(theirs, new).is_some_and(|hash| hash == new.hash);
-        Ok(match hash(ours, first) {
-            // height | 7 | 8 | 9        Where the new block replaces ours, having it is enough.
-            // ours   | A   B   C
-            // new    | A   B'
-            _ if has_new && new.height >= first.height => Some(true),
-            Some(hash) => Some(hash != first.hash),
-            // The chain got shorter: the other one ends below our blocks too.
-            None => has_new.then_some(true),
-        })
-    }
-
-    /// A change is looked at again at once, but not for ever.
-    fn settled<T>(&self, read: Result<T, SourceError>) -> Result<T, SourceError> {
-        match read {
-            Err(SourceError::Changed { height }) => {
-                if self.changes.fetch_add(1, Ordering::Relaxed) + 1 < CHANGES_IN_A_ROW {
-                    return Err(SourceError::Changed { height });
-                }
-                self.changes.store(0, Ordering::Relaxed);
-                Err(SourceError::transient(format!(
-                    "the chain changed {CHANGES_IN_A_ROW} times in a row while block {height} was read"
-                )))
-            }
-            read => {
-                if read.is_ok() {
-                    self.changes.store(0, Ordering::Relaxed);
-                }
-                read
-            }
-        }
-    }
-
-    fn until_next_wake(&self) -> Duration {
-        let last = *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner);
-        last.map_or(Duration::ZERO, |last| BETWEEN_WAKES.saturating_sub(last.elapsed()))
-    }
-
-    fn not_alone(&self) {
-        *self.alone_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Whether no other URL could be asked for so long that the one that is left is believed.
-    fn alone_for_long(&self) -> bool {
-        let mut since = self.alone_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.get_or_insert_with(Instant::now).elapsed() >= self.confirm_grace
+        let (ours, theirs) = (link_at(&calls[0])?, link_at(&calls[1])?);
+        Ok(opinion(first, new, ours, theirs))
     }
 }
 
 #[async_trait]
 impl Source for EvmSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
-        self.pool.run(|endpoint| Box::pin(self.name_network_again(endpoint))).await?;
-        // A wrong URL in the settings should be told at the start, not on the night when it is needed.
-        if !self.looked_at_all.swap(true, Ordering::Relaxed) {
-            let others = self.pool.others();
-            let looks = others.iter().map(|other| timeout(FIRST_LOOK, self.pool.verify(other)));
-            for (other, look) in others.iter().zip(join_all(looks).await) {
-                match look {
-                    Ok(Err(error @ SourceError::Permanent { .. })) => {
-                        self.looked_at_all.store(false, Ordering::Relaxed);
-                        return Err(error);
-                    }
-                    Ok(Ok(())) => {}
-                    _ => tracing::warn!(node = %other.shown, "This node does not answer: it cannot take over for now"),
-                }
-            }
+        self.pool.run(|endpoint| Box::pin(async move { self.pool.name_network_again(&endpoint).await })).await?;
+        if !self.looked_at_all.load(Ordering::Relaxed) {
+            self.pool.look_at_others(FIRST_LOOK).await?;
+            self.looked_at_all.store(true, Ordering::Relaxed);
         }
         Ok(Identity { kind: Kind::Evm, network_id: self.pool.network_id() })
     }
@@ -412,7 +336,7 @@ impl Source for EvmSource {
         }
         let read =
             self.pool.run(|endpoint| Box::pin(self.events_of_made(endpoint, contracts.clone(), heights.clone())));
-        self.settled(read.await)
+        self.changes.settled(read.await)
     }
 
     async fn first_height(&self) -> Result<Height, SourceError> {
@@ -454,60 +378,20 @@ impl Source for EvmSource {
         // Before anything is waited for, so that ranges under way at once are known in the order they were asked for.
         let ticket = self.follow.register(*heights.start());
         let read = self.pool.run(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone(), &ticket))).await;
-        self.settled(read)
+        self.changes.settled(read)
     }
 
     /// # Cancel safety
     /// A wake that came while this was dropped is kept for the next call.
     async fn wait(&self, at_most: Duration) {
-        match &self.ws_url {
-            Some(url) => {
-                let heads = self.heads.get_or_init(|| Heads::listen(url.clone()));
-                let pause = self.until_next_wake().min(at_most);
-                tokio::time::sleep(pause).await;
-                // Both ends are the same to the caller: look again.
-                let _ = timeout(at_most - pause, heads.rung()).await;
-                *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            }
-            None => tokio::time::sleep(at_most).await,
-        }
+        self.bell.wait(at_most).await;
     }
 
     /// With one URL there is nobody else to ask. With more, another one must know the new block, or know that the lowest
     /// of ours is not part of the chain; a node that lags behind has no opinion. See
     /// [`EvmSettings::confirm_grace`] for when none of them answers.
     async fn confirm_undo(&self, undone: &[BlockRef], new: &BlockRef) -> Result<bool, SourceError> {
-        let others = self.pool.others();
-        if others.is_empty() {
-            // What it said since the head may be another network's: a URL can be pointed elsewhere at any moment.
-            self.pool.run(|endpoint| Box::pin(self.name_network_again(endpoint))).await?;
-            return Ok(true);
-        }
-        let opinions = join_all(others.iter().map(|other| self.opinion(other, undone, new))).await;
-        let mut faults = Vec::new();
-        let mut answered = false;
-        for (other, opinion) in others.iter().zip(opinions) {
-            match opinion {
-                Ok(Some(true)) => {
-                    self.not_alone();
-                    return Ok(true);
-                }
-                Ok(_) => answered = true,
-                Err(error) => {
-                    other.verified.store(false, Ordering::Relaxed);
-                    faults.push(error.to_string());
-                }
-            }
-        }
-        if answered {
-            self.not_alone();
-            return Ok(false);
-        }
-        if self.alone_for_long() {
-            tracing::warn!(height = %new.height, "No second node can be asked: believing the one that answers");
-            return Ok(true);
-        }
-        Err(SourceError::transient(format!("no second node to confirm block {new}: {}", faults.join("; "))))
+        self.pool.agrees(new, self.confirm_grace, |endpoint| Box::pin(self.opinion(endpoint, undone, new))).await
     }
 
     async fn token_metadata(&self, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {

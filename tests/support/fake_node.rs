@@ -47,6 +47,8 @@ pub enum Fault {
     BatchRefused(i64, &'static str),
     /// HTTP 400 for batches of more than so many; others are answered.
     LargestBatch(usize),
+    /// No answer at all to batches of more than so many.
+    HangAbove(usize),
     /// This status with this body.
     Http(u16, &'static str),
     /// 429 with `Retry-After`.
@@ -124,8 +126,9 @@ impl FakeNode {
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ws = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ports = (http.local_addr().unwrap().port(), ws.local_addr().unwrap().port());
-        let tasks =
-            vec![tokio::spawn(accept_http(http, Arc::clone(&state))), tokio::spawn(accept_ws(ws, announce.clone()))];
+        let state_of = Arc::clone(&state);
+        let answer: Answerer = Arc::new(move |request| reply(&state_of, request));
+        let tasks = vec![tokio::spawn(accept_http(http, answer)), tokio::spawn(accept_ws(ws, announce.clone()))];
         FakeNode { state, announce, http: ports.0, ws: ports.1, tasks }
     }
 
@@ -221,14 +224,15 @@ impl Drop for FakeNode {
     }
 }
 
-async fn accept_ws(listener: TcpListener, announce: broadcast::Sender<String>) {
+/// Subscribers hear what is announced; an empty text hangs up.
+pub async fn accept_ws(listener: TcpListener, announce: broadcast::Sender<String>) {
     let mut open = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let announce = announce.clone();
         open.spawn(async move {
             let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { return };
             let Some(Ok(Message::Text(subscribe))) = socket.next().await else { return };
-            assert!(subscribe.contains("newHeads"));
+            assert!(subscribe.to_lowercase().contains("newheads"));
             let mut heads = announce.subscribe();
             let _ = socket.send(Message::text(r#"{"jsonrpc":"2.0","id":1,"result":"0x1"}"#)).await;
             loop {
@@ -246,15 +250,18 @@ async fn accept_ws(listener: TcpListener, announce: broadcast::Sender<String>) {
     }
 }
 
-async fn accept_http(listener: TcpListener, state: Arc<Mutex<State>>) {
+/// What a node says to a request, which may be a batch.
+pub type Answerer = Arc<dyn Fn(&Value) -> Reply + Send + Sync>;
+
+pub async fn accept_http(listener: TcpListener, answer: Answerer) {
     let mut open = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        open.spawn(serve_http(stream, Arc::clone(&state)));
+        open.spawn(serve_http(stream, Arc::clone(&answer)));
     }
 }
 
 /// HTTP by hand, since a server library would not let us break it.
-async fn serve_http(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
+async fn serve_http(mut stream: TcpStream, answer: Answerer) -> Option<()> {
     let mut seen = Vec::new();
     loop {
         let body_at = loop {
@@ -275,7 +282,7 @@ async fn serve_http(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<(
         }
         let request: Value = serde_json::from_slice(&seen[body_at..body_at + size]).ok()?;
         seen.drain(..body_at + size);
-        let (status, headers, body, cut) = match reply(&state, &request) {
+        let (status, headers, body, cut) = match answer(&request) {
             Reply::Whole(status, headers, body) => (status, headers, body, false),
             Reply::Cut(body) => (200, String::new(), body, true),
             Reply::Hang => {
@@ -297,7 +304,7 @@ async fn serve_http(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<(
     }
 }
 
-enum Reply {
+pub enum Reply {
     Whole(u16, String, String),
     Cut(String),
     Hang,
@@ -314,13 +321,23 @@ fn reply(state: &Mutex<State>, request: &Value) -> Reply {
             *left -= 1;
         }
     }
-    let calls: Vec<Value> = request.as_array().cloned().unwrap_or_else(|| vec![request.clone()]);
-    for call in &calls {
+    for call in calls_of(request) {
         *state.calls.entry(call["method"].as_str().unwrap().to_owned()).or_default() += 1;
     }
     let state = &*state;
+    said(&state.faults, request, |call| call_result(state, call["method"].as_str().unwrap(), &call["params"]))
+}
+
+/// The calls of a request.
+pub fn calls_of(request: &Value) -> Vec<Value> {
+    request.as_array().cloned().unwrap_or_else(|| vec![request.clone()])
+}
+
+/// What a node with these faults says to a request, whatever kind of chain it is of.
+pub fn said(faults: &[Fault], request: &Value, result: impl Fn(&Value) -> Result<Value, (i64, String)>) -> Reply {
+    let calls = calls_of(request);
     let whole = |status: u16, body: &str| Reply::Whole(status, String::new(), body.to_owned());
-    for fault in &state.faults {
+    for fault in faults {
         match fault {
             Fault::Http(status, body) => return whole(*status, body),
             Fault::RetryAfter(seconds) => {
@@ -335,12 +352,13 @@ fn reply(state: &Mutex<State>, request: &Value) -> Reply {
                     &json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}}).to_string(),
                 );
             }
+            Fault::HangAbove(most) if calls.len() > *most => return Reply::Hang,
             Fault::LargestBatch(most) if request.is_array() && calls.len() > *most => return whole(400, "no"),
             _ => {}
         }
     }
-    let mut answers: Vec<Value> = calls.iter().map(|call| answer(state, call)).collect();
-    for fault in &state.faults {
+    let mut answers: Vec<Value> = calls.iter().map(|call| answer(faults, call, &result)).collect();
+    for fault in faults {
         match fault {
             Fault::NullAnswers => {
                 answers.iter_mut().for_each(|a| *a = json!({"jsonrpc": "2.0", "id": a["id"], "result": null}))
@@ -363,18 +381,17 @@ fn reply(state: &Mutex<State>, request: &Value) -> Reply {
         (false, [only]) => only.to_string(),
         _ => Value::Array(answers).to_string(),
     };
-    if state.faults.iter().any(|f| matches!(f, Fault::CutBody)) { Reply::Cut(body) } else { whole(200, &body) }
+    if faults.iter().any(|f| matches!(f, Fault::CutBody)) { Reply::Cut(body) } else { whole(200, &body) }
 }
 
-fn answer(state: &State, call: &Value) -> Value {
-    let result = state
-        .faults
+fn answer(faults: &[Fault], call: &Value, result: impl Fn(&Value) -> Result<Value, (i64, String)>) -> Value {
+    let result = faults
         .iter()
         .find_map(|fault| match fault {
             Fault::Refused(code, message) => Some(Err((*code, (*message).to_owned()))),
             _ => None,
         })
-        .unwrap_or_else(|| call_result(state, call["method"].as_str().unwrap(), &call["params"]));
+        .unwrap_or_else(|| result(call));
     match result {
         Ok(result) => json!({"jsonrpc": "2.0", "id": call["id"], "result": result}),
         Err((code, message)) => {

@@ -8,6 +8,7 @@ pub mod anvil;
 pub mod check;
 pub mod fake_indexer;
 pub mod fake_node;
+pub mod fake_starknet;
 pub mod model;
 pub mod own_pg;
 pub mod pg;

@@ -3,10 +3,10 @@
 use alloy_primitives::{U256, hex};
 use serde_json::json;
 
-use super::endpoint::{Call, Endpoint};
 use super::{fetch, metadata, parse_address};
 use crate::chain::{Amount, BlockRef, Text};
 use crate::sources::SourceError;
+use crate::sources::rpc::endpoint::{Call, Endpoint};
 
 /// First four bytes of the hash of `balanceOf(address)`.
 const BALANCE_OF: &str = "70a08231";

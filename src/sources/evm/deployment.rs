@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use super::endpoint::{Answer, Call, Endpoint};
-use super::fault::Verdict;
 use crate::chain::Height;
 use crate::sources::SourceError;
+use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
+use crate::sources::rpc::fault::Verdict;
 
 /// The lowest height at which one of these contracts has code, by bisection.
 ///
@@ -50,7 +50,7 @@ fn has_code(endpoint: &Endpoint, call: &Call, answer: Answer, height: Height) ->
             Ok(code) if code.starts_with("0x") => Ok(code.len() > 2),
             _ => Err(endpoint.lies(height, "eth_getCode gives no bytes")),
         },
-        Err(error) => match error.verdict(call.method) {
+        Err(error) => match endpoint.verdict(call.method, &error) {
             Verdict::Busy | Verdict::NoAccess | Verdict::BatchRefused { .. } => {
                 Err(endpoint.refused(call, &error, None))
             }

@@ -10,13 +10,13 @@ use alloy_primitives::hex;
 use serde_json::{Value, json};
 
 use super::decode::{Decoder, LogFilter, RawLog};
-use super::endpoint::{Answer, Call, Endpoint};
 use super::factory::{Following, Made};
-use super::fault::Verdict;
 use super::wire::{self, Blooms, Header, PlacedLog};
 use super::{parse_address, wire::quantity};
 use crate::chain::{Block, Hash, Height, Link};
 use crate::sources::SourceError;
+use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
+use crate::sources::rpc::fault::Verdict;
 
 /// Blocks that are read by hash in one go.
 const BY_HASH_AT_ONCE: u64 = 64;
@@ -86,7 +86,7 @@ pub(super) fn header_call(block: &str) -> Call {
 pub(super) fn read_header(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Header>, SourceError> {
     match answer {
         Ok(raw) => wire::header(&raw).map_err(|what| endpoint.transient(what)),
-        Err(error) if error.verdict(call.method) == Verdict::UnknownBlock => Ok(None),
+        Err(error) if endpoint.verdict(call.method, &error) == Verdict::UnknownBlock => Ok(None),
         Err(error) => Err(endpoint.refused(call, &error, None)),
     }
 }
@@ -234,7 +234,7 @@ impl Fetch<'_> {
                 Ok(raw) if raw.get() == "null" => return Err(SourceError::Changed { height }),
                 Ok(raw) => raw,
                 // The hash is of this moment: if the node does not know it any more, the block was replaced.
-                Err(error) if error.verdict(call.method) == Verdict::UnknownBlock => {
+                Err(error) if self.endpoint.verdict(call.method, &error) == Verdict::UnknownBlock => {
                     return Err(SourceError::Changed { height });
                 }
                 Err(error) => return Err(self.endpoint.refused(call, &error, None)),

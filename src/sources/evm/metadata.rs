@@ -3,15 +3,14 @@
 use alloy_primitives::{U256, hex};
 use serde_json::json;
 
-use super::endpoint::{Answer, Call, Endpoint};
-use super::fault::Verdict;
 use crate::chain::Text;
+use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
+use crate::sources::rpc::fault::Verdict;
+use crate::sources::rpc::name_to_show;
 use crate::sources::{SourceError, TokenMetadata};
 
 /// First four bytes of the hashes of `symbol()`, `name()` and `decimals()`.
 const QUESTIONS: [&str; 3] = ["0x95d89b41", "0x06fdde03", "0x313ce567"];
-/// Longest name that is kept, in characters.
-const LONGEST: usize = 256;
 
 /// Asks each token for its symbol, name and decimals.
 ///
@@ -42,7 +41,7 @@ pub(super) async fn read(endpoint: &Endpoint, tokens: &[Text]) -> Result<Vec<Tok
 pub(super) fn bytes(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Vec<u8>>, SourceError> {
     match answer {
         Ok(raw) => Ok(serde_json::from_str::<String>(raw.get()).ok().and_then(|text| hex::decode(text).ok())),
-        Err(error) => match error.verdict(call.method) {
+        Err(error) => match endpoint.verdict(call.method, &error) {
             // The node's fault. Anything else is the contract's: it reverted, ran out of gas, has no such function.
             Verdict::Busy | Verdict::NoAccess | Verdict::NoMethod | Verdict::NoHistory | Verdict::UnknownBlock => {
                 Err(endpoint.refused(call, &error, None))
@@ -56,16 +55,7 @@ pub(super) fn bytes(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<
 fn text(answer: &[u8]) -> Option<String> {
     let bytes = if answer.len() == 32 { answer } else { string(answer)? };
     let end = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-    let text = std::str::from_utf8(&bytes[..end]).ok()?;
-    let text: String = text.chars().filter(|c| !is_unfit(*c)).take(LONGEST).collect();
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
-/// Characters that Postgres cannot hold or that make a line read as another one.
-fn is_unfit(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    name_to_show(std::str::from_utf8(&bytes[..end]).ok()?)
 }
 
 fn string(answer: &[u8]) -> Option<&[u8]> {
@@ -86,6 +76,7 @@ fn small(answer: &[u8]) -> Option<i16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::rpc::LONGEST_NAME;
 
     fn word(n: u64) -> Vec<u8> {
         U256::from(n).to_be_bytes_vec()
@@ -121,7 +112,7 @@ mod tests {
             assert_eq!(text(&nothing), None, "{nothing:?}");
         }
         assert_eq!(text(&string_answer(5, b"A\0B\nC")), Some("ABC".into()));
-        assert_eq!(text(&string_answer(100_000, &vec![b'x'; 100_000])).map(|t| t.len()), Some(LONGEST));
+        assert_eq!(text(&string_answer(100_000, &vec![b'x'; 100_000])).map(|t| t.len()), Some(LONGEST_NAME));
     }
 
     #[test]

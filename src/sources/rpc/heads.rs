@@ -1,6 +1,6 @@
-//! `newHeads` over a WebSocket, as a bell and nothing more: what rings is never believed, only looked at.
+//! New heads over a WebSocket, as a bell and nothing more: what rings is never believed, only looked at.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -15,30 +15,70 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::sources::http::shown;
 use crate::sources::websocket;
 
-const SUBSCRIBE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"eth_subscribe","params":["newHeads"]}"#;
+/// Shortest time between two wakes: a node that rings without end must not be asked without end.
+const BETWEEN_WAKES: Duration = Duration::from_millis(20);
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// Without a sign of life for this long, pongs included, the connection counts as dead.
 const SILENT_FOR: Duration = Duration::from_secs(45);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// When to look again: at a ring, if there is a WebSocket, and else after a while.
+#[derive(Debug)]
+pub(in crate::sources) struct Bell {
+    url: Option<Url>,
+    subscribe: &'static str,
+    heads: OnceLock<Heads>,
+    last_wake: Mutex<Option<Instant>>,
+}
+
+impl Bell {
+    /// `subscribe`: the request that makes the node ring at new heads.
+    pub(in crate::sources) fn new(url: Option<Url>, subscribe: &'static str) -> Bell {
+        Bell { url, subscribe, heads: OnceLock::new(), last_wake: Mutex::new(None) }
+    }
+
+    /// Returns when there may be something new, at the latest after `at_most`.
+    ///
+    /// # Cancel safety
+    /// A ring that came while this was dropped is kept for the next call.
+    pub(in crate::sources) async fn wait(&self, at_most: Duration) {
+        match &self.url {
+            Some(url) => {
+                let heads = self.heads.get_or_init(|| Heads::listen(url.clone(), self.subscribe));
+                let pause = self.until_next_wake().min(at_most);
+                tokio::time::sleep(pause).await;
+                // Both ends are the same to the caller: look again.
+                let _ = timeout(at_most - pause, heads.rung()).await;
+                *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            }
+            None => tokio::time::sleep(at_most).await,
+        }
+    }
+
+    fn until_next_wake(&self) -> Duration {
+        let last = *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner);
+        last.map_or(Duration::ZERO, |last| BETWEEN_WAKES.saturating_sub(last.elapsed()))
+    }
+}
+
 /// A subscription that reconnects for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Heads {
+struct Heads {
     bell: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
 impl Heads {
     /// Starts listening. Must be called inside a runtime.
-    pub(super) fn listen(url: Url) -> Heads {
+    fn listen(url: Url, subscribe: &'static str) -> Heads {
         let bell = Arc::new(Notify::new());
-        let task = tokio::spawn(keep_listening(url, Arc::clone(&bell)));
+        let task = tokio::spawn(keep_listening(url, subscribe, Arc::clone(&bell)));
         Heads { bell, task }
     }
 
     /// Returns at the next ring, or at once if the bell rang since the last call. Cancel safe.
-    pub(super) async fn rung(&self) {
+    async fn rung(&self) {
         self.bell.notified().await;
     }
 }
@@ -49,13 +89,13 @@ impl Drop for Heads {
     }
 }
 
-async fn keep_listening(url: Url, bell: Arc<Notify>) {
+async fn keep_listening(url: Url, subscribe: &'static str, bell: Arc<Notify>) {
     let node = shown(&url);
     let mut pause = FIRST_PAUSE;
     let mut told = false;
     loop {
         let since = Instant::now();
-        let why = match listen_once(&url, &bell).await {
+        let why = match listen_once(&url, subscribe, &bell).await {
             Ok(never) => match never {},
             Err(why) => why,
         };
@@ -77,9 +117,9 @@ async fn keep_listening(url: Url, bell: Arc<Notify>) {
 
 enum Never {}
 
-async fn listen_once(url: &Url, bell: &Notify) -> Result<Never, String> {
+async fn listen_once(url: &Url, subscribe: &str, bell: &Notify) -> Result<Never, String> {
     let mut socket = websocket::connect(url).await?;
-    socket.send(Message::text(SUBSCRIBE)).await.map_err(|e| e.to_string())?;
+    socket.send(Message::text(subscribe)).await.map_err(|e| e.to_string())?;
     let mut pings = interval(PING_EVERY);
     let mut last_sign = Instant::now();
     loop {

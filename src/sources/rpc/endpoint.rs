@@ -14,13 +14,12 @@ use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::fault::{Verdict, judge};
+use super::Dialect;
+use super::fault::Verdict;
 use crate::chain::Height;
 use crate::sources::SourceError;
 use crate::sources::http::{HttpClient, HttpFault, secrets, shown};
 
-/// Most calls in one request; erigon and others stop at 100 unless told otherwise.
-const MOST_CALLS: usize = 100;
 /// Requests of one call of ours that are under way at once on one endpoint.
 const REQUESTS_AT_ONCE: usize = 4;
 /// A node that refused batches is offered them again after this: the refusal may have been a passing fault.
@@ -30,40 +29,41 @@ const LONGEST_TEXT: usize = 300;
 
 /// One method call.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub(super) method: &'static str,
-    pub(super) params: Value,
+pub(in crate::sources) struct Call {
+    pub(in crate::sources) method: &'static str,
+    pub(in crate::sources) params: Value,
 }
 
 /// A node's error for one call.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct RpcError {
+pub(in crate::sources) struct RpcError {
     #[serde(default)]
-    pub(super) code: Value,
+    pub(in crate::sources) code: Value,
     #[serde(default)]
-    pub(super) message: Value,
+    pub(in crate::sources) message: Value,
     #[serde(default)]
-    pub(super) data: Value,
+    pub(in crate::sources) data: Value,
 }
 
 /// What came of one call; `null` for "there is no such thing".
-pub(super) type Answer = Result<Box<RawValue>, RpcError>;
+pub(in crate::sources) type Answer = Result<Box<RawValue>, RpcError>;
 
 /// One URL.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(in crate::sources) struct Endpoint {
     url: Url,
     /// Scheme, host and port: what errors may show.
-    pub(super) shown: String,
+    pub(in crate::sources) shown: String,
     /// What errors must not show, though a node may say it.
     secrets: Vec<String>,
     client: HttpClient,
     gate: Arc<Semaphore>,
+    pub(in crate::sources) dialect: &'static Dialect,
     most_calls: AtomicUsize,
     shrunk_at: Mutex<Option<Instant>>,
     /// Whether its network id was checked since it last failed.
-    pub(super) verified: AtomicBool,
-    /// Whether the last `eth_getLogs` met a limit that did not say which.
+    pub(in crate::sources) verified: AtomicBool,
+    /// Whether the last question for a range met a limit that did not say which.
     limited: AtomicBool,
 }
 
@@ -92,14 +92,14 @@ enum Sent {
 }
 
 impl Call {
-    pub(super) fn new(method: &'static str, params: Value) -> Call {
+    pub(in crate::sources) fn new(method: &'static str, params: Value) -> Call {
         Call { method, params }
     }
 }
 
 impl RpcError {
     /// The node's words, fit to be shown: one line, bounded.
-    pub(super) fn text(&self) -> String {
+    pub(in crate::sources) fn text(&self) -> String {
         let message = match &self.message {
             Value::String(text) => text.clone(),
             Value::Null => String::from("an error without a message"),
@@ -118,20 +118,26 @@ impl RpcError {
         text
     }
 
-    pub(super) fn verdict(&self, method: &str) -> Verdict {
-        judge(method, self.code.as_i64().unwrap_or_default(), &self.text())
+    pub(in crate::sources) fn verdict(&self, dialect: &Dialect, method: &str) -> Verdict {
+        (dialect.judge)(method, self.code.as_i64().unwrap_or_default(), &self.text())
     }
 }
 
 impl Endpoint {
-    pub(super) fn new(url: Url, client: HttpClient, gate: Arc<Semaphore>) -> Endpoint {
+    pub(in crate::sources) fn new(
+        url: Url,
+        client: HttpClient,
+        gate: Arc<Semaphore>,
+        dialect: &'static Dialect,
+    ) -> Endpoint {
         Endpoint {
             shown: shown(&url),
             secrets: secrets(&url),
             url,
             client,
             gate,
-            most_calls: AtomicUsize::new(MOST_CALLS),
+            dialect,
+            most_calls: AtomicUsize::new(dialect.most_calls),
             shrunk_at: Mutex::new(None),
             verified: AtomicBool::new(false),
             limited: AtomicBool::new(false),
@@ -140,7 +146,7 @@ impl Endpoint {
 
     /// Makes all these calls, in as few requests as the node allows; the answers are in the order of the calls. The
     /// first request that fails ends it.
-    pub(super) async fn ask(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+    pub(in crate::sources) async fn ask(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
         let size = self.most_calls();
         // Boxed by hand: the compiler cannot see that a closure over a borrowed part may cross threads.
         let mut parts: Vec<BoxFuture<'_, Result<Vec<Answer>, SourceError>>> = Vec::new();
@@ -152,7 +158,7 @@ impl Endpoint {
     }
 
     /// One answer that must be there: a null or an error is a fault.
-    pub(super) async fn ask_one(&self, call: Call) -> Result<Box<RawValue>, SourceError> {
+    pub(in crate::sources) async fn ask_one(&self, call: Call) -> Result<Box<RawValue>, SourceError> {
         let answer = self.ask(std::slice::from_ref(&call)).await?.pop();
         match answer {
             Some(Ok(raw)) => Ok(raw),
@@ -168,10 +174,7 @@ impl Endpoint {
             Sent::Fewer { at_most } => at_most.clamp(1, calls.len().div_ceil(2)),
         };
         tracing::debug!(node = %self.shown, at_most, "node wants smaller batches");
-        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
-        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
-            *shrunk_at = Some(Instant::now());
-        }
+        self.shrink(at_most);
         let mut answers = Vec::with_capacity(calls.len());
         // One after the other, so that a node in trouble is not asked more often than before.
         for part in calls.chunks(at_most) {
@@ -187,12 +190,20 @@ impl Endpoint {
         Ok(answers)
     }
 
+    /// Asks for less at once, for a while.
+    fn shrink(&self, at_most: usize) {
+        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
+        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
+            *shrunk_at = Some(Instant::now());
+        }
+    }
+
     fn most_calls(&self) -> usize {
         if let Ok(mut shrunk_at) = self.shrunk_at.lock()
             && shrunk_at.is_some_and(|at| at.elapsed() > OFFER_AGAIN)
         {
             *shrunk_at = None;
-            self.most_calls.store(MOST_CALLS, Ordering::Relaxed);
+            self.most_calls.store(self.dialect.most_calls, Ordering::Relaxed);
         }
         self.most_calls.load(Ordering::Relaxed).max(1)
     }
@@ -216,7 +227,13 @@ impl Endpoint {
             Ok(reply) => reply,
             Err(HttpFault::TooLarge(_)) if calls.len() > 1 => return Ok(Sent::Fewer { at_most: calls.len() / 2 }),
             Err(HttpFault::TooLarge(limit)) => return Err(self.too_large(&calls[0], limit)),
-            Err(fault) => return Err(self.transient(fault.to_string())),
+            Err(fault) => {
+                // It may have been too much for one request: the same again would never be answered.
+                if matches!(fault, HttpFault::TimedOut(_)) && calls.len() > 1 {
+                    self.shrink(calls.len() / 2);
+                }
+                return Err(self.transient(fault.to_string()));
+            }
         };
         let later = |what: String| SourceError::Transient { what: self.say(what), retry_after: reply.retry_after };
         let text = reply.body.trim_ascii_start();
@@ -259,7 +276,7 @@ impl Endpoint {
         let Some(error) = single.error.map(read_error) else {
             return Err(later("one answer to many calls".into()));
         };
-        match error.verdict("") {
+        match self.verdict("", &error) {
             Verdict::BatchRefused { at_most } => {
                 let at_most = at_most.and_then(|n| usize::try_from(n).ok()).unwrap_or(calls.len() / 2);
                 Ok(Sent::Fewer { at_most })
@@ -309,7 +326,7 @@ impl Endpoint {
             answers[place] = Some(answer);
         }
         if let Some(error) = unnamed {
-            if error.verdict("") == Verdict::Busy {
+            if self.verdict("", &error) == Verdict::Busy {
                 return Err(self.transient(format!("says {:?}", error.text())));
             } else if let [only @ None] = answers.as_mut_slice() {
                 *only = Some(Err(error));
@@ -324,8 +341,13 @@ impl Endpoint {
         Ok(Some(answers.into_iter().flatten().collect()))
     }
 
-    /// What a call's error means. `heights`: how many the call spanned, for `eth_getLogs` by range.
-    pub(super) fn refused(&self, call: &Call, error: &RpcError, heights: Option<u64>) -> SourceError {
+    /// What an error of this method means, in the words of this kind of chain.
+    pub(in crate::sources) fn verdict(&self, method: &str, error: &RpcError) -> Verdict {
+        error.verdict(self.dialect, method)
+    }
+
+    /// What a call's error means. `heights`: how many the call spanned, for a question by range.
+    pub(in crate::sources) fn refused(&self, call: &Call, error: &RpcError, heights: Option<u64>) -> SourceError {
         let what = self.say(format!("{} failed: {:?}", call.method, error.text()));
         let too_large = |at_most: Option<u64>| match heights {
             Some(asked) if asked > 1 => {
@@ -334,7 +356,7 @@ impl Endpoint {
             _ => SourceError::transient(what.clone()),
         };
         let was_limited = self.limited.swap(false, Ordering::Relaxed);
-        match error.verdict(call.method) {
+        match self.verdict(call.method, error) {
             Verdict::RangeTooLarge { at_most } => too_large(at_most),
             // Once it may be a limit of requests, for which asking for less at once would be asking more often.
             Verdict::SomeLimit if was_limited => too_large(None),
@@ -368,17 +390,17 @@ impl Endpoint {
     }
 
     /// A fault of this node that may pass.
-    pub(super) fn transient(&self, what: impl std::fmt::Display) -> SourceError {
+    pub(in crate::sources) fn transient(&self, what: impl std::fmt::Display) -> SourceError {
         SourceError::transient(self.say(what))
     }
 
     /// A fault of this node that will not pass by itself.
-    pub(super) fn permanent(&self, what: impl std::fmt::Display) -> SourceError {
+    pub(in crate::sources) fn permanent(&self, what: impl std::fmt::Display) -> SourceError {
         SourceError::permanent(self.say(what))
     }
 
     /// A fault at a height: the node tells two things that cannot both be true.
-    pub(super) fn lies(&self, height: Height, what: impl std::fmt::Display) -> SourceError {
+    pub(in crate::sources) fn lies(&self, height: Height, what: impl std::fmt::Display) -> SourceError {
         self.transient(format!("block {height}: {what}"))
     }
 }

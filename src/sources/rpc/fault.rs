@@ -2,7 +2,7 @@
 
 /// What an error of a JSON-RPC call means for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::sources) enum Verdict {
     /// Fewer heights at once; the most the node gives, if it says so.
     RangeTooLarge { at_most: Option<u64> },
     /// A limit, of results or of requests: the words do not tell.
@@ -24,7 +24,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges an error by its code and words.
-pub(super) fn judge(method: &str, code: i64, message: &str) -> Verdict {
+pub(in crate::sources) fn judge(method: &str, code: i64, message: &str) -> Verdict {
     let text = message.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|w| text.contains(w));
     if has(BUSY) || code == 429 {

@@ -1,0 +1,341 @@
+//! Starknet over JSON-RPC, version 0.8 of its specification and later: blocks and receipts in, chain values out.
+//!
+//! What a node says is checked as far as it can be: every block against the one before it, every receipt against its
+//! block, every answer against its call. What remains is a node that lies consistently; against that there are several
+//! URLs. Blocks that are pending or pre-confirmed have no hash yet and are never taken. Faults are reported, not
+//! retried: whoever calls paces.
+
+pub mod decode;
+mod deployment;
+mod fetch;
+pub mod follow;
+mod metadata;
+mod search;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use self::decode::{DEPLOYED, DecodeSettings, Decoder, ROUND_DEPLOYED, felt};
+use self::fetch::{Fetch, NEAR_HEAD};
+use self::follow::{Found, Turns};
+use super::http::{HttpClient, parse_url};
+use super::rpc::endpoint::{Call, Endpoint};
+use super::rpc::fault::{self, Verdict};
+use super::rpc::heads::Bell;
+use super::rpc::pool::Pool;
+use super::rpc::{Changes, Dialect, opinion};
+use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
+use crate::chain::felt::Felt;
+use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, Text};
+
+/// How long the other URLs may take to name their network at the start.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// The newest block on the settlement layer is asked for this often: it moves every few hours.
+const LOOK_AT_L1: Duration = Duration::from_secs(30);
+/// The oldest version of the specification that has all that is asked for.
+const OLDEST_SPEC: (u64, u64) = (0, 8);
+
+const SUBSCRIBE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"starknet_subscribeNewHeads","params":{}}"#;
+static DIALECT: Dialect = Dialect {
+    network: "starknet_chainId",
+    // `SN_MAIN` is what people call it; what is no text stays a number.
+    read_network: |text| {
+        let id = Felt::parse(text).ok()?;
+        Some(id.short_string().filter(|name| !name.is_empty()).unwrap_or_else(|| id.to_string()))
+    },
+    judge,
+    // A block with its receipts may be several MB.
+    most_calls: 10,
+};
+
+/// The specification's codes say what they mean; the words of what stands around a node do so everywhere.
+fn judge(method: &str, code: i64, text: &str) -> Verdict {
+    match code {
+        // BLOCK_NOT_FOUND.
+        24 => Verdict::UnknownBlock,
+        // CONTRACT_NOT_FOUND, ENTRYPOINT_NOT_FOUND, CONTRACT_ERROR, TRANSACTION_EXECUTION_ERROR: the words are a contract's.
+        20 | 21 | 40 | 41 => Verdict::Other,
+        // Ranges are refused in the same words on every chain.
+        _ if method == search::GET_EVENTS => fault::judge("eth_getLogs", code, text),
+        _ => fault::judge(method, code, text),
+    }
+}
+
+/// Settings of [`StarknetSource`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StarknetSettings {
+    /// Nodes of one chain, `http` or `https`, at least one. The first is asked until it fails, then the next.
+    pub urls: Vec<String>,
+    /// `ws` or `wss`: wakes us at new heads and reorganisations. Without it, and while it is down, there is polling.
+    pub ws_url: Option<String>,
+    /// What to keep.
+    pub decode: DecodeSettings,
+    /// For one HTTP request, its answer included. Default 30 s; at least 10 ms.
+    pub request_timeout: Duration,
+    /// Largest answer that is read, uncompressed, in bytes. Default 64 MiB; at least 64 KiB.
+    pub body_limit: usize,
+    /// Requests under way at once over all URLs. Default 8; at least 1.
+    pub concurrency: usize,
+    /// With several URLs, blocks are undone once a second one agrees. When for this long no other one can be asked
+    /// at all, the one that is left is believed, rather than standing still. Default 15 s.
+    pub confirm_grace: Duration,
+}
+
+impl Default for StarknetSettings {
+    fn default() -> StarknetSettings {
+        StarknetSettings {
+            urls: Vec::new(),
+            ws_url: None,
+            decode: DecodeSettings::default(),
+            request_timeout: Duration::from_secs(30),
+            body_limit: 64 << 20,
+            concurrency: 8,
+            confirm_grace: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Reads a Starknet chain.
+#[derive(Debug)]
+pub struct StarknetSource {
+    pool: Pool,
+    decoder: Decoder,
+    turns: Turns,
+    confirm_grace: Duration,
+    /// The newest head seen, plus one; 0: none yet.
+    head: AtomicU64,
+    /// The newest block on the settlement layer, plus one; 0: none yet.
+    on_l1: AtomicU64,
+    looked_at_l1: Mutex<Option<Instant>>,
+    looked_at_all: AtomicBool,
+    changes: Changes,
+    bell: Bell,
+}
+
+impl StarknetSource {
+    /// Checks the settings; asks nobody yet.
+    ///
+    /// # Errors
+    /// Permanent, naming the setting that is wrong.
+    pub fn new(settings: StarknetSettings) -> Result<StarknetSource, SourceError> {
+        let least = |setting: &str, ok: bool, bound: &str| {
+            if ok { Ok(()) } else { Err(SourceError::permanent(format!("{setting} must be at least {bound}"))) }
+        };
+        least("url: their number", !settings.urls.is_empty(), "1")?;
+        least("request_timeout", settings.request_timeout >= Duration::from_millis(10), "10 ms")?;
+        least("body_limit", settings.body_limit >= 64 << 10, "64 KiB")?;
+        least("concurrency", settings.concurrency >= 1, "1")?;
+        let decoder = Decoder::new(&settings.decode)?;
+        let client = HttpClient::new(settings.request_timeout, settings.body_limit)?;
+        let gate = Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)));
+        let mut endpoints = Vec::with_capacity(settings.urls.len());
+        for text in &settings.urls {
+            let url = parse_url("url", text, &["http", "https"])?;
+            endpoints.push(Endpoint::new(url, client.clone(), Arc::clone(&gate), &DIALECT));
+        }
+        let ws_url = settings.ws_url.map(|text| parse_url("ws_url", &text, &["ws", "wss"])).transpose()?;
+        Ok(StarknetSource {
+            pool: Pool::new(endpoints),
+            decoder,
+            turns: Turns::default(),
+            confirm_grace: settings.confirm_grace,
+            head: AtomicU64::new(0),
+            on_l1: AtomicU64::new(0),
+            looked_at_l1: Mutex::new(None),
+            looked_at_all: AtomicBool::new(false),
+            changes: Changes::default(),
+            bell: Bell::new(ws_url, SUBSCRIBE),
+        })
+    }
+
+    /// Network and version: an older specification names things otherwise.
+    async fn name_itself(&self, endpoint: Arc<Endpoint>) -> Result<(), SourceError> {
+        self.pool.name_network_again(&endpoint).await?;
+        let raw = endpoint.ask_one(Call::new("starknet_specVersion", json!([]))).await?;
+        let version: String =
+            serde_json::from_str(raw.get()).map_err(|_| endpoint.transient("starknet_specVersion gives no text"))?;
+        let mut parts = version.split(['.', '-']).map(|part| part.parse::<u64>().ok());
+        let (Some(Some(major)), Some(Some(minor))) = (parts.next(), parts.next()) else {
+            return Err(endpoint.transient(format!("starknet_specVersion is {version:.40?}")));
+        };
+        if (major, minor) < OLDEST_SPEC {
+            return Err(endpoint.permanent(format!(
+                "speaks version {version:.40?} of the specification, but 0.8 is needed: many nodes speak it at /rpc/v0_8"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn head_of(&self, endpoint: Arc<Endpoint>) -> Result<Head, SourceError> {
+        // The network id comes along each time: another chain may move in behind a URL at any moment.
+        let mut calls =
+            vec![Call::new("starknet_chainId", json!([])), Call::new("starknet_blockHashAndNumber", json!([]))];
+        let look_at_l1 = self.l1_is_due();
+        if look_at_l1 {
+            calls.push(fetch::header_call(json!("l1_accepted")));
+        }
+        let mut answers = endpoint.ask(&calls).await?.into_iter();
+        let mut next = || answers.next().ok_or_else(|| endpoint.transient("too few answers"));
+        let network = next()?.map_err(|error| endpoint.refused(&calls[0], &error, None))?;
+        self.pool.check_network(&endpoint, &network)?;
+        let latest = next()?.map_err(|error| endpoint.refused(&calls[1], &error, None))?;
+        let block = wire::numbered(&latest).map_err(|what| endpoint.transient(what))?;
+        if look_at_l1 {
+            // Nodes of version 0.8 do not know the word. Once a block was named, a node that names none (another one
+            // after a fail-over) must not make it look as if the chain itself called nothing final.
+            let header = fetch::read_header(&endpoint, &calls[2], next()?).ok().flatten();
+            if let Some(header) = header.filter(|header| header.on_l1) {
+                self.on_l1.store(header.link.height.get() + 1, Ordering::Relaxed);
+            }
+            *self.looked_at_l1.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        let finalized = self.on_l1.load(Ordering::Relaxed).checked_sub(1).and_then(Height::new);
+        let finalized = finalized.map(|finalized| finalized.min(block.height));
+        self.head.store(block.height.get() + 1, Ordering::Relaxed);
+        Ok(Head { block, finalized, position: None, last: false, truth: false })
+    }
+
+    fn l1_is_due(&self) -> bool {
+        let last = *self.looked_at_l1.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_none_or(|last| last.elapsed() >= LOOK_AT_L1)
+    }
+
+    fn fetch<'f>(&'f self, endpoint: &'f Endpoint) -> Fetch<'f> {
+        let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
+        Fetch { endpoint, decoder: &self.decoder, turns: &self.turns, old_to }
+    }
+
+    async fn opinion(
+        &self,
+        endpoint: Arc<Endpoint>,
+        undone: &[BlockRef],
+        new: &BlockRef,
+    ) -> Result<Option<bool>, SourceError> {
+        let Some(first) = undone.first() else { return Ok(Some(true)) };
+        let calls = [first, new].map(|block| fetch::header_call(json!({ "block_number": block.height.get() })));
+        let mut answers = endpoint.ask(&calls).await?.into_iter();
+        let mut link_at = |call: &Call| {
+            let header = answers.next().map(|answer| fetch::read_header(&endpoint, call, answer));
+            header.transpose().map(|header| header.flatten().map(|header| header.link))
+        };
+        let (ours, theirs) = (link_at(&calls[0])?, link_at(&calls[1])?);
+        Ok(opinion(first, new, ours, theirs))
+    }
+}
+
+#[async_trait]
+impl Source for StarknetSource {
+    async fn identify(&self) -> Result<Identity, SourceError> {
+        self.pool.run(|endpoint| Box::pin(self.name_itself(endpoint))).await?;
+        if !self.looked_at_all.load(Ordering::Relaxed) {
+            self.pool.look_at_others(FIRST_LOOK).await?;
+            self.looked_at_all.store(true, Ordering::Relaxed);
+        }
+        Ok(Identity { kind: Kind::Starknet, network_id: self.pool.network_id() })
+    }
+
+    async fn resume(&self, tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {
+        // What was found is what was recalled, just before.
+        self.turns.reset(self.turns.found(), tip.map(|tip| tip.height.next()));
+        Ok(())
+    }
+
+    fn recalls(&self) -> Vec<Recall> {
+        if !self.decoder.discovers() {
+            return Vec::new();
+        }
+        let deployed = |address: Felt| Recall { emitter: Some(address.text()), name: DEPLOYED.into() };
+        let rounds = Recall { emitter: None, name: ROUND_DEPLOYED.into() };
+        self.decoder.deployers().map(deployed).chain([rounds]).collect()
+    }
+
+    async fn recall(&self, events: &[(Height, Event)]) -> Result<(), SourceError> {
+        let mut found = Found::default();
+        self.decoder.recall(events, &mut found);
+        self.turns.reset(found, None);
+        Ok(())
+    }
+
+    async fn events_of(
+        &self,
+        contracts: &[Text],
+        heights: RangeInclusive<Height>,
+    ) -> Result<(Vec<Block>, Height), SourceError> {
+        let contracts: BTreeSet<Felt> = contracts.iter().map(|c| felt("contract", c)).collect::<Result<_, _>>()?;
+        if contracts.is_empty() || heights.is_empty() {
+            return Ok((Vec::new(), *heights.end()));
+        }
+        let (contracts, heights) = (&contracts, &heights);
+        let read = self
+            .pool
+            .run(|endpoint| Box::pin(async move { self.fetch(&endpoint).events_of(contracts, heights.clone()).await }))
+            .await;
+        self.changes.settled(read)
+    }
+
+    async fn first_height(&self) -> Result<Height, SourceError> {
+        self.identify().await?;
+        let named = self.decoder.named();
+        if named.is_empty() {
+            return Err(SourceError::permanent(
+                "where to begin is not known, since no token or contract is listed whose deployment could be looked \
+                 for: give --start-height (0 for the whole chain), or list tokens",
+            ));
+        }
+        let named = &named;
+        self.pool.run(|endpoint| Box::pin(async move { deployment::first_height(&endpoint, named).await })).await
+    }
+
+    async fn head(&self) -> Result<Head, SourceError> {
+        self.pool.run(|endpoint| Box::pin(self.head_of(endpoint))).await
+    }
+
+    async fn links(&self, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
+        if heights.is_empty() {
+            return Ok(Vec::new());
+        }
+        let heights = &heights;
+        let headers =
+            self.pool.run(|endpoint| Box::pin(async move { fetch::headers(&endpoint, heights.clone()).await })).await?;
+        Ok(headers.into_iter().map(|header| header.link).collect())
+    }
+
+    async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
+        if heights.is_empty() {
+            return Ok(Vec::new());
+        }
+        let heights = &heights;
+        let read = self
+            .pool
+            .run(|endpoint| Box::pin(async move { self.fetch(&endpoint).blocks(heights.clone()).await }))
+            .await;
+        self.changes.settled(read)
+    }
+
+    /// # Cancel safety
+    /// A wake that came while this was dropped is kept for the next call.
+    async fn wait(&self, at_most: Duration) {
+        self.bell.wait(at_most).await;
+    }
+
+    /// As with EVM nodes: see [`StarknetSettings::confirm_grace`].
+    async fn confirm_undo(&self, undone: &[BlockRef], new: &BlockRef) -> Result<bool, SourceError> {
+        self.pool.agrees(new, self.confirm_grace, |endpoint| Box::pin(self.opinion(endpoint, undone, new))).await
+    }
+
+    async fn token_metadata(&self, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.pool.run(|endpoint| Box::pin(async move { metadata::read(&endpoint, tokens).await })).await
+    }
+}

@@ -1,0 +1,70 @@
+//! Where a contract's history begins: the first block in which it has a class.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::wire;
+use crate::chain::Height;
+use crate::chain::felt::Felt;
+use crate::sources::SourceError;
+use crate::sources::rpc::endpoint::{Call, Endpoint};
+use crate::sources::rpc::fault::Verdict;
+
+/// The specification's error for an address without a contract.
+const CONTRACT_NOT_FOUND: i64 = 20;
+
+/// The lowest height at which one of these contracts is there, by bisection.
+///
+/// # Errors
+/// Permanent, naming `--start-height`, when a contract is not there at the head or the node keeps no old state.
+pub(super) async fn first_height(endpoint: &Endpoint, contracts: &BTreeSet<Felt>) -> Result<Height, SourceError> {
+    let head = endpoint.ask_one(Call::new("starknet_blockHashAndNumber", json!([]))).await?;
+    let head = wire::numbered(&head).map_err(|what| endpoint.transient(what))?.height;
+    let there = are_there(endpoint, contracts, head).await?;
+    if let Some((contract, _)) = contracts.iter().zip(there).find(|(_, there)| !there) {
+        return Err(SourceError::permanent(format!(
+            "{contract} is no contract at block {head}, so where to begin is not known: is the address right? \
+             Otherwise give --start-height"
+        )));
+    }
+    // Some contract is there at `high`; none is below `low`.
+    let (mut low, mut high) = (0, head.get());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let height = Height::new(middle).unwrap_or(Height::MAX);
+        if are_there(endpoint, contracts, height).await?.contains(&true) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(Height::new(high).unwrap_or(Height::MAX))
+}
+
+async fn are_there(endpoint: &Endpoint, contracts: &BTreeSet<Felt>, at: Height) -> Result<Vec<bool>, SourceError> {
+    let call = |contract: &Felt| {
+        let params = json!({ "block_id": { "block_number": at.get() }, "contract_address": contract.to_string() });
+        Call::new("starknet_getClassHashAt", params)
+    };
+    let calls: Vec<Call> = contracts.iter().map(call).collect();
+    let mut there = Vec::with_capacity(calls.len());
+    for (call, answer) in calls.iter().zip(endpoint.ask(&calls).await?) {
+        there.push(match answer {
+            Ok(_) => true,
+            Err(error) if error.code.as_i64() == Some(CONTRACT_NOT_FOUND) => false,
+            Err(error) => match endpoint.verdict(call.method, &error) {
+                Verdict::Busy | Verdict::NoAccess | Verdict::BatchRefused { .. } => {
+                    return Err(endpoint.refused(call, &error, None));
+                }
+                _ => {
+                    return Err(endpoint.permanent(format!(
+                        "cannot tell where to begin, since it keeps no state of block {at} ({:?}): give --start-height",
+                        error.text()
+                    )));
+                }
+            },
+        });
+    }
+    Ok(there)
+}
