@@ -10,6 +10,7 @@
 mod examples;
 mod follow;
 mod harness;
+mod random;
 mod refused;
 mod run;
 #[path = "../support/mod.rs"]
