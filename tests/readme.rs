@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use ebbtide::store::private::Search;
-use support::{Ebbtide, Pg, wait_until};
+use support::fake_indexer::{FakeIndexer, blocks_from, transfer};
+use support::{Ebbtide, Pg, free_addr, wait_until};
 
 const README: &str = include_str!("../README.md");
 
@@ -17,13 +18,30 @@ struct Exchange {
     printed: String,
 }
 
-/// psql's prompts: a new statement; one that goes on; inside a parenthesis; inside a quoted string.
-const PROMPTS: [&str; 4] = ["ebbtide=# ", "ebbtide-# ", "ebbtide(# ", "ebbtide'# "];
+/// psql's prompts: a new statement; one that goes on; inside a parenthesis, a quoted string, a dollar-quoted one.
+const PROMPTS: [&str; 5] = ["ebbtide=# ", "ebbtide-# ", "ebbtide(# ", "ebbtide'# ", "ebbtide$# "];
 
-fn exchanges() -> Vec<Exchange> {
+/// The program's command line in a session, if it has one, and what is typed into psql.
+type Session = (Option<String>, Vec<Exchange>);
+
+/// The sessions of the README, those without a command of their own joined to one.
+fn sessions() -> Vec<Session> {
+    let blocks = README.split("```").skip(1).step_by(2).filter(|block| block.contains(PROMPTS[0]));
+    let mut sessions: Vec<Session> = Vec::new();
+    for block in blocks {
+        let command = block.lines().find_map(|line| line.strip_prefix("$ ")).map(str::to_owned);
+        let exchanges = exchanges(block);
+        match sessions.iter_mut().find(|(known, _)| *known == command) {
+            Some((_, all)) => all.extend(exchanges),
+            None => sessions.push((command, exchanges)),
+        }
+    }
+    sessions
+}
+
+fn exchanges(block: &str) -> Vec<Exchange> {
     let mut all: Vec<Exchange> = Vec::new();
-    let blocks = README.split("```").skip(1).step_by(2);
-    for line in blocks.filter(|block| block.contains(PROMPTS[0])).flat_map(|block| block.lines().skip(1)) {
+    for line in block.lines().skip(1).filter(|line| !line.starts_with("$ ")) {
         if let Some(first) = line.strip_prefix(PROMPTS[0]) {
             all.push(Exchange { statement: first.to_owned(), printed: String::new() });
             continue;
@@ -42,32 +60,72 @@ fn trimmed(text: &str) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned()
 }
 
-#[tokio::test]
-async fn the_session_prints_what_the_readme_says() {
-    let exchanges = exchanges();
-    assert!(exchanges.len() >= 5, "the README holds a session: {}", exchanges.len());
-    let pg = Pg::new().await;
+/// Runs a session's statements in psql, one after the other, each once the program has done what follows from the last.
+async fn converse(pg: &Pg, exchanges: &[Exchange], blocks: i64) {
     let client = pg.client().await;
-    let _process = Ebbtide::spawn(&["process", "--database-url", &pg.url], &[]);
     let psql = Search::Installed.find().installations.first().expect("a server is installed").bin_dir.join("psql");
-    for Exchange { statement, printed } in &exchanges {
+    // A person who types is slower than the program, which applies each block once it is committed.
+    let settled = "select coalesce((select max(height) from blocks), 0) >= $1 and not exists (
+        select from projections p join chains c on coalesce(p.kind, c.kind) = c.kind and coalesce(p.chain_id, c.chain_id) = c.chain_id
+        left join checkpoints k on k.projection = p.name and k.chain_id = c.chain_id
+        where exists (select from blocks b where b.chain_id = c.chain_id)
+          and (k.redo_from is not null or k.hash is distinct from
+               (select b.hash from blocks b where b.chain_id = c.chain_id order by b.height desc limit 1)))
+";
+    for Exchange { statement, printed } in exchanges {
+        wait_until("everything is applied", async || {
+            client.query_one(settled, &[&blocks]).await.unwrap().get::<_, bool>(0).then_some(())
+        })
+        .await;
         let output = Command::new(&psql)
             .args(["-X", "-c", statement, &pg.url])
             .env("PGOPTIONS", "-c search_path=ebbtide,public")
             .output()
             .unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert_eq!(trimmed(&out), trimmed(printed), "{statement}\n{err}");
-        // A person who types is slower than the processor, which applies each block once it is committed.
-        let applied = "select not exists (select from blocks) or exists (
-            select from checkpoints k join blocks b on b.chain_id = k.chain_id and b.hash = k.hash
-            where k.redo_from is null and b.height = (select max(height) from blocks))";
-        wait_until("the newest block is applied", async || {
-            client.query_one(applied, &[]).await.unwrap().get::<_, bool>(0).then_some(())
-        })
-        .await;
+        assert_eq!(trimmed(&format!("{out}{err}")), trimmed(printed), "{statement}");
     }
     println!("{} statements", exchanges.len());
+}
+
+#[tokio::test]
+async fn the_psql_sessions_print_what_the_readme_says() {
+    let (_, exchanges) = sessions().into_iter().find(|(command, _)| command.is_none()).unwrap();
+    assert!(exchanges.len() >= 12, "the README holds a session: {}", exchanges.len());
+    let pg = Pg::new().await;
+    let _process = Ebbtide::spawn(&["process", "--database-url", &pg.url], &[]);
+    converse(&pg, &exchanges, 0).await;
+}
+
+/// The README's command, with the URL of the test's server, on the test's database.
+async fn follow(source: &str, url: &str, blocks: i64) {
+    let (command, exchanges) =
+        sessions().into_iter().find(|(c, _)| c.as_ref().is_some_and(|c| c.contains(source))).expect(source);
+    let command = command.unwrap();
+    let mut words: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let at = words.iter().position(|word| *word == "--url").unwrap();
+    words[at + 1] = url;
+    let pg = Pg::new().await;
+    let operator = free_addr().to_string();
+    words.extend(["--database-url", &pg.url, "--listen", "127.0.0.1:0", "--operator-listen", &operator]);
+    let _run = Ebbtide::spawn(&words, &[]);
+    converse(&pg, &exchanges, blocks).await;
+}
+
+#[tokio::test]
+async fn the_gno_session_prints_what_the_readme_says() {
+    const ALICE: &str = "g1jg8mtutu9khhfwc4nxmuhcpftf0pajdhfvsqf5";
+    const BOB: &str = "g1ffzxha57dh0qgv9ma5v393ur0zexfvp6lsjpae";
+    let (wugnot, gns) = ("gno.land/r/gnoland/wugnot.wugnot", "gno.land/r/gnoswap/gns.GNS");
+    // The newest block is left for later.
+    let blocks = blocks_from(0, 5, None, "a", |height| match height {
+        1 => vec![vec![transfer(wugnot, "", ALICE, 500)]],
+        2 => vec![vec![transfer(gns, "", BOB, 1_000)], vec![transfer(wugnot, ALICE, BOB, 120)]],
+        3 => vec![vec![transfer(gns, BOB, ALICE, 40), transfer(gns, BOB, "", 10)]],
+        _ => Vec::new(),
+    });
+    let indexer = FakeIndexer::start(blocks).await;
+    follow("gno", &indexer.url(), 3).await;
 }
 
 /// Words of the program's help, or of the README's tables, that name a flag.
