@@ -15,4 +15,5 @@ mod refused;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
+mod survive;
 mod undo;
