@@ -1,4 +1,5 @@
-//! Ebbtide keeps state derived from a blockchain right, in plain Postgres tables, through every reorganisation.
+//! Ebbtide keeps state derived from a blockchain right, in plain Postgres tables, through every reorganisation: token
+//! balances, option vaults, and any table of yours.
 //! The chain tables say what the chain *is*, the journal says what has been *done*, and the processor moves, one
 //! block at a time, from the second to the first. Each effect carries its undo, written in the same transaction.
 //!
@@ -38,6 +39,13 @@
 //! and writes B' to E'. The processor finds that what it applied and what is stored part after A. In one transaction it
 //! holds the checkpoint and A, takes back the changes of B, C and D (`sql/queries/undo.sql`), drops the accounts that
 //! did not exist at A, applies B' to D', and writes a row of `reorgs`. Readers see D, then D'. E' follows as any block.
+//!
+//! # Tables of yours
+//! `create_projection` (or the trait [`projections::Projection`]) puts tables under triggers. For each block, one statement
+//! (`apply_sql_block` in `sql/triggers/70_projections.sql`) does the same as above: fence, checkpoint, then the function. The
+//! triggers (`sql/triggers/60_tracking.sql`) keep each row as it was before the block first touched it, and a reorganisation
+//! restores all tables of the projection in one statement. Each projection has a task of its own ([`process`]); one that runs
+//! after the balances is taken along in their transactions (`sql/triggers/80_followers.sql`).
 //!
 //! # A node lies
 //! It answers with logs of another block: the source compares hashes and the header's bloom filter, and refuses the answer as

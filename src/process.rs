@@ -181,20 +181,29 @@ pub async fn run(
             }
         };
         pause = Pause::default();
-        for (chain, name, work) in found {
-            let key = (chain, name);
-            if tasks.get(&key).is_none_or(|task| task.is_finished() && !settings.once) {
-                let task = look::Task::new(
-                    store.clone(),
-                    chain,
-                    key.1.clone(),
-                    work,
-                    settings.clone(),
-                    wake.clone(),
-                    watcher.clone(),
-                    shutdown.child_token(),
-                );
-                tasks.insert(key, tokio::spawn(task.run()));
+        // Those that follow another come last: with `once`, when it is where it goes.
+        for follows in [false, true] {
+            let wave = found.iter().filter(|found| found.follows == follows);
+            for Found { chain, name, work, .. } in wave {
+                let key = (*chain, name.clone());
+                if tasks.get(&key).is_none_or(|task| task.is_finished() && !settings.once) {
+                    let task = look::Task::new(
+                        store.clone(),
+                        *chain,
+                        name.clone(),
+                        work.clone(),
+                        settings.clone(),
+                        wake.clone(),
+                        watcher.clone(),
+                        shutdown.child_token(),
+                    );
+                    tasks.insert(key, tokio::spawn(task.run()));
+                }
+            }
+            if settings.once {
+                for (_, task) in tasks.drain() {
+                    result = result.and(ended(task.await));
+                }
             }
         }
         if settings.once {
@@ -203,13 +212,22 @@ pub async fn run(
         tokio::select! { () = wake.wait(settings.poll_interval) => {}, () = shutdown.cancelled() => {} }
     }
     for (_, task) in tasks {
-        match task.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => result = Err(error),
-            Err(panic) => result = Err(ProcessError::Panicked { what: panic.to_string() }),
-        }
+        result = result.and(ended(task.await));
     }
     result
+}
+
+fn ended(task: Result<Result<(), ProcessError>, tokio::task::JoinError>) -> Result<(), ProcessError> {
+    task.unwrap_or_else(|panic| Err(ProcessError::Panicked { what: panic.to_string() }))
+}
+
+/// A projection to run on a chain.
+struct Found {
+    chain: ChainId,
+    name: String,
+    work: Work,
+    /// Whether it runs after another one.
+    follows: bool,
 }
 
 /// Every chain with every projection that concerns it, as far as this program can apply it.
@@ -218,7 +236,7 @@ async fn tasks_to_run(
     reader: &mut Option<LedgerRead>,
     settings: &ProcessSettings,
     registered: &mut Vec<String>,
-) -> Result<Vec<(ChainId, String, Work)>, StoreError> {
+) -> Result<Vec<Found>, StoreError> {
     let reader = match reader {
         Some(reader) => reader,
         None => reader.insert(LedgerRead::connect(store).await?),
@@ -244,7 +262,14 @@ async fn tasks_to_run(
         let concerned = chains.iter().filter(|(chain, kind)| {
             row.chain.is_none_or(|only| only == *chain) && row.kind.is_none_or(|only| only == *kind)
         });
-        found.extend(concerned.map(|(chain, _)| (*chain, row.name.clone(), work.clone())));
+        for (chain, _) in concerned {
+            let follows = row.after.is_some();
+            if follows {
+                // Makes its checkpoint, so that it is taken along from the first block on.
+                reader.look(*chain, &row.name).await?;
+            }
+            found.push(Found { chain: *chain, name: row.name.clone(), work: work.clone(), follows });
+        }
     }
     Ok(found)
 }

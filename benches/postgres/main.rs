@@ -13,6 +13,7 @@ mod node;
 mod ponder;
 mod report;
 mod server;
+mod tracked;
 mod workload;
 
 use report::Line;
@@ -101,6 +102,15 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("undo") {
         lines.extend(live::undo(server, size).await);
+    }
+    if size.wants("tracked") {
+        lines.extend(tracked::cost(server, size).await);
+    }
+    if size.wants("revert") {
+        lines.extend(tracked::revert(server, size).await);
+    }
+    if size.wants("vaults") {
+        lines.extend(tracked::vaults(server, size).await);
     }
     if size.wants("node") {
         lines.extend(node::to_balances(server, size).await);

@@ -464,3 +464,6 @@ begin
         (select c.name from chains c where c.chain_id = chain), 'projection', name, 'height', at_height, 'hash', at_hash,
         'reason', why)::text);
 end $$;
+
+-- This text is applied when it changed: the triggers that were made by an earlier one are made anew at the next block.
+update tracked_tables set shape = '';

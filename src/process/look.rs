@@ -234,6 +234,8 @@ impl Task {
     ) -> Result<(), StoreError> {
         let reason = format!("{what}: {}", error.message());
         tracing::warn!(chain = self.chain.0, projection = %self.name, reason, "A block could not be applied; trying again");
+        // The first time, a switch to below the block may be what is left to do.
+        let again = at.is_none() || self.stuck_at == at;
         self.stuck_at = at;
         if let Some(session) = session {
             let noted = session.write.note_failure(self.chain, &self.name, seq, at, &reason).await;
@@ -243,7 +245,7 @@ impl Task {
             }
         }
         if self.settings.once {
-            return Ok(());
+            return if again { Err(StoreError::Refused { reason }) } else { Ok(()) };
         }
         tokio::select! { () = pause.sleep() => {}, () = self.shutdown.cancelled() => {} }
         Ok(())

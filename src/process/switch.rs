@@ -140,6 +140,10 @@ impl Task {
                 before = last;
             }
         }
+        if deep && old_tip.is_some() && !only_undo {
+            let reason = if same_branch { "a replay" } else { "the chain changed below its final height" };
+            tx.note_rebuilt(new_tip.as_ref(), reason).await.map_err(&failed)?;
+        }
         let took = started.elapsed();
         if let Some(old_tip) = &old_tip {
             let depth = depth_of(look, old_tip, ancestor.as_ref());
