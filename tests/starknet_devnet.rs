@@ -103,7 +103,11 @@ impl Run {
     async fn agrees(&mut self, node: &Devnet, holders: &[String], what: &str) {
         let (number, hash) = node.head().await;
         wait_until(&format!("{what}: block {number} is applied"), async || {
-            let row = self.db.query_opt("select hash, halted_reason from checkpoints", &[]).await.unwrap()?;
+            let row = self
+                .db
+                .query_opt("select hash, halted_reason from checkpoints where projection = 'token_balances'", &[])
+                .await
+                .unwrap()?;
             assert_eq!(row.get::<_, Option<String>>(1), None, "halted");
             (row.get::<_, Option<String>>(0).as_deref() == Some(hash.as_str())).then_some(())
         })
