@@ -40,10 +40,10 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
         let (middle, account) = (to / 2, "account-7");
         let heights: Vec<i64> = (1..=to).rev().step_by(50).take(40).collect();
         let tokens: Vec<String> = (0..7).map(|n| format!("token-{n}")).collect();
-        let (none, no) = (None::<&str>, false);
+        let (none, no, balances) = (None::<&str>, false, "token_balances");
         let (zero, ten, low, settled) = (0i64, 10i64, i64::MIN, to - 63);
         let statements: [(&str, &str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 7] = [
-            ("chain_to_read", include_str!("../../sql/queries/chain_to_read.sql"), &[&none]),
+            ("chain_to_read", include_str!("../../sql/queries/chain_to_read.sql"), &[&none, &balances]),
             (
                 "history",
                 include_str!("../../sql/queries/history.sql"),
@@ -69,7 +69,11 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
                 include_str!("../../sql/queries/balances_of_account.sql"),
                 &[&1i64, &"", &none, &account, &middle, &no, &ten],
             ),
-            ("applied_block_at", include_str!("../../sql/queries/applied_block_at.sql"), &[&1i64, &middle, &settled]),
+            (
+                "applied_block_at",
+                include_str!("../../sql/queries/applied_block_at.sql"),
+                &[&1i64, &middle, &settled, &balances],
+            ),
         ];
         ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
         let mut here = Vec::new();
