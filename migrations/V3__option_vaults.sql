@@ -115,6 +115,7 @@ create table liquidity_providers (
             < 115792089237316195423570985008687907853269984665640564039457584007913129639936),
     constraint liquidity_providers_latest_block_is_not_negative check (latest_block >= 0)
 ) with (fillfactor = 70);
+create index liquidity_providers_account on liquidity_providers (chain_id, address, vault_address);
 comment on table liquidity_providers is 'What each provider has in a vault.';
 comment on column liquidity_providers.start_liquidity is
     'Unlocked at the instant the running auction started: what shares are floors of. 0 between rounds.';
@@ -243,6 +244,7 @@ create table option_buyers (
     constraint option_buyers_round_is_known foreign key (chain_id, round_address) references option_rounds
         deferrable initially deferred
 ) with (fillfactor = 70);
+create index option_buyers_account on option_buyers (chain_id, address, round_address);
 comment on table option_buyers is 'Who bid in a round. The amounts are entitlements, fixed when the auction ends; the flags say that they were used.';
 
 create table option_bids (
@@ -271,6 +273,7 @@ create table option_bids (
     constraint option_bids_round_is_known foreign key (chain_id, round_address) references option_rounds
         deferrable initially deferred
 ) with (fillfactor = 70);
+create index option_bids_account on option_bids (chain_id, buyer_address, round_address, bid_id);
 comment on table option_bids is 'The bids of a round.';
 comment on column option_bids.tree_nonce is
     'Its place among bids of one price: lower wins. A raised bid gets a new one.';

@@ -3,12 +3,16 @@
 //! Paths are matched raw, before percent-decoding, since token paths hold slashes. A route that fails on purpose answers
 //! with a `reply::Failure`; warp's own rejections are brought into the same shape in [`routes`].
 
+mod accounts;
 mod chains;
 mod cursor;
+mod lists;
+mod moment;
 mod operator;
 mod reply;
 mod request;
 mod tokens;
+mod vaults;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -113,7 +117,13 @@ pub fn routes(
     settings: ApiSettings,
 ) -> impl Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static {
     let context = Context { store, settings: Arc::new(settings) };
-    let all = tokens::routes(context.clone()).or(chains::routes(context)).unify();
+    let all = tokens::routes(context.clone())
+        .or(chains::routes(context.clone()))
+        .unify()
+        .or(vaults::routes(context.clone()))
+        .unify()
+        .or(accounts::routes(context))
+        .unify();
     answered(all)
 }
 

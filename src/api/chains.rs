@@ -39,13 +39,13 @@ fn answer(result: Result<Answer, Failure>) -> Answer {
 
 /// A block by height and hash.
 #[derive(Serialize)]
-struct BlockItem<'a> {
+pub(super) struct BlockItem<'a> {
     height: i64,
     hash: &'a str,
 }
 
 impl<'a> BlockItem<'a> {
-    fn of(block: &'a NamedBlock) -> BlockItem<'a> {
+    pub(super) fn of(block: &'a NamedBlock) -> BlockItem<'a> {
         BlockItem { height: block.height, hash: &block.hash }
     }
 }

@@ -26,6 +26,42 @@ pub(crate) enum Cursor {
     /// Reorganisations: id.
     #[serde(rename = "r")]
     Reorg(i64),
+    /// A list about option vaults: which one, chain, whose (empty: everybody's), and the key of the row, in up to two
+    /// parts.
+    #[serde(rename = "o")]
+    Vaults(VaultList, i64, String, String, String),
+}
+
+/// The lists about option vaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum VaultList {
+    /// All vaults of a chain, by address.
+    #[serde(rename = "v")]
+    Vaults,
+    /// The rounds of a vault, by number.
+    #[serde(rename = "r")]
+    Rounds,
+    /// The providers of a vault, by address.
+    #[serde(rename = "p")]
+    Providers,
+    /// The bids of a round, by id.
+    #[serde(rename = "b")]
+    Bids,
+    /// The buyers of a round, by address.
+    #[serde(rename = "u")]
+    Buyers,
+    /// The withdrawals queued in a round, by provider.
+    #[serde(rename = "q")]
+    Queue,
+    /// What an account has in vaults, by vault.
+    #[serde(rename = "V")]
+    AccountVaults,
+    /// What an account is entitled to, by round.
+    #[serde(rename = "O")]
+    AccountOptions,
+    /// The bids of an account, by round and id.
+    #[serde(rename = "B")]
+    AccountBids,
 }
 
 impl Cursor {
@@ -49,6 +85,7 @@ impl Cursor {
             Cursor::Account(_, token, address) => token.contains('\0') || address.contains('\0'),
             Cursor::Event(_, _, _, _, hash) => hash.as_ref().is_some_and(|hash| hash.contains('\0')),
             Cursor::Pruned(..) | Cursor::Reorg(_) => false,
+            Cursor::Vaults(_, _, of, first, second) => [of, first, second].iter().any(|text| text.contains('\0')),
         };
         if texts_hold_nul { Err(Failure::invalid_cursor()) } else { Ok(cursor) }
     }
@@ -101,6 +138,7 @@ mod tests {
             Cursor::event(1, Position::start_of(3), None),
             Cursor::Pruned(1, Some(4)),
             Cursor::Reorg(1),
+            Cursor::Vaults(VaultList::AccountBids, 1, "0xb1".into(), "0x21".into(), "0xc1".into()),
         ];
         for cursor in cursors {
             let text = cursor.encode();

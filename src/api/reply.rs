@@ -55,6 +55,11 @@ impl Failure {
         Failure::new(StatusCode::NOT_FOUND, "unknown_chain", error)
     }
 
+    /// 404 with this code.
+    pub(crate) fn unknown(code: &'static str, error: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::NOT_FOUND, code, error)
+    }
+
     pub(crate) fn unknown_block() -> Failure {
         let error = "no block like this is applied; /status says how far each chain is";
         Failure::new(StatusCode::NOT_FOUND, "unknown_block", error)

@@ -4,13 +4,14 @@ use serde::Serialize;
 use warp::{Filter, Rejection};
 
 use super::cursor::Cursor;
+use super::moment::{self, State};
 use super::reply::{self, AmountForm, AmountJson, Answer, Failure};
 use super::request::{self, Query};
 use super::{Context, NegativeBalances, exactly, query, reading};
 use crate::chain::Kind;
+use crate::projections::token_balances;
 use crate::store::reads::{
-    At, Balance, ChainChoice, ChainState, HistoryPage, HistoryRequest, Moment, NamedBlock, Position, Snapshot,
-    TokenRange, Transfer,
+    At, Balance, ChainState, HistoryPage, HistoryRequest, NamedBlock, Position, Snapshot, TokenRange, Transfer,
 };
 
 /// Rows fetched at once when negative balances left a page short.
@@ -59,13 +60,13 @@ struct Balances<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct TokenAmount<'a> {
+pub(super) struct TokenAmount<'a> {
     token_path: &'a str,
     amount: AmountJson<'a>,
 }
 
 impl<'a> TokenAmount<'a> {
-    fn of(row: &'a Balance, form: AmountForm) -> TokenAmount<'a> {
+    pub(super) fn of(row: &'a Balance, form: AmountForm) -> TokenAmount<'a> {
         TokenAmount { token_path: &row.token, amount: AmountJson(&row.amount, form) }
     }
 }
@@ -174,63 +175,27 @@ impl<'a> Common<'a> {
         self.amounts.unwrap_or(if kind == Kind::Gno { AmountForm::Number } else { AmountForm::Text })
     }
 
-    /// The chain, and the state of it that is asked about.
     async fn open(&self, snapshot: &Snapshot<'_>) -> Result<(ChainState, State), Failure> {
-        let chain = match snapshot.chain(self.chain).await? {
-            ChainChoice::Found(chain) => chain,
-            ChainChoice::Unknown => return Err(Failure::unknown_chain(self.chain)),
-            ChainChoice::Ambiguous => {
-                let error = "there are several chains: name one with chain=; /chains lists them";
-                return Err(Failure::bad_request("chain_required", error));
-            }
-        };
-        let at = match &self.at {
-            At::Hash(hash) => At::Hash(request::canonical(chain.kind, hash).into_owned()),
-            at => at.clone(),
-        };
-        match snapshot.moment(&chain, &at).await? {
-            Moment::Stands { height, block, through_height } => Ok((chain, State { height, block, through_height })),
-            Moment::UnknownBlock => Err(Failure::unknown_block()),
-            Moment::BlockReplaced => Err(Failure::block_replaced()),
-        }
-    }
-}
-
-/// The state an answer is read from.
-struct State {
-    height: i64,
-    block: Option<NamedBlock>,
-    through_height: Option<i64>,
-}
-
-impl State {
-    /// Balances can be read at this height.
-    fn has_balances(&self, chain: &ChainState) -> Result<(), Failure> {
-        match chain.history_from {
-            Some(from) if self.height < from => Err(Failure::history_pruned(Some(from))),
-            _ => Ok(()),
-        }
-    }
-
-    fn name(&self, answer: &mut Answer, chain: &ChainState) {
-        reply::name_block(answer, chain, self.block.as_ref(), self.through_height);
+        let chain = moment::chain(snapshot, self.chain, token_balances::NAME).await?;
+        let state = State::of(snapshot, &chain, &self.at).await?;
+        Ok((chain, state))
     }
 }
 
 /// A page of balances being filled: zero balances and, by setting, negative ones stay out of it.
-struct Page {
+pub(super) struct Page {
     limit: usize,
     zero: bool,
     show: NegativeBalances,
-    rows: Vec<Balance>,
+    pub(super) rows: Vec<Balance>,
     negatives: usize,
     /// Negative ones after the last row shown: they belong to the next page, if there is one.
     trailing_negatives: usize,
-    more: bool,
+    pub(super) more: bool,
 }
 
 impl Page {
-    fn new(limit: usize, zero: bool, show: NegativeBalances) -> Page {
+    pub(super) fn new(limit: usize, zero: bool, show: NegativeBalances) -> Page {
         Page { limit, zero, show, rows: Vec::new(), negatives: 0, trailing_negatives: 0, more: false }
     }
 
@@ -260,7 +225,7 @@ impl Page {
         true
     }
 
-    fn negatives(&self) -> usize {
+    pub(super) fn negatives(&self) -> usize {
         if self.more { self.negatives } else { self.negatives + self.trailing_negatives }
     }
 }
@@ -293,7 +258,7 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
 }
 
 /// One row per token: what an account holds in each, or the totals.
-async fn fill_by_token(
+pub(super) async fn fill_by_token(
     snapshot: &Snapshot<'_>,
     chain: &ChainState,
     mut tokens: TokenRange,

@@ -7,6 +7,7 @@ mod balances;
 mod history;
 mod moment;
 mod states;
+mod vaults;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use balances::{Balance, TokenRange};
 pub use history::{HistoryPage, HistoryRequest, Position, Transfer};
 pub use moment::{At, Moment, NOW};
 pub use states::{ChainStatus, ProjectionStatus, ReorgRow};
+pub use vaults::Standing;
 
 /// A connection for reading.
 pub struct Reader {
@@ -32,11 +34,13 @@ pub struct Snapshot<'a> {
     tx: Transaction<'a>,
 }
 
-/// A chain and the block its balances stand at.
+/// A chain and the block a projection stands at on it.
 #[derive(Debug, Clone)]
 pub struct ChainState {
     /// Local number.
     pub chain_id: i64,
+    /// Whose state this is.
+    pub projection: String,
     /// Its name here.
     pub name: String,
     /// Which grammar its texts follow.
@@ -49,7 +53,7 @@ pub struct ChainState {
     pub block: Option<NamedBlock>,
     /// Applied up to here; above the last block where the last heights are empty.
     pub through_height: Option<i64>,
-    /// The history of balances below this height was pruned.
+    /// The projection's history below this height was pruned. Option vaults keep theirs whatever this says.
     pub history_from: Option<i64>,
     /// The state is to be applied again from this height.
     redo_from: Option<i64>,
@@ -140,18 +144,20 @@ impl Reader {
 }
 
 impl Snapshot<'_> {
-    /// The chain of this name; without a name, the only one there is.
+    /// The chain of this name, with the block the projection stands at; without a name, the only one there is.
     ///
     /// # Errors
     /// Whatever Postgres says.
-    pub async fn chain(&self, name: Option<&str>) -> Result<ChainChoice, StoreError> {
-        let mut rows = self.rows(include_str!("../../sql/queries/chain_to_read.sql"), &[&name]).await?;
+    pub async fn chain(&self, name: Option<&str>, projection: &str) -> Result<ChainChoice, StoreError> {
+        let sql = include_str!("../../sql/queries/chain_to_read.sql");
+        let mut rows = self.rows(sql, &[&name, &projection]).await?;
         if rows.len() > 1 {
             return Ok(ChainChoice::Ambiguous);
         }
         let Some(row) = rows.pop() else { return Ok(ChainChoice::Unknown) };
         Ok(ChainChoice::Found(ChainState {
             chain_id: row.try_get("chain_id")?,
+            projection: projection.to_owned(),
             name: row.try_get("name")?,
             kind: Kind::parse(row.try_get("kind")?).unwrap_or(Kind::Other),
             network_id: row.try_get("network_id")?,

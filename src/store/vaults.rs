@@ -10,6 +10,8 @@ use crate::chain::{Amount, Text};
 
 pub use statements::{Followed, VaultStatements};
 
+pub(super) use statements::{bid_row, buyer_row, provider_row, queued_row, round_row, vault_row};
+
 /// Which contract emits what: two incompatible builds exist, and a vault is told which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layout {

@@ -40,10 +40,10 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
         let (middle, account) = (to / 2, "account-7");
         let heights: Vec<i64> = (1..=to).rev().step_by(50).take(40).collect();
         let tokens: Vec<String> = (0..7).map(|n| format!("token-{n}")).collect();
-        let (none, no) = (None::<&str>, false);
+        let (none, no, balances) = (None::<&str>, false, "token_balances");
         let (zero, ten, low, settled) = (0i64, 10i64, i64::MIN, to - 63);
         let statements: [(&str, &str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 7] = [
-            ("chain_to_read", include_str!("../../sql/queries/chain_to_read.sql"), &[&none]),
+            ("chain_to_read", include_str!("../../sql/queries/chain_to_read.sql"), &[&none, &balances]),
             (
                 "history",
                 include_str!("../../sql/queries/history.sql"),
@@ -69,19 +69,16 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
                 include_str!("../../sql/queries/balances_of_account.sql"),
                 &[&1i64, &"", &none, &account, &middle, &no, &ten],
             ),
-            ("applied_block_at", include_str!("../../sql/queries/applied_block_at.sql"), &[&1i64, &middle, &settled]),
+            (
+                "applied_block_at",
+                include_str!("../../sql/queries/applied_block_at.sql"),
+                &[&1i64, &middle, &settled, &balances],
+            ),
         ];
         ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
         let mut here = Vec::new();
         for (name, sql, parameters) in statements {
-            let explain = format!("explain (analyze, buffers, format json) {sql}");
-            let plan: Value = ledger.db.query_one(&explain, parameters).await.unwrap().get(0);
-            let root = &plan[0]["Plan"];
-            assert!(name == "chain_to_read" || root["Actual Rows"].as_i64().unwrap() > 0, "{name} found nothing");
-            here.push((
-                name,
-                root["Shared Hit Blocks"].as_i64().unwrap() + root["Shared Read Blocks"].as_i64().unwrap(),
-            ));
+            here.push((name, pages(&ledger, sql, parameters).await));
         }
         ledger.sql("rollback").await;
         costs.push(here);
@@ -90,4 +87,108 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
     for ((name, short), (_, long)) in costs[0].iter().zip(&costs[1]) {
         assert!(*long <= 2 * short + 40, "{name}: {short} pages of 8 KiB on the short chain, {long} on the long one");
     }
+}
+
+#[tokio::test]
+async fn a_page_of_vaults_costs_the_same_among_many_as_among_few() {
+    let ledger = Ledger::with_chain("main", "starknet").await;
+    let mut costs: Vec<Vec<(&str, i64)>> = Vec::new();
+    for (from, to) in [(1i64, 20i64), (21, 400)] {
+        // Each vault has 40 providers, 10 changes of each, 4 rounds, 10 bids in each; account 0xa1 is in the first ten.
+        ledger
+            .sql(&format!(
+                "create or replace function pg_temp.felt(text, bigint) returns text
+                language sql as $f$ select '0x' || $1 || to_hex($2) $f$;
+                insert into vaults (chain_id, address, layout, unlocked_balance, latest_block, latest_block_hash)
+                select 1, pg_temp.felt('f', v), 'a', 100, 100, '0xb' from generate_series({from}, {to}) v;
+                insert into vault_history (chain_id, address, height, block_hash, unlocked_balance)
+                select 1, pg_temp.felt('f', v), h * 10, '0xb', h * 10
+                from generate_series({from}, {to}) v, generate_series(1, 10) h;
+                insert into liquidity_providers (chain_id, vault_address, address, unlocked_balance, latest_block,
+                    latest_block_hash)
+                select 1, pg_temp.felt('f', v), pg_temp.felt('c', v * 100 + n), 100, 100, '0xb'
+                from generate_series({from}, {to}) v, generate_series(1, 39) n
+                union all
+                select 1, pg_temp.felt('f', v), '0xa1', 100, 100, '0xb' from generate_series({from}, {to}) v where v <= 10;
+                insert into liquidity_provider_history (chain_id, vault_address, address, height, block_hash,
+                    unlocked_balance)
+                select 1, p.vault_address, p.address, h * 10, '0xb', h * 10
+                from liquidity_providers p, generate_series(1, 10) h
+                on conflict do nothing;
+                insert into option_rounds (chain_id, address, vault_address, round_id, state, start_date, end_date,
+                    settlement_date, latest_block, latest_block_hash)
+                select 1, pg_temp.felt('e', v * 10 + n), pg_temp.felt('f', v), n, 'Open', 1, 2, 3, 100, '0xb'
+                from generate_series({from}, {to}) v, generate_series(1, 4) n;
+                insert into option_bids (chain_id, vault_address, round_address, bid_id, buyer_address, tree_nonce,
+                    latest_block, latest_block_hash)
+                select 1, r.vault_address, r.address, pg_temp.felt('d', n),
+                    case when n = 1 and length(r.address) <= 5 then '0xb1' else pg_temp.felt('b', n * 7919) end, n, 100, '0xb'
+                from option_rounds r, generate_series(1, 10) n
+                on conflict do nothing;
+                insert into option_buyers (chain_id, vault_address, round_address, address, latest_block,
+                    latest_block_hash)
+                select 1, vault_address, round_address, buyer_address, 100, '0xb' from option_bids on conflict do nothing;
+                insert into queued_liquidity (chain_id, vault_address, round_address, address, latest_block,
+                    latest_block_hash)
+                select 1, vault_address, round_address, buyer_address, 100, '0xb' from option_bids on conflict do nothing"
+            ))
+            .await;
+        ledger.sql("vacuum analyze").await;
+        let (vault, round, none, nothing) = ("0xf3", "0xe1f", None::<&str>, "");
+        let (now, then, ten, zero) = (i64::MAX, 55i64, 10i64, 0i64);
+        let statements: [(&str, &str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 12] = [
+            ("vaults", include_str!("../../sql/queries/vaults_at.sql"), &[&1i64, &then, &"0xf2", &none, &ten]),
+            ("vault", include_str!("../../sql/queries/vaults_at.sql"), &[&1i64, &then, &nothing, &Some(vault), &1i64]),
+            (
+                "providers",
+                include_str!("../../sql/queries/providers_of_vault.sql"),
+                &[&1i64, &then, &vault, &"0xc13", &none, &ten],
+            ),
+            (
+                "vaults of an account",
+                include_str!("../../sql/queries/providers_of_account.sql"),
+                &[&1i64, &then, &"0xa1", &"0xf2", &ten],
+            ),
+            (
+                "the same now",
+                include_str!("../../sql/queries/providers_of_account.sql"),
+                &[&1i64, &now, &"0xa1", &nothing, &ten],
+            ),
+            ("rounds", include_str!("../../sql/queries/rounds_of_vault.sql"), &[&1i64, &vault, &zero, &ten]),
+            ("round", include_str!("../../sql/queries/round_at.sql"), &[&1i64, &round]),
+            ("bids", include_str!("../../sql/queries/bids_of_round.sql"), &[&1i64, &round, &"0xd2", &ten]),
+            ("buyers", include_str!("../../sql/queries/buyers_of_round.sql"), &[&1i64, &round, &nothing, &ten]),
+            ("queue", include_str!("../../sql/queries/queue_of_round.sql"), &[&1i64, &round, &nothing, &ten]),
+            (
+                "bids of an account",
+                include_str!("../../sql/queries/bids_of_account.sql"),
+                &[&1i64, &"0xb1", &"0xe2", &"0xd1", &ten],
+            ),
+            (
+                "options of an account",
+                include_str!("../../sql/queries/options_of_account.sql"),
+                &[&1i64, &"0xb1", &"0xe2", &ten],
+            ),
+        ];
+        ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
+        let mut here = Vec::new();
+        for (name, sql, parameters) in statements {
+            here.push((name, pages(&ledger, sql, parameters).await));
+        }
+        ledger.sql("rollback").await;
+        costs.push(here);
+    }
+    println!("pages read, among 20 and among 400 vaults: {costs:?}");
+    for ((name, few), (_, many)) in costs[0].iter().zip(&costs[1]) {
+        assert!(*many <= 2 * few + 20, "{name}: {few} pages of 8 KiB among few vaults, {many} among many");
+    }
+}
+
+/// Pages of 8 KiB a statement reads; it must find something.
+async fn pages(ledger: &Ledger, sql: &str, parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)]) -> i64 {
+    let explain = format!("explain (analyze, buffers, format json) {sql}");
+    let plan: Value = ledger.db.query_one(&explain, parameters).await.unwrap().get(0);
+    let root = &plan[0]["Plan"];
+    assert!(root["Actual Rows"].as_f64().unwrap() > 0.0, "found nothing: {sql}");
+    root["Shared Hit Blocks"].as_i64().unwrap() + root["Shared Read Blocks"].as_i64().unwrap()
 }

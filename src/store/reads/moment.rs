@@ -79,8 +79,8 @@ impl Snapshot<'_> {
         if let Some(redo_from) = chain.redo_from {
             height = height.min(redo_from - 1);
         }
-        let rows =
-            self.rows(include_str!("../../../sql/queries/settled_height.sql"), &[&chain.chain_id, &height]).await?;
+        let sql = include_str!("../../../sql/queries/settled_height.sql");
+        let rows = self.rows(sql, &[&chain.chain_id, &height, &chain.projection]).await?;
         if let Some(row) = rows.first() {
             height = row.try_get::<_, i64>(0)? - 1;
         }
@@ -88,7 +88,8 @@ impl Snapshot<'_> {
     }
 
     async fn height_of(&self, chain: &ChainState, hash: &str) -> Result<Result<i64, Moment>, StoreError> {
-        let rows = self.rows(include_str!("../../../sql/queries/block_named.sql"), &[&chain.chain_id, &hash]).await?;
+        let sql = include_str!("../../../sql/queries/block_named.sql");
+        let rows = self.rows(sql, &[&chain.chain_id, &hash, &chain.projection]).await?;
         let Some(row) = rows.first() else { return Ok(Err(Moment::UnknownBlock)) };
         let height: Option<i64> = row.try_get("height")?;
         let journaled_hash: Option<String> = row.try_get("journaled_hash")?;
@@ -111,7 +112,8 @@ impl Snapshot<'_> {
             return Ok(chain.block.clone());
         }
         let sql = include_str!("../../../sql/queries/applied_block_at.sql");
-        let rows = self.rows(sql, &[&chain.chain_id, &height, &chain.applied_without_journal_below()]).await?;
+        let below = chain.applied_without_journal_below();
+        let rows = self.rows(sql, &[&chain.chain_id, &height, &below, &chain.projection]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let journaled: bool = row.try_get("journaled")?;
         // Changed where no journal is and not applied again yet: what stood there has no name any more.

@@ -384,7 +384,7 @@ fn signed_number(row: &SqlRow, column: &str) -> Result<i128, StoreError> {
     number.ok_or_else(|| nonsense(column, "has more than 128 bits"))
 }
 
-fn vault_row(row: &SqlRow) -> Result<VaultRow, StoreError> {
+pub(in crate::store) fn vault_row(row: &SqlRow) -> Result<VaultRow, StoreError> {
     // All that a deployment says is there, or nothing of it.
     let parameters = match text_or_null(row, "fossil_client_address")? {
         None => None,
@@ -412,7 +412,7 @@ fn vault_row(row: &SqlRow) -> Result<VaultRow, StoreError> {
     })
 }
 
-fn provider_row(row: &SqlRow) -> Result<ProviderRow, StoreError> {
+pub(in crate::store) fn provider_row(row: &SqlRow) -> Result<ProviderRow, StoreError> {
     Ok(ProviderRow {
         vault_address: text(row, "vault_address")?,
         address: text(row, "address")?,
@@ -423,7 +423,7 @@ fn provider_row(row: &SqlRow) -> Result<ProviderRow, StoreError> {
     })
 }
 
-fn round_row(row: &SqlRow) -> Result<RoundRow, StoreError> {
+pub(in crate::store) fn round_row(row: &SqlRow) -> Result<RoundRow, StoreError> {
     Ok(RoundRow {
         address: text(row, "address")?,
         vault_address: text(row, "vault_address")?,
@@ -449,7 +449,7 @@ fn round_row(row: &SqlRow) -> Result<RoundRow, StoreError> {
     })
 }
 
-fn queued_row(row: &SqlRow) -> Result<QueuedRow, StoreError> {
+pub(in crate::store) fn queued_row(row: &SqlRow) -> Result<QueuedRow, StoreError> {
     Ok(QueuedRow {
         vault_address: text(row, "vault_address")?,
         round_address: text(row, "round_address")?,
@@ -459,7 +459,7 @@ fn queued_row(row: &SqlRow) -> Result<QueuedRow, StoreError> {
     })
 }
 
-fn buyer_row(row: &SqlRow) -> Result<BuyerRow, StoreError> {
+pub(in crate::store) fn buyer_row(row: &SqlRow) -> Result<BuyerRow, StoreError> {
     Ok(BuyerRow {
         vault_address: text(row, "vault_address")?,
         round_address: text(row, "round_address")?,
@@ -471,7 +471,7 @@ fn buyer_row(row: &SqlRow) -> Result<BuyerRow, StoreError> {
     })
 }
 
-fn bid_row(row: &SqlRow) -> Result<BidRow, StoreError> {
+pub(in crate::store) fn bid_row(row: &SqlRow) -> Result<BidRow, StoreError> {
     Ok(BidRow {
         vault_address: text(row, "vault_address")?,
         round_address: text(row, "round_address")?,
