@@ -1,8 +1,8 @@
 //! A projection of SQL functions against random reorganisations, on a chain that exists only inside a transaction.
 //!
 //! Two transactions, both rolled back. The first grows a chain, replaces its end again and again and, after each time, holds
-//! the tables against an empty start with the surviving blocks. The second applies just those blocks, at another time,
-//! from rows that lie in another order, by other plans: what hangs on any of these differs.
+//! the tables against an empty start with the surviving blocks. The second applies just those blocks, in another session and at
+//! another time, from rows that lie in another order, by other plans: what hangs on any of these differs.
 
 use serde_json::Value;
 use tokio_postgres::Client;
@@ -100,6 +100,8 @@ impl Store {
         let rows = if report.findings.differences == 0 {
             let first = run.dump().await?;
             run.client.batch_execute("rollback").await?;
+            // Plans and settings that a session keeps must not come along.
+            run.client = super::tables::begin(self).await?;
             run.once_more(&mut dice, &first, &mut report, &place).await?;
             first.iter().map(|(_, rows)| rows.len()).sum()
         } else {

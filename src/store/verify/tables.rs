@@ -140,6 +140,9 @@ pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held
     let mut tried = 0;
     let row = loop {
         client.batch_execute("begin isolation level repeatable read").await?;
+        // From now on a projection that is followed does not wait for this one: see may_follow in 80_followers.sql.
+        let lock = "select pg_advisory_xact_lock(hashtext('ebbtide verify ' || $1), ($2::bigint % 2147483647)::int)";
+        client.query_one(lock, &[&of.projection, &of.chain_id]).await?;
         match client.query_opt(sql, &[&of.chain_id, &of.projection]).await {
             Ok(row) => break row,
             Err(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) && tried < TRIES => {
