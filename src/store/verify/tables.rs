@@ -55,6 +55,8 @@ pub(super) struct Held {
     start: i64,
     redo_from: Option<i64>,
     is_made_otherwise: bool,
+    chain_start: Option<i64>,
+    complete_to: Option<i64>,
 }
 
 impl Store {
@@ -106,7 +108,10 @@ impl Store {
         let mut report = Report { findings: Findings::default(), most };
         let summary = match hold(&client, of).await? {
             None => "nothing is applied yet".to_owned(),
-            Some(held) => verify(&client, of, &held, &mut report, progress).await?,
+            Some(held) => {
+                count(&client, of, &held).await?;
+                verify(&client, of, &held, &mut report, progress).await?
+            }
         };
         client.batch_execute("rollback").await?;
         let mut findings = report.findings;
@@ -133,13 +138,13 @@ pub(super) async fn begin(store: &Store) -> Result<Client, StoreError> {
     Ok(client)
 }
 
-/// Begins a transaction whose snapshot is that of the checkpoint, which nobody moves until it ends. None: nothing was
-/// applied; no transaction is left open then.
+/// Begins a transaction whose snapshot is that of the checkpoint, which nobody moves until it ends, or until it goes back to
+/// the savepoint `holding`: the snapshot stays then. None: nothing was applied.
 pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held>, StoreError> {
     let sql = include_str!("../../../sql/queries/verify_hold.sql");
     let mut tried = 0;
     let row = loop {
-        client.batch_execute("begin isolation level repeatable read").await?;
+        client.batch_execute("begin isolation level repeatable read; savepoint holding").await?;
         // From now on a projection that is followed does not wait for this one: see may_follow in 80_followers.sql.
         let lock = "select pg_advisory_xact_lock(hashtext('ebbtide verify ' || $1), ($2::bigint % 2147483647)::int)";
         client.query_one(lock, &[&of.projection, &of.chain_id]).await?;
@@ -159,14 +164,19 @@ pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held
         start: row.try_get::<_, Option<i64>>("start_height")?.unwrap_or_default(),
         redo_from: row.try_get("redo_from")?,
         is_made_otherwise: row.try_get("is_made_otherwise")?,
+        chain_start: row.try_get("chain_start")?,
+        complete_to: row.try_get("complete_to")?,
     };
-    let (start, complete_to): (Option<i64>, Option<i64>) = (row.try_get("chain_start")?, row.try_get("complete_to")?);
-    client.batch_execute("delete from verify_counted").await?;
-    client
-        .execute(include_str!("../../../sql/queries/verify_count.sql"), &[&of.chain_id, &start, &complete_to])
-        .await?;
-    client.batch_execute("analyze verify_counted").await?;
     Ok(Some(held))
+}
+
+/// Finds out anew which blocks count.
+pub(super) async fn count(client: &Client, of: &Verifiable, held: &Held) -> Result<(), StoreError> {
+    client.batch_execute("delete from verify_counted").await?;
+    let sql = include_str!("../../../sql/queries/verify_count.sql");
+    client.execute(sql, &[&of.chain_id, &held.chain_start, &held.complete_to]).await?;
+    client.batch_execute("analyze verify_counted").await?;
+    Ok(())
 }
 
 /// Up to where the chain still is what was applied, if it is so far back as undo reaches; and why that is not the tip.

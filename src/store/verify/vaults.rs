@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use super::tables::{Verifiable, agreed, begin, counted, hold, verdict};
+use super::tables::{Verifiable, agreed, begin, count, counted, hold, verdict};
 use super::{Findings, Report};
 use crate::chain::{BlockRef, ChainId, Event, Hash, Height, Text};
 use crate::store::vaults::{Changes, Layout, VaultStatements};
@@ -59,6 +59,9 @@ impl Store {
             report.findings.summary = format!("Verified {} on {}: nothing is applied yet.", of.projection, of.chain);
             return Ok(Audit::Idle(report.findings));
         };
+        // One snapshot is enough: no row of the projection is touched.
+        client.batch_execute("rollback to holding").await?;
+        count(&client, of, &held).await?;
         let (to, note) = agreed(&client, of, &held).await?;
         if to != Some(held.height) {
             // Undo could take the tables back, but that is the processor's to do first.
