@@ -86,9 +86,9 @@ pub enum Command {
     Status(StatusArgs),
     /// Compute everything again from the chain tables and print every difference. Exit code 1 if there is one.
     ///
-    /// token_balances and option_vaults are computed by other code than the processor's. A projection of yours is applied
-    /// again from its start by its own function, with its undo, in one transaction that is rolled back: readers see
-    /// nothing of it, but the projection stands still meanwhile.
+    /// token_balances is computed by other code than the processor's, option_vaults from all its events in memory, with
+    /// checks between its rows. A projection of yours is applied again from its start by its own function, with its undo,
+    /// in one transaction that is rolled back: readers see nothing of it, but the projection stands still meanwhile.
     Verify(VerifyArgs),
     /// Apply blocks again from a height on.
     Replay(ReplayArgs),
