@@ -2,6 +2,7 @@
 
 mod operate;
 mod run;
+mod verify;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve { .. } => run::serve(settings).await,
         Command::Migrate => operate::migrate(&settings).await,
         Command::Status(args) => operate::status(&settings, &args).await,
-        Command::Verify(args) => operate::verify(&settings, &args).await,
+        Command::Verify(args) => verify::verify(&settings, &args).await,
         Command::Replay(args) => operate::replay(&settings, &args).await,
         Command::Pause(args) => operate::pause(&settings, &args).await,
         Command::Resume(args) => operate::resume(&settings, &args).await,

@@ -101,6 +101,8 @@ pub struct Settings {
     pub chains: BTreeMap<String, ChainConfig>,
     /// How blocks are applied.
     pub process: ProcessSettings,
+    /// What the option vaults are found by.
+    pub vaults: option_vaults::Settings,
     /// How to wake.
     pub wake: WakeMode,
     /// Where the REST API listens.
@@ -177,7 +179,7 @@ impl Settings {
             once: process.is_some_and(|p| p.once),
             token_balances: ledger.settings(),
             on_deep_change,
-            projections: Projections::default().with(OptionVaults::new(vaults)),
+            projections: Projections::default().with(OptionVaults::new(vaults.clone())),
         };
         let address = |flag: Option<&String>, of_file: Option<&String>, default: &str, name: &str| {
             let text = flag.or(of_file).map_or(default, String::as_str);
@@ -191,6 +193,7 @@ impl Settings {
         Ok(Settings {
             chains,
             process,
+            vaults,
             wake: match file.wake {
                 Some(file::WakeWord::Poll) => WakeMode::Poll,
                 _ => WakeMode::Listen,

@@ -29,7 +29,7 @@ pub use ledger::{
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use operate::Standing;
 pub use sample::Sample;
-pub use verify::Findings;
+pub use verify::{Audit, AuditBlock, Findings, FuzzSettings, Progress, VaultAudit, Verifiable};
 pub use wake::{Wake, WakeMode};
 
 /// How connections behave. One value for a process.

@@ -12,3 +12,9 @@ create temp table verify_changes (
     balance_after numeric not null,
     prev_height bigint
 );
+create temp table verify_vault_refused (
+    height bigint not null,
+    tx_index bigint not null,
+    event_index bigint not null,
+    reason text not null
+);

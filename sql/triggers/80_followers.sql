@@ -4,6 +4,13 @@
 -- transactions of its own, up to where the other stands, and reads `balances` from a replica in temporary tables, at the
 -- height of each block. So it holds up nobody.
 
+-- False while `ebbtide verify` holds it, which may be long: it is left behind then and comes after by itself. Otherwise that
+-- waits for the end of this transaction.
+create or replace function may_follow(chain bigint, name text) returns boolean
+language sql as $$
+    select pg_try_advisory_xact_lock_shared(hashtext('ebbtide verify ' || name), (chain % 2147483647)::int)
+$$;
+
 -- One block for all followers that stand where their projection stood before it. A follower that fails is rolled back to
 -- before the block and left behind.
 create or replace function follow_block(
@@ -31,6 +38,7 @@ begin
         else
             continue when f.height is distinct from before_height or f.hash is distinct from before_hash;
         end if;
+        continue when not ebbtide.may_follow(chain, f.name);
         -- Only now: one that stands elsewhere may be held for long. One that stands here is held for moments.
         perform from ebbtide.checkpoints k
         where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null
@@ -87,6 +95,7 @@ begin
           and k.apply_digest is not distinct from ebbtide.apply_digest(p.apply)
         order by k.projection
     loop
+        continue when not ebbtide.may_follow(chain, f.name);
         perform from ebbtide.checkpoints k
         where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null
           and k.halted_reason is null and not k.paused

@@ -84,7 +84,11 @@ pub enum Command {
     Migrate,
     /// Show where every chain and projection stands. Exit code 1 if one needs a person.
     Status(StatusArgs),
-    /// Compute everything again from the chain tables, by other code, and print every difference.
+    /// Compute everything again from the chain tables and print every difference. Exit code 1 if there is one.
+    ///
+    /// token_balances is computed by other code than the processor's, option_vaults from all its events in memory, with
+    /// checks between its rows. A projection of yours is applied again from its start by its own function, with its undo,
+    /// in one transaction that is rolled back: readers see nothing of it, but the projection stands still meanwhile.
     Verify(VerifyArgs),
     /// Apply blocks again from a height on.
     Replay(ReplayArgs),
@@ -279,12 +283,23 @@ pub struct StatusArgs {
 /// `verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
+    /// One projection; default: all.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
     /// One chain; default: all.
     #[arg(long, value_name = "NAME")]
     pub chain: Option<String>,
     /// Most differences printed of each kind.
     #[arg(long, default_value_t = 20)]
     pub most: i64,
+    /// Instead, run NAME, an SQL projection, through random reorganisations that follow from this number, on a chain that
+    /// exists only in a transaction, and compare with fresh replays: finds what is not deterministic.
+    #[arg(long, value_name = "SEED", requires = "name")]
+    pub fuzz: Option<u64>,
+    /// How many reorganisations.
+    #[arg(long, value_name = "N", default_value_t = 30, requires = "fuzz",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rounds: u32,
     /// A node (JSON-RPC) to ask for some balances of --chain (default: main) as well, at the block applied last.
     #[arg(long, value_name = "URL")]
     pub node: Option<String>,

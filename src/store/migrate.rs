@@ -14,7 +14,7 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed.
-const TRIGGERS: [&str; 9] = [
+const TRIGGERS: [&str; 10] = [
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
@@ -22,6 +22,7 @@ const TRIGGERS: [&str; 9] = [
     include_str!("../../sql/triggers/50_option_vaults.sql"),
     include_str!("../../sql/triggers/60_tracking.sql"),
     include_str!("../../sql/triggers/70_projections.sql"),
+    include_str!("../../sql/triggers/75_verify.sql"),
     include_str!("../../sql/triggers/80_followers.sql"),
     include_str!("../../sql/triggers/90_rights.sql"),
 ];

@@ -1,12 +1,22 @@
 //! `ebbtide verify`: the ledger computed again from the chain tables, in SQL over the events, and compared row by row.
 //!
-//! Shares no code with the processor: what counts, the sums, the journal and the refusals are all told anew, so that a
-//! fault there cannot hide itself here. Reads one snapshot and changes nothing.
+//! The ledger shares no code with the processor: what counts, the sums, the journal and the refusals are all told anew, so that a
+//! fault there cannot hide itself here. Reads one snapshot and changes nothing. Projections with tracked tables are
+//! recomputed by their own functions (`tables`), the option vaults by `commands` with what `vaults` reads and compares.
+
+mod dice;
+mod fuzz;
+mod tables;
+mod vaults;
 
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{IsolationLevel, Row, Transaction};
+use tokio_postgres::{GenericClient, IsolationLevel, Row, Transaction};
 
 use super::{Store, StoreError};
+
+pub use fuzz::FuzzSettings;
+pub use tables::{Progress, Verifiable};
+pub use vaults::{Audit, AuditBlock, VaultAudit};
 
 /// What `verify` found.
 #[derive(Debug, Clone, Default)]
@@ -89,11 +99,7 @@ impl Store {
             report.compare(&tx, "no chain", sql, &[&report.limit()]).await?;
         }
         let Report { mut findings, .. } = report;
-        let verdict = match findings.differences {
-            0 => "no difference".to_owned(),
-            1 => "1 difference".to_owned(),
-            n => format!("{n} differences"),
-        };
+        let verdict = tables::verdict(findings.differences);
         findings.summary = format!(
             "Recomputed {} chains ({blocks} blocks, {accounts} balances, {changes} changes): {verdict}.",
             chains.len()
@@ -228,9 +234,9 @@ impl Report {
     }
 
     /// Runs one comparison; each of its rows is a difference.
-    async fn compare(
+    async fn compare<C: GenericClient + Sync>(
         &mut self,
-        tx: &Transaction<'_>,
+        tx: &C,
         chain: &str,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],

@@ -10,7 +10,7 @@ use crate::support::{Ebbtide, wait_until};
 
 impl Registered {
     /// Puts a block of the story, or an empty one; its hash.
-    async fn put(&self, height: u32, time: i64, parent: &str, tag: &str, events: &[Event]) -> String {
+    pub async fn put(&self, height: u32, time: i64, parent: &str, tag: &str, events: &[Event]) -> String {
         let hash = format!("0x{height:x}{tag}");
         let events: Vec<Value> = events
             .iter()

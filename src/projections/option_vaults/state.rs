@@ -108,6 +108,10 @@ impl<K: Ord, V: Clone + PartialEq> Table<K, V> {
         self.0.values().map(|held| &held.now)
     }
 
+    fn settle(&mut self) {
+        self.0.values_mut().for_each(|held| held.loaded = Some(held.now.clone()));
+    }
+
     fn changed(&self) -> Vec<V> {
         self.0.values().filter(|held| held.loaded.as_ref() != Some(&held.now)).map(|held| held.now.clone()).collect()
     }
@@ -177,6 +181,16 @@ impl Working {
     /// The round with this number in a vault.
     pub fn numbered_round(&self, vault: &Text, id: u64) -> Option<&RoundRow> {
         self.rounds.get(self.round_addresses.get(&(vault.clone(), id))?)
+    }
+
+    /// Takes all rows as they are now for loaded: for one set of rows through many blocks.
+    pub fn settle(&mut self) {
+        self.vaults.settle();
+        self.providers.settle();
+        self.rounds.settle();
+        self.queued.settle();
+        self.buyers.settle();
+        self.bids.settle();
     }
 
     /// The rows that differ from what was loaded, by table. A row that was changed and changed back is not among them.
