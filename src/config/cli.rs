@@ -383,7 +383,6 @@ pub struct RejectedListArgs {
 
 /// `rejected retry`.
 #[derive(Debug, Clone, Args)]
-#[group(id = "which", required = true, multiple = false, args = ["height", "all"])]
 pub struct RejectedRetryArgs {
     /// The chain's name.
     #[arg(long, value_name = "NAME", default_value = "main")]
@@ -392,7 +391,7 @@ pub struct RejectedRetryArgs {
     #[arg(long, value_name = "NAME")]
     pub projection: Option<String>,
     /// Those of one block.
-    #[arg(long, value_name = "HEIGHT")]
+    #[arg(long, value_name = "HEIGHT", required_unless_present = "all", conflicts_with = "all")]
     pub height: Option<u64>,
     /// Those of every block.
     #[arg(long)]
