@@ -38,8 +38,9 @@ impl Store {
     /// # Errors
     /// An unknown chain, or whatever Postgres says.
     pub async fn kind_of(&self, chain: &str) -> Result<Kind, StoreError> {
-        let sql = "select kind from chains where chain_id = chain_named($1)";
-        let row = self.reader().await?.query_one(sql, &[&chain]).await?;
+        let client = self.reader().await?;
+        let id: i64 = client.query_one("select chain_named($1)", &[&chain]).await?.get(0);
+        let row = client.query_one("select kind from chains where chain_id = $1", &[&id]).await?;
         let kind: &str = row.try_get(0)?;
         Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: ["chains.kind ", kind].concat() })
     }

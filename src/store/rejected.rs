@@ -64,8 +64,12 @@ impl Store {
     pub async fn rejected(&self, of: RejectedFilter<'_>, limit: u32) -> Result<(Vec<RejectedEvent>, u64), StoreError> {
         let client = self.reader().await?;
         check_projection(&client, of.projection).await?;
+        let chain = match of.chain {
+            Some(chain) => Some(client.query_one("select chain_named($1)", &[&chain]).await?.get::<_, i64>(0)),
+            None => None,
+        };
         let sql = include_str!("../../sql/queries/rejected_events.sql");
-        let rows = client.query(sql, &[&of.chain, &of.projection, &of.reason, &i64::from(limit)]).await?;
+        let rows = client.query(sql, &[&chain, &of.projection, &of.reason, &i64::from(limit)]).await?;
         let matching = rows.first().map_or(0, |row| row.get::<_, i64>("matching").unsigned_abs());
         let events = rows.iter().map(|row| {
             Ok(RejectedEvent {
@@ -98,8 +102,8 @@ impl Store {
         let height = height.map(|h| i64::try_from(h).unwrap_or(i64::MAX));
         let tx = client.transaction().await?;
         // The writer's turn (sql/triggers/10_chain.sql), before the blocks are looked at.
-        let sql = "update chains set writes = writes + 1 where chain_id = chain_named($1) returning chain_id";
-        let id: i64 = tx.query_one(sql, &[&chain]).await?.get(0);
+        let id: i64 = tx.query_one("select chain_named($1)", &[&chain]).await?.get(0);
+        tx.execute("update chains set writes = writes + 1 where chain_id = $1", &[&id]).await?;
         let sql = include_str!("../../sql/queries/retry_rejected.sql");
         let raised = tx.query_one(sql, &[&id, &projection, &height]).await?;
         let sql = "select count(*), min(height) from rejected_events where chain_id = $1 and projection = 'source' \

@@ -50,6 +50,13 @@ async fn refused_events_are_listed_with_their_reasons() {
         let text = refused(&world, &[&["rejected", "retry", "--all"][..], &args].concat());
         assert!(text.contains(why), "{text}");
     }
+    // Also where there is nothing at all to look through.
+    let empty = World::new(64).await;
+    empty.sql("select drop_chain('main')").await;
+    for args in [&["rejected", "list"][..], &["rejected", "retry", "--all"], &["opening-balances", "/dev/null"]] {
+        let text = refused(&empty, &[args, &["--chain", "nobody"]].concat());
+        assert!(text.contains("there is no chain named nobody"), "{text}");
+    }
     let output = ebbtide(&world, &["rejected", "retry"]);
     assert_eq!(output.status.code(), Some(2), "which events must be said: {}", said(&output));
 }
