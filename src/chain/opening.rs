@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn amounts_are_exact_whatever_their_size_below_two_to_the_383() {
-        let largest = Delta::from_parts(true, (ruint::Uint::<384, 6>::ONE << 383) - ruint::Uint::ONE).unwrap();
+        let largest =
+            Delta::from_parts(true, (ruint::Uint::<384, 6>::ONE << 383) - ruint::Uint::ONE).expect("383 bits fit");
         assert_eq!(said(Kind::Other, &format!("gold,alice,{largest}")), format!("gold alice {largest}"));
         let two_to_the_383 = largest.inverse().magnitude() + ruint::Uint::ONE;
         assert!(said(Kind::Other, &format!("gold,alice,{two_to_the_383}")).contains("not a whole number"));
