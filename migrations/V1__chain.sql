@@ -13,6 +13,7 @@ create table chains (
     complete_to bigint,
     writes bigint not null default 0,
     source_position jsonb,
+    announcers text[] collate "C",
     constraint chains_pkey primary key (chain_id),
     constraint chains_name_is_taken unique (name),
     constraint chains_name_is_1_to_64_letters_digits_dot_dash_underscore check (name ~ '^[A-Za-z0-9_.-]{1,64}$'),
@@ -30,6 +31,8 @@ comment on column chains.final_height is 'No block up to here is expected to be 
 comment on column chains.complete_to is 'Up to here a missing height is an empty block.';
 comment on column chains.writes is 'Internal: rises with every write of chain rows; its row lock makes writers of one chain take turns.';
 comment on column chains.source_position is 'Internal: where a source that cannot be asked twice goes on.';
+comment on column chains.announcers is
+    'gno: packages whose NewToken events are believed; null: gno.land/p/demo/grc/grc20 and gno.land/p/demo/tokens/grc20.';
 
 -- Some chains name blocks in base64, which may begin with 0x; its padding tells it from hex.
 create table blocks (
@@ -104,6 +107,9 @@ create table events (
     constraint events_emitter_is_1_to_512_bytes_hex_in_lower_case check (
         octet_length(emitter) between 1 and 512 and (emitter = lower(emitter) or left(emitter, 2) not in ('0x', '0X')))
 );
+-- Announcements of tokens are few, and asked for by token: see the view token_announcements. Cut to the longest id there is:
+-- what an index can hold must not decide which events can be stored.
+create index events_announcements on events (chain_id, left(attributes ->> 'token', 256)) where name = 'NewToken';
 comment on table events is 'All that is not a token movement.';
 
 create table opening_balances (

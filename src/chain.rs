@@ -2,8 +2,10 @@
 
 pub mod delta;
 pub mod felt;
+pub mod opening;
 pub mod plan;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -295,6 +297,28 @@ impl Kind {
     }
 }
 
+/// The canonical form of a text: 0x hex in lower case, any other text as it is.
+///
+/// # Errors
+/// A fixed word for what Postgres would refuse: empty, a NUL inside, or `0x` text with capitals that is not hex (to lower
+/// it would make one account of two).
+pub fn canonical(given: &str) -> Result<Cow<'_, str>, &'static str> {
+    let bytes = given.as_bytes();
+    if bytes.is_empty() {
+        return Err("empty_text");
+    }
+    if bytes.contains(&0) {
+        return Err("nul_in_text");
+    }
+    if bytes.len() >= 2 && bytes[0] == b'0' && (bytes[1] | 0x20) == b'x' && bytes.iter().any(u8::is_ascii_uppercase) {
+        if !bytes[2..].iter().all(u8::is_ascii_hexdigit) {
+            return Err("not_canonical");
+        }
+        return Ok(Cow::Owned(given.to_ascii_lowercase()));
+    }
+    Ok(Cow::Borrowed(given))
+}
+
 fn is_lower_hex(text: &str) -> bool {
     text.strip_prefix("0x").is_some_and(|digits| {
         !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -370,6 +394,17 @@ mod tests {
         assert!(!Kind::Other.is_address(""));
         assert!(Kind::Gno.is_address("g1jg8mtutu9khhfwc4nxmuhcpftf0pajdhfvsqf5"));
         assert!(!Kind::Gno.is_address("g1jg8mtutu9khhfwc4nxmuhcpftf0pajdhfvsqf6"));
+    }
+
+    #[test]
+    fn hex_is_lowered_and_other_text_is_kept() {
+        assert_eq!(canonical("0XAB").as_deref(), Ok("0xab"));
+        assert_eq!(canonical("0xab").as_deref(), Ok("0xab"));
+        assert_eq!(canonical("Alice").as_deref(), Ok("Alice"));
+        assert_eq!(canonical("0xAlice"), Err("not_canonical"));
+        assert_eq!(canonical("0xzebra").as_deref(), Ok("0xzebra"));
+        assert_eq!(canonical(""), Err("empty_text"));
+        assert_eq!(canonical("a\0b"), Err("nul_in_text"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One function a command: puts the parts together and takes them apart again.
 
+mod ledger;
 mod operate;
 mod run;
 mod verify;
@@ -8,7 +9,7 @@ use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
-use ebbtide::config::{Cli, Command, ConfigError, Settings};
+use ebbtide::config::{Cli, Command, ConfigError, RejectedCommand, Settings};
 use ebbtide::store::private::{self, Search};
 use ebbtide::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Replay(args) => operate::replay(&settings, &args).await,
         Command::Pause(args) => operate::pause(&settings, &args).await,
         Command::Resume(args) => operate::resume(&settings, &args).await,
+        Command::OpeningBalances(args) => ledger::opening_balances(&settings, args).await,
+        Command::Rejected(RejectedCommand::List(args)) => ledger::rejected_list(&settings, &args).await,
+        Command::Rejected(RejectedCommand::Retry(args)) => ledger::rejected_retry(&settings, &args).await,
         Command::Psql { args } => operate::psql(&settings, &args),
     }
 }

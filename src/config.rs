@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cli::{
-    Cli, Command, LogFormat, PauseArgs, ProcessArgs, ReplayArgs, ResumeArgs, ServeArgs, SourceArgs, StatusArgs,
-    VerifyArgs,
+    Cli, Command, LogFormat, OpeningArgs, PauseArgs, ProcessArgs, RejectedCommand, RejectedListArgs, RejectedRetryArgs,
+    ReplayArgs, ResumeArgs, ServeArgs, SourceArgs, StatusArgs, VerifyArgs,
 };
 pub use file::{ApiFile, ChainFile, File, ProjectionFile, SourceKind};
 
@@ -424,8 +424,12 @@ impl ChainFile {
                 (SourceConfig::Devnet(settings), Kind::Evm)
             }
         };
+        let announcers = match &source {
+            SourceConfig::Gno(settings) => Some(settings.decode.trusted_grc20_packages.clone()),
+            _ => None,
+        };
         let sync = SyncSettings {
-            chain: ChainSettings { name: name.to_owned(), kind, start_height, finality_depth },
+            chain: ChainSettings { name: name.to_owned(), kind, start_height, finality_depth, announcers },
             poll_interval,
             concurrency,
             range_blocks,

@@ -4,9 +4,11 @@ mod chains;
 mod ledger;
 mod migrate;
 pub mod numeric;
+mod opening;
 mod operate;
 pub mod private;
 pub mod reads;
+mod rejected;
 mod sample;
 mod tls;
 pub mod vaults;
@@ -27,7 +29,9 @@ pub use ledger::{
     Look, ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
-pub use operate::Standing;
+pub use opening::Imported;
+pub use operate::{Rebuilding, Standing, aligned};
+pub use rejected::{RejectedEvent, RejectedFilter, Retried};
 pub use sample::Sample;
 pub use verify::{Audit, AuditBlock, Findings, FuzzSettings, Progress, VaultAudit, Verifiable};
 pub use wake::{Wake, WakeMode};

@@ -89,6 +89,7 @@ impl Server {
             kind: Kind::Evm,
             start_height: None,
             finality_depth: Some(1_000_000),
+            announcers: None,
         };
         let chain = store.ensure_chain(&settings).await.unwrap().id;
         let client = connect(&url).await;

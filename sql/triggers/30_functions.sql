@@ -265,6 +265,8 @@ begin
     perform checkpoints_named(cid, resume.projection);
     update checkpoints k set paused = false, pause_at = null, halted_reason = null, deep_change = false
     where k.chain_id = cid and (k.projection = resume.projection or resume.projection is null);
+    -- Also where nothing was paused: whoever says so wants it looked at now.
+    perform pg_notify('ebbtide_blocks', cid::text);
 end $$;
 comment on function resume is 'Goes on after pause(), and after a halt whose cause was mended.';
 

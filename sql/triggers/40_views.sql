@@ -6,6 +6,18 @@ from balance_history h
 join balances b on b.balance_id = h.balance_id;
 comment on view balance_changes is 'Every change of every balance, one row a block; prev_height null: the account did not exist.';
 
+-- A package path is set by the chain, attributes are not: only packages that are believed announce tokens. One id
+-- announced twice is the name of two ledgers whose movements cannot be told apart (specs/gno-token-balances 6).
+create or replace view token_announcements as
+select e.chain_id, left(e.attributes ->> 'token', 256) as token, e.height, e.tx_index, e.event_index, e.emitter
+from chains c
+join events e on e.chain_id = c.chain_id and e.name = 'NewToken' and e.emitter = any (coalesce(c.announcers,
+    '{gno.land/p/demo/grc/grc20,gno.land/p/demo/tokens/grc20}'))
+join blocks b on b.chain_id = e.chain_id and b.height = e.height
+where c.kind = 'gno' and octet_length(e.attributes ->> 'token') <= 256;
+comment on view token_announcements is
+    'Tokens as packages that are believed announced them (gno); one with two rows is ambiguous.';
+
 create or replace view tokens as
 select b.chain_id, b.token, m.symbol, m.name, m.decimals,
     (select min(first.height)
@@ -14,13 +26,14 @@ select b.chain_id, b.token, m.symbol, m.name, m.decimals,
          select h.height from balance_history h where h.balance_id = a.balance_id order by h.height limit 1
      ) first
      where a.chain_id = b.chain_id and a.token = b.token) as first_height,
-    b.total_supply, b.holders
+    b.total_supply, b.holders,
+    exists (select from token_announcements a where a.chain_id = b.chain_id and a.token = b.token offset 1) as ambiguous
 from (
     select chain_id, token, sum(amount) as total_supply, count(*) filter (where amount <> 0) as holders
     from balances group by chain_id, token
 ) b
 left join token_metadata m on m.chain_id = b.chain_id and m.token = b.token;
-comment on view tokens is 'One row a token that had an event: metadata, first height, total supply (signed sum), accounts that hold some.';
+comment on view tokens is 'One row a token that had an event: metadata, first height, total supply (signed sum), accounts that hold some; ambiguous: its id names two tokens.';
 
 -- From the first change above the final height: the one below it may never have been written (history = "window").
 create or replace view final_balances as
@@ -62,6 +75,15 @@ select r.chain_id, 'rejected event', r.height, format('%s refused event %s of tr
     r.projection, r.event_index, r.tx_index, r.reason)
 from rejected_events r
 union all
+select a.chain_id, 'ambiguous token', max(a.height), format('%s was announced %s times: its movements are those of as many tokens',
+    a.token, count(*))
+from token_announcements a
+group by a.chain_id, a.token
+having count(*) > 1
+union all
+select k.chain_id, 'failing projection', k.failed_height, format('%s: %s', k.projection, k.failed_reason)
+from checkpoints k where k.failed_reason is not null
+union all
 select k.chain_id, 'halted projection', k.through_height, format('%s: %s', k.projection, k.halted_reason)
 from checkpoints k where k.halted_reason is not null;
-comment on view anomalies is 'What a person should look at: negative balances, breaks in the chain, rejected events, halted projections.';
+comment on view anomalies is 'What a person should look at: negative balances, breaks in the chain, ambiguous tokens, rejected events, failing and halted projections.';

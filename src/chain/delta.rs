@@ -59,6 +59,19 @@ impl Delta {
         if self.is_negative() { self.0.wrapping_neg() } else { self.0 }
     }
 
+    /// A whole number in decimal, with `-` before it for a loss; none for any other text, and from 2^383 on.
+    pub fn parse(text: &str) -> Option<Delta> {
+        let (negative, size) = match text.strip_prefix('-') {
+            Some(size) => (true, size),
+            None => (false, text),
+        };
+        // 2^383 has 116 digits; longer text would only be read to be refused.
+        if size.is_empty() || size.len() > 116 || !size.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        Delta::from_parts(negative, Uint::from_str_radix(size, 10).ok()?)
+    }
+
     /// The change with this sign and size; none when the size does not fit.
     pub fn from_parts(negative: bool, magnitude: Uint<384, 6>) -> Option<Delta> {
         if magnitude.bit(383) {

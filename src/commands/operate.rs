@@ -23,7 +23,7 @@ pub(super) async fn status(settings: &Settings, args: &StatusArgs) -> Result<Exi
     let store = migrated_store(settings, "ebbtide status").await?;
     loop {
         let standing = store.standing().await?;
-        let healthy = standing.iter().all(|s| s.halted_reason.is_none());
+        let healthy = !standing.iter().any(ebbtide::store::Standing::needs_a_person);
         if args.json {
             say(serde_json::to_string_pretty(&standing)?)?;
         } else {

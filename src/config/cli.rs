@@ -96,6 +96,11 @@ pub enum Command {
     Pause(PauseArgs),
     /// Let a paused or halted projection go on.
     Resume(ResumeArgs),
+    /// Take in what accounts held before the first block. All lines or none.
+    OpeningBalances(OpeningArgs),
+    /// Look at events that were refused, and have them tried again.
+    #[command(subcommand)]
+    Rejected(RejectedCommand),
     /// psql on the database, with `ebbtide` on its search path.
     Psql {
         /// Passed on to psql.
@@ -346,4 +351,64 @@ pub struct ResumeArgs {
     /// One projection; default: all.
     #[arg(long, value_name = "NAME")]
     pub projection: Option<String>,
+}
+
+/// `opening-balances`.
+#[derive(Debug, Clone, Args)]
+pub struct OpeningArgs {
+    /// Comma-separated values with the columns token,address,amount, named by the first line; `-`: standard input.
+    #[arg(value_name = "FILE.csv")]
+    pub file: PathBuf,
+    /// The chain's name.
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub chain: String,
+    /// Drop the chain's opening balances first; without it, an account that has one already is an error.
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// `rejected`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum RejectedCommand {
+    /// Show them, in chain order.
+    List(RejectedListArgs),
+    /// Have their blocks applied again, once the cause was mended.
+    Retry(RejectedRetryArgs),
+}
+
+/// `rejected list`.
+#[derive(Debug, Clone, Args)]
+pub struct RejectedListArgs {
+    /// One chain; default: all.
+    #[arg(long, value_name = "NAME")]
+    pub chain: Option<String>,
+    /// Refused by this projection, or by `source`; default: any.
+    #[arg(long, value_name = "NAME")]
+    pub projection: Option<String>,
+    /// Refused for this reason, such as bad_address; default: any.
+    #[arg(long, value_name = "WORD")]
+    pub reason: Option<String>,
+    /// Most events shown.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+    /// As JSON, each with the event as it came.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `rejected retry`.
+#[derive(Debug, Clone, Args)]
+pub struct RejectedRetryArgs {
+    /// The chain's name.
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub chain: String,
+    /// Refused by this projection; default: by any.
+    #[arg(long, value_name = "NAME")]
+    pub projection: Option<String>,
+    /// Those of one block.
+    #[arg(long, value_name = "HEIGHT", required_unless_present = "all", conflicts_with = "all")]
+    pub height: Option<u64>,
+    /// Those of every block.
+    #[arg(long)]
+    pub all: bool,
 }

@@ -107,7 +107,7 @@ fn grammar(settings: &FileSettings) -> Result<Grammar, SourceError> {
 }
 
 fn canonical(token: &str) -> String {
-    text::canonical(token).map_or_else(|_| token.to_owned(), Cow::into_owned)
+    crate::chain::canonical(token).map_or_else(|_| token.to_owned(), Cow::into_owned)
 }
 
 impl FileSource {

@@ -21,6 +21,8 @@ pub struct ChainSettings {
     pub start_height: Option<Height>,
     /// Blocks below the head taken as final.
     pub finality_depth: Option<u64>,
+    /// Packages whose `NewToken` events are believed (gno).
+    pub announcers: Option<Vec<String>>,
 }
 
 /// A row of `chains`.
@@ -131,6 +133,7 @@ impl Store {
                     &settings.kind.as_str(),
                     &settings.start_height.map(Height::to_sql),
                     &settings.finality_depth.map(|d| i64::try_from(d).unwrap_or(i64::MAX)),
+                    &settings.announcers,
                 ],
             )
             .await?;

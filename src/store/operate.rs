@@ -29,13 +29,62 @@ pub struct Standing {
     pub paused: bool,
     /// Why it does not go on.
     pub halted_reason: Option<String>,
+    /// The block that cannot be applied; it is tried again.
+    pub failed_height: Option<i64>,
+    /// Why not, its name included.
+    pub failed_reason: Option<String>,
+    /// How often in a row.
+    pub failures: i64,
+    /// Being applied again from the start; readers keep the old state until that is done.
+    pub rebuilding: Option<Rebuilding>,
     /// Reorganisations so far.
     pub reorgs: i64,
     /// Events that were refused.
     pub rejected_events: i64,
 }
 
+/// How far a rebuild has come.
+#[derive(Debug, Clone, Serialize)]
+pub struct Rebuilding {
+    /// Why.
+    pub reason: String,
+    /// First height of the state.
+    pub from_height: i64,
+    /// Applied up to here, for nobody to see yet.
+    pub at_height: i64,
+    /// Where it ends.
+    pub to_height: i64,
+    /// When it was first told of.
+    pub started_at: jiff::Timestamp,
+}
+
 impl Standing {
+    /// Whether it goes on only after a person did something.
+    pub fn needs_a_person(&self) -> bool {
+        self.halted_reason.is_some() || self.failed_reason.is_some()
+    }
+
+    /// What it is about, in words: the worst first.
+    fn state(&self) -> String {
+        if let Some(reason) = &self.halted_reason {
+            return format!("halted: {reason}");
+        }
+        if let Some(reason) = &self.failed_reason {
+            return match self.failures {
+                0 | 1 => format!("failing: {reason}"),
+                n => format!("failing: {reason} ({n} times)"),
+            };
+        }
+        if let Some(Rebuilding { reason, at_height, to_height, .. }) = &self.rebuilding {
+            return format!("rebuilding: at {at_height} of {to_height}, {reason}");
+        }
+        match (self.paused, self.redo_from) {
+            (true, _) => "paused".to_owned(),
+            (false, Some(from)) => format!("redoing from {from}"),
+            (false, None) => "ok".to_owned(),
+        }
+    }
+
     /// All of them as a table for people.
     pub fn table(all: &[Standing]) -> String {
         let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
@@ -44,12 +93,6 @@ impl Standing {
                 .map(str::to_owned),
         ];
         for s in all {
-            let state = match (&s.halted_reason, s.paused, s.redo_from) {
-                (Some(reason), ..) => format!("halted: {reason}"),
-                (None, true, _) => "paused".to_owned(),
-                (None, false, Some(from)) => format!("redoing from {from}"),
-                (None, false, None) => "ok".to_owned(),
-            };
             rows.push([
                 s.chain.clone(),
                 s.projection.clone(),
@@ -60,20 +103,25 @@ impl Standing {
                 s.lag_blocks.to_string(),
                 s.reorgs.to_string(),
                 s.rejected_events.to_string(),
-                state,
+                s.state(),
             ]);
         }
         if all.is_empty() {
             return "There is no chain yet.".to_owned();
         }
-        let widths: Vec<usize> =
-            (0..10).map(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0)).collect();
-        let lines = rows.iter().map(|row| {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-        });
-        lines.collect::<Vec<_>>().join("\n")
+        aligned(&rows)
     }
+}
+
+/// Rows as columns for people.
+pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 impl Store {
@@ -100,6 +148,19 @@ impl Store {
                     redo_from: row.try_get("redo_from")?,
                     paused: row.try_get("paused")?,
                     halted_reason: row.try_get("halted_reason")?,
+                    failed_height: row.try_get("failed_height")?,
+                    failed_reason: row.try_get("failed_reason")?,
+                    failures: row.try_get("failures")?,
+                    rebuilding: match row.try_get("rebuild_reason")? {
+                        Some(reason) => Some(Rebuilding {
+                            reason,
+                            from_height: row.try_get("from_height")?,
+                            at_height: row.try_get("at_height")?,
+                            to_height: row.try_get("to_height")?,
+                            started_at: row.try_get("started_at")?,
+                        }),
+                        None => None,
+                    },
                     reorgs: row.try_get("reorgs")?,
                     rejected_events: row.try_get("rejected_events")?,
                 })

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::evidence::{evidence, storable};
 use super::line::BadLine;
 use super::text::{self, Interner};
-use crate::chain::{Block, Event, Kind, Link, Reject, Text, TokenEvent, Transaction};
+use crate::chain::{Block, Event, Kind, Link, Reject, Text, TokenEvent, Transaction, canonical};
 use crate::sources::evm::decode::{Decoded, Decoder, RawLog};
 
 /// Longest token, address, emitter, event name or transaction hash, in bytes.
@@ -177,7 +177,7 @@ fn transactions(given: &[&RawValue], rejects: &mut Rejects) -> Vec<Transaction> 
     for raw in given {
         let read = serde_json::from_str::<Wire<'_>>(raw.get()).ok().and_then(|wire| {
             let tx_index = text::index(wire.tx_index.get())?;
-            let hash = text::canonical(&wire.hash).ok().filter(|hash| hash.len() <= 256)?;
+            let hash = canonical(&wire.hash).ok().filter(|hash| hash.len() <= 256)?;
             Some(Transaction { tx_index, hash: (*hash).into(), success: wire.success.unwrap_or(true) })
         });
         match read {
@@ -347,7 +347,7 @@ fn name(raw: &str, texts: &mut Interner) -> Result<Text, &'static str> {
     if given.len() > LONGEST_TEXT {
         return Err("text_too_long");
     }
-    Ok(texts.text(&text::canonical(&given)?))
+    Ok(texts.text(&canonical(&given)?))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use ruint::Uint;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -11,7 +10,7 @@ use serde_json::value::RawValue;
 use super::events::{self, Grammar};
 use super::text::{self, Interner};
 use crate::chain::delta::Delta;
-use crate::chain::{Block, Hash, Height, Kind, Link, OpeningBalance};
+use crate::chain::{Block, Hash, Height, Kind, Link, OpeningBalance, canonical};
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,8 +173,7 @@ impl LineReader {
         let missing = |key| BadLine::new(format!("is an opening balance without {key:?}"));
         let mut side = |given: &Option<Cow<'_, str>>, key, fits: fn(Kind, &str) -> bool| {
             let given = given.as_deref().ok_or_else(|| missing(key))?;
-            let text =
-                text::canonical(given).map_err(|why| BadLine::new(format!("has a {key} that is no {key}: {why}")))?;
+            let text = canonical(given).map_err(|why| BadLine::new(format!("has a {key} that is no {key}: {why}")))?;
             if !fits(self.grammar.kind, &text) {
                 let kind = self.grammar.kind.as_str();
                 return Err(BadLine::new(format!("has a {key} that no chain of kind {kind} has: {}", short(&text))));
@@ -185,7 +183,8 @@ impl LineReader {
         let token = side(&wire.token, "token", Kind::is_token)?;
         let address = side(&wire.address, "address", Kind::is_address)?;
         let raw = wire.amount.ok_or_else(|| missing("amount"))?.get();
-        let amount = opening_amount(raw)
+        let amount = text::digits(raw)
+            .and_then(|digits| Delta::parse(&digits))
             .ok_or_else(|| BadLine::new(format!("has the amount {}: not a whole number in decimal", short(raw))))?;
         Ok(Line::Opening(OpeningBalance { token, address, amount }))
     }
@@ -247,25 +246,11 @@ fn height(height: Option<u64>, number: Option<u64>) -> Result<Height, BadLine> {
 /// Block hashes may be any text of 1 to 256 bytes; 0x hex is brought to lower case.
 fn block_hash(key: &str, given: Option<Cow<'_, str>>) -> Result<Hash, BadLine> {
     let given = given.ok_or_else(|| BadLine::new(format!("has no {key:?}")))?;
-    let text = text::canonical(&given).map_err(|why| BadLine::new(format!("has a bad {key:?}: {why}")))?;
+    let text = canonical(&given).map_err(|why| BadLine::new(format!("has a bad {key:?}: {why}")))?;
     if text.len() > 256 {
         return Err(BadLine::new(format!("has a {key:?} of more than 256 bytes")));
     }
     Ok(Hash::new(&*text))
-}
-
-/// A whole number of any sign below 2^383, as a JSON integer or as text.
-fn opening_amount(raw: &str) -> Option<Delta> {
-    let digits = text::digits(raw)?;
-    let (negative, size) = match digits.strip_prefix('-') {
-        Some(size) => (true, size),
-        None => (false, &*digits),
-    };
-    // 2^383 has 116 digits; longer text would only be read to be refused.
-    if size.is_empty() || size.len() > 116 || !size.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    Delta::from_parts(negative, Uint::from_str_radix(size, 10).ok()?)
 }
 
 fn utf8(raw: &[u8]) -> Result<&str, BadLine> {

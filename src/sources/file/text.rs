@@ -29,28 +29,6 @@ impl Interner {
     }
 }
 
-/// The canonical form of a text: 0x hex in lower case, any other text as it is.
-///
-/// # Errors
-/// A word for what Postgres would refuse: empty, a NUL inside, or `0x` text with capitals that is not hex (to lower
-/// it would make one account of two).
-pub(super) fn canonical(given: &str) -> Result<Cow<'_, str>, &'static str> {
-    let bytes = given.as_bytes();
-    if bytes.is_empty() {
-        return Err("empty_text");
-    }
-    if bytes.contains(&0) {
-        return Err("nul_in_text");
-    }
-    if bytes.len() >= 2 && bytes[0] == b'0' && (bytes[1] | 0x20) == b'x' && bytes.iter().any(u8::is_ascii_uppercase) {
-        if !bytes[2..].iter().all(u8::is_ascii_hexdigit) {
-            return Err("not_canonical");
-        }
-        return Ok(Cow::Owned(given.to_ascii_lowercase()));
-    }
-    Ok(Cow::Borrowed(given))
-}
-
 /// The text of a JSON string; none for any other value and for escapes that name no character.
 pub(super) fn string(raw: &str) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
@@ -120,17 +98,6 @@ mod tests {
         {
             assert_eq!(amount(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn hex_is_lowered_and_other_text_is_kept() {
-        assert_eq!(canonical("0XAB").as_deref(), Ok("0xab"));
-        assert_eq!(canonical("0xab").as_deref(), Ok("0xab"));
-        assert_eq!(canonical("Alice").as_deref(), Ok("Alice"));
-        assert_eq!(canonical("0xAlice"), Err("not_canonical"));
-        assert_eq!(canonical("0xzebra").as_deref(), Ok("0xzebra"));
-        assert_eq!(canonical(""), Err("empty_text"));
-        assert_eq!(canonical("a\0b"), Err("nul_in_text"));
     }
 
     #[test]
