@@ -72,7 +72,8 @@ impl SyncLock {
         // A vault that does not count yet is nothing to the projection of vaults (sql/triggers/10_chain.sql).
         let catching_up = if missed.vault.caught_up { "off" } else { "on" };
         tx.execute("select set_config('ebbtide.catching_up', $1, true)", &[&catching_up]).await?;
-        tx.batch_execute("set local enable_seqscan = off").await?;
+        // A projection that is made anew holds its blocks for long: what is new at the head does not wait for that.
+        tx.batch_execute("set local enable_seqscan = off; set local lock_timeout = '1s'").await?;
         // The writer's turn: the blocks stay what they are until this ends.
         tx.execute("update chains set writes = writes + 1 where chain_id = $1", &[&chain.0]).await?;
         if !stand(&tx, chain, missed).await? {
