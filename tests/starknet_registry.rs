@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::Layout;
 use serde_json::{Value, json};
 use story::{R1, R2, V, said};
 use support::fake_starknet::{ALICE, FakeStarkBlock, FakeStarknet, FakeTx, TOKEN, chain, old_transfer, tx};
