@@ -14,6 +14,7 @@ create table chains (
     writes bigint not null default 0,
     source_position jsonb,
     announcers text[] collate "C",
+    listed_only boolean not null default false,
     constraint chains_pkey primary key (chain_id),
     constraint chains_name_is_taken unique (name),
     constraint chains_name_is_1_to_64_letters_digits_dot_dash_underscore check (name ~ '^[A-Za-z0-9_.-]{1,64}$'),
@@ -33,6 +34,7 @@ comment on column chains.writes is 'Internal: rises with every write of chain ro
 comment on column chains.source_position is 'Internal: where a source that cannot be asked twice goes on.';
 comment on column chains.announcers is
     'gno: packages whose NewToken events are believed; null: gno.land/p/demo/grc/grc20 and gno.land/p/demo/tokens/grc20.';
+comment on column chains.listed_only is 'Internal: its source brings events of those contracts alone that it was told of, so a contract that is registered late is caught up first.';
 
 -- Some chains name blocks in base64, which may begin with 0x; its padding tells it from hex.
 create table blocks (

@@ -10,6 +10,7 @@ create table vault_registry (
     layout text collate "C" not null,
     from_height bigint,
     indexed_through bigint,
+    caught_up boolean not null default false,
     registered_at timestamptz not null default now(),
     constraint vault_registry_pkey primary key (chain_id, address),
     constraint vault_registry_address_is_a_felt_in_canonical_text check (
@@ -26,6 +27,8 @@ comment on column vault_registry.from_height is
     'First height whose events count, at most that of its deployment; null: all that is stored.';
 comment on column vault_registry.indexed_through is
     'Up to here the source has stored the events of this vault and its rounds; null: of none. Below the tip: it is being caught up.';
+comment on column vault_registry.caught_up is
+    'Whether the source has once come up to the tip: until then the vault does not count, so that nobody sees half a history. Of no meaning where no source picks events by contract (psql, a file): there a vault counts at once.';
 
 create table vaults (
     chain_id bigint not null,

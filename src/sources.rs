@@ -95,6 +95,29 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 
+    /// Whether it brings events of those contracts alone that it was told of ([`follow`](Source::follow)). Otherwise what
+    /// is stored is all there is, and nobody need be caught up.
+    fn is_told_whom_to_follow(&self) -> bool {
+        false
+    }
+
+    /// From the next block on, follow these contracts beside those of the settings, and no others. Before the first
+    /// block is asked for, and whenever they change; [`recall`](Source::recall) and [`resume`](Source::resume) come
+    /// after it. No block is being read meanwhile.
+    async fn follow(&self, _contracts: &[Text]) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Which stored events of a contract name others that are followed because of it.
+    fn recalls_of(&self, _contract: &Text) -> Vec<Recall> {
+        Vec::new()
+    }
+
+    /// The contract that this event of a followed one names, to be followed from here on.
+    fn named_by(&self, _event: &Event) -> Option<Text> {
+        None
+    }
+
     /// What these contracts said at these heights, which were read before they were followed: the blocks that hold
     /// any such event, ascending, with those events alone. May cover fewer heights than asked for, from the front:
     /// the last height covered comes with them.

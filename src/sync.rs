@@ -5,6 +5,7 @@
 
 mod error;
 mod fetch;
+mod registry;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use self::error::Fault;
 pub use self::error::SyncError;
 use self::fetch::Fetcher;
+use self::registry::Registry;
 use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
 use crate::chain::{Block, BlockRef, Height, Text};
 use crate::sources::{Head, Source, SourceError};
@@ -80,6 +82,7 @@ pub async fn run(
         watcher,
         shutdown: shutdown.clone(),
         described: HashSet::new(),
+        registry: Registry::default(),
         started_well: false,
     };
     let mut pause = FIRST_PAUSE;
@@ -118,6 +121,7 @@ struct Syncer {
     shutdown: CancellationToken,
     /// Tokens whose metadata was asked for.
     described: HashSet<Text>,
+    registry: Registry,
     /// Whether a round went well in this run: from then on faults are waited out.
     started_well: bool,
 }
@@ -150,12 +154,11 @@ impl Syncer {
             }
         }
         let tip = lock.tip().await?;
-        let recalls = self.source.recalls();
-        if !recalls.is_empty() {
-            let kinds: Vec<_> = recalls.iter().map(|r| (r.emitter.as_deref(), &*r.name)).collect();
-            self.source.recall(&lock.events_named(&kinds).await?).await?;
-        }
-        self.source.resume(tip.as_ref(), chain.source_position.as_ref()).await?;
+        lock.note_listed_only(self.source.is_told_whom_to_follow()).await?;
+        // Whom the source followed in an earlier session may be another's by now.
+        self.registry = Registry::default();
+        self.read_registry(&lock, tip.as_ref()).await?;
+        self.resume(&lock, &chain, tip.as_ref()).await?;
         if tip.is_none() {
             let opening = self.source.opening_balances().await?;
             if !opening.is_empty() {
@@ -169,7 +172,7 @@ impl Syncer {
             }
             let shutdown = self.shutdown.clone();
             let round = tokio::select! {
-                round = self.round(&mut lock) => round,
+                round = self.round_and_catch_up(&mut lock) => round,
                 // Between two transactions, or rolled back inside one: nothing is half done.
                 () = shutdown.cancelled() => return Ok(()),
             };
@@ -227,10 +230,23 @@ impl Syncer {
         }
     }
 
+    /// What is stored, for the source to go on from.
+    async fn resume(&self, lock: &SyncLock, chain: &ChainRow, tip: Option<&BlockRef>) -> Result<(), SyncError> {
+        let recalls = self.source.recalls();
+        if !recalls.is_empty() {
+            let kinds: Vec<_> = recalls.iter().map(|r| (r.emitter.as_deref(), &*r.name)).collect();
+            self.source.recall(&lock.events_named(&kinds).await?).await?;
+        }
+        Ok(self.source.resume(tip, chain.source_position.as_ref()).await?)
+    }
+
     async fn round(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
         let head = self.source.head().await?;
         let chain = lock.chain().await?;
         let tip = lock.tip().await?;
+        if self.read_registry(lock, tip.as_ref()).await? {
+            self.resume(lock, &chain, tip.as_ref()).await?;
+        }
         let by_depth = head.block.height.get().checked_sub(chain.finality_depth).and_then(Height::new);
         // Some nodes call their head final: the depth counts too. Blocks already final stay so.
         let final_height = match (by_depth, head.finalized) {
@@ -452,6 +468,7 @@ impl Syncer {
             final_height: write.final_height,
             position: write.head.position.as_ref().filter(|_| ended),
             reset: write.reset && replace,
+            vaults: self.registry.followed(),
         };
         match lock.write(&new).await? {
             Written::Stale => {

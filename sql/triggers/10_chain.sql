@@ -36,6 +36,7 @@ begin
       and k.chain_id = chain
       and lowest_height <= c.final_height
       and lowest_height <= k.through_height
+      and k.projection <> all (coalesce(nullif(current_setting('ebbtide.not_concerned', true), ''), '{}')::text[])
       and (not k.deep_change or k.redo_from is distinct from least(k.redo_from, lowest_height));
     perform pg_notify('ebbtide_blocks', chain::text);
 end $$;
@@ -108,7 +109,12 @@ begin
 end $$;
 
 -- Events or transactions came, went or changed: raise the revision of their blocks, old height and new.
-create or replace function events_touched(chain bigint, at_heights bigint[]) returns void
+--
+-- Far below the head a change has projections made anew, from the first block if need be. `token_balances` follows from
+-- token_events alone and stays as it is where only another table changed. `option_vaults` stays while a vault is caught up
+-- (`ebbtide.catching_up`, the syncer's): the vault does not count yet, and when it does, all of it is applied at once.
+drop function if exists events_touched(bigint, bigint[]);
+create or replace function events_touched(chain bigint, at_heights bigint[], of_table text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
@@ -119,29 +125,36 @@ begin
             using errcode = 'foreign_key_violation', constraint = 'events_chain_is_known',
                   hint = 'insert into chains (name, kind) values (...) makes one.';
     end if;
+    perform set_config('ebbtide.not_concerned', case
+        when of_table = 'token_events' then '{}'
+        when current_setting('ebbtide.catching_up', true) = 'on' then '{token_balances,option_vaults}'
+        else '{token_balances}' end, true);
     update blocks b set revision = default
     from unnest(at_heights) t(height)
     where b.chain_id = chain and b.height = t.height;
+    perform set_config('ebbtide.not_concerned', '{}', true);
 end $$;
 
 create or replace function events_inserted() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
-    perform events_touched(chain_id, array_agg(distinct height)) from new_rows group by chain_id order by chain_id;
+    perform events_touched(chain_id, array_agg(distinct height), tg_table_name)
+    from new_rows group by chain_id order by chain_id;
     return null;
 end $$;
 
 create or replace function events_deleted() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
-    perform events_touched(chain_id, array_agg(distinct height)) from old_rows group by chain_id order by chain_id;
+    perform events_touched(chain_id, array_agg(distinct height), tg_table_name)
+    from old_rows group by chain_id order by chain_id;
     return null;
 end $$;
 
 create or replace function events_updated() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
-    perform events_touched(chain_id, array_agg(distinct height))
+    perform events_touched(chain_id, array_agg(distinct height), tg_table_name)
     from (select chain_id, height from old_rows union all select chain_id, height from new_rows) t
     group by chain_id order by chain_id;
     return null;

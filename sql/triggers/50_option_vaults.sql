@@ -134,6 +134,7 @@ begin
     if tg_op = 'UPDATE' and new.from_height is distinct from old.from_height
         and new.indexed_through is not distinct from old.indexed_through then
         new.indexed_through := null;
+        new.caught_up := false;
     end if;
     return new;
 end $$;
@@ -164,8 +165,24 @@ begin
         perform vault_registry_touched(old.chain_id, coalesce(old.from_height, 0));
     end if;
     if tg_op <> 'DELETE' then
-        perform vault_registry_touched(new.chain_id, coalesce(new.from_height, 0));
+        if new.caught_up or exists (select from chains c where c.chain_id = new.chain_id and not c.listed_only) then
+            perform vault_registry_touched(new.chain_id, coalesce(new.from_height, 0));
+        else
+            -- Nothing follows from it yet: the source brings its history first.
+            perform pg_notify('ebbtide_blocks', new.chain_id::text);
+        end if;
     end if;
+    return null;
+end $$;
+
+-- Blocks went: what comes in their place has to be read for every vault again.
+create or replace function vault_blocks_deleted() returns trigger
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    update vault_registry g
+    set indexed_through = nullif(o.lowest - 1, -1)
+    from (select chain_id, min(height) as lowest from old_rows group by chain_id) o
+    where g.chain_id = o.chain_id and g.indexed_through >= o.lowest;
     return null;
 end $$;
 
@@ -175,7 +192,9 @@ create or replace trigger registered after insert or delete on vault_registry
     for each row execute function vault_registry_changed();
 create or replace trigger changed after update on vault_registry for each row
     when (old.chain_id <> new.chain_id or old.address <> new.address or old.layout <> new.layout
-          or old.from_height is distinct from new.from_height)
+          or old.from_height is distinct from new.from_height or old.caught_up <> new.caught_up)
     execute function vault_registry_changed();
 create or replace trigger truncated before truncate on vault_registry
     for each statement execute function refuse_truncate();
+create or replace trigger vaults_deleted after delete on blocks referencing old table as old_rows
+    for each statement execute function vault_blocks_deleted();

@@ -16,7 +16,7 @@ mod wire;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -108,7 +108,10 @@ impl Default for StarknetSettings {
 #[derive(Debug)]
 pub struct StarknetSource {
     pool: Pool,
-    decoder: Decoder,
+    /// What the settings say.
+    by_settings: Decoder,
+    /// With the contracts that were registered.
+    decoder: RwLock<Arc<Decoder>>,
     turns: Turns,
     confirm_grace: Duration,
     /// The newest head seen, plus one; 0: none yet.
@@ -145,7 +148,8 @@ impl StarknetSource {
         let ws_url = settings.ws_url.map(|text| parse_url("ws_url", &text, &["ws", "wss"])).transpose()?;
         Ok(StarknetSource {
             pool: Pool::new(endpoints),
-            decoder,
+            decoder: RwLock::new(Arc::new(decoder.clone())),
+            by_settings: decoder,
             turns: Turns::default(),
             confirm_grace: settings.confirm_grace,
             head: AtomicU64::new(0),
@@ -209,9 +213,13 @@ impl StarknetSource {
         last.is_none_or(|last| last.elapsed() >= LOOK_AT_L1)
     }
 
+    fn decoder(&self) -> Arc<Decoder> {
+        Arc::clone(&self.decoder.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn fetch<'f>(&'f self, endpoint: &'f Endpoint) -> Fetch<'f> {
         let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
-        Fetch { endpoint, decoder: &self.decoder, turns: &self.turns, old_to }
+        Fetch { endpoint, decoder: self.decoder(), turns: &self.turns, old_to }
     }
 
     async fn opinion(
@@ -250,17 +258,38 @@ impl Source for StarknetSource {
     }
 
     fn recalls(&self) -> Vec<Recall> {
-        if !self.decoder.discovers() {
+        let decoder = self.decoder();
+        if !decoder.discovers() {
             return Vec::new();
         }
         let deployed = |address: Felt| Recall { emitter: Some(address.text()), name: DEPLOYED.into() };
         let rounds = Recall { emitter: None, name: ROUND_DEPLOYED.into() };
-        self.decoder.deployers().map(deployed).chain([rounds]).collect()
+        decoder.deployers().map(deployed).chain([rounds]).collect()
+    }
+
+    fn is_told_whom_to_follow(&self) -> bool {
+        true
+    }
+
+    async fn follow(&self, contracts: &[Text]) -> Result<(), SourceError> {
+        // What is no address is nobody's, and must not keep the others from being followed.
+        let more = contracts.iter().filter_map(|contract| Felt::parse(contract).ok());
+        let decoder = Arc::new(self.by_settings.following(more));
+        *self.decoder.write().unwrap_or_else(PoisonError::into_inner) = decoder;
+        Ok(())
+    }
+
+    fn recalls_of(&self, contract: &Text) -> Vec<Recall> {
+        vec![Recall { emitter: Some(contract.clone()), name: ROUND_DEPLOYED.into() }]
+    }
+
+    fn named_by(&self, event: &Event) -> Option<Text> {
+        self.by_settings.named_by(event).map(|round| round.text())
     }
 
     async fn recall(&self, events: &[(Height, Event)]) -> Result<(), SourceError> {
         let mut found = Found::default();
-        self.decoder.recall(events, &mut found);
+        self.decoder().recall(events, &mut found);
         self.turns.reset(found, None);
         Ok(())
     }
@@ -284,7 +313,14 @@ impl Source for StarknetSource {
 
     async fn first_height(&self) -> Result<Height, SourceError> {
         self.identify().await?;
-        let named = self.decoder.named();
+        let decoder = self.decoder();
+        let named = decoder.named();
+        if named.is_empty() && decoder.follows_nobody() {
+            return Err(SourceError::transient(
+                "no token or contract is listed and no vault is registered, so there is nothing to follow yet: insert \
+                 the vault into ebbtide.vault_registry, list contracts, or give --start-height",
+            ));
+        }
         if named.is_empty() {
             return Err(SourceError::permanent(
                 "where to begin is not known, since no token or contract is listed whose deployment could be looked \

@@ -1,5 +1,7 @@
 //! What the syncer reads and writes: chains and their blocks. One writer per chain holds an advisory lock.
 
+mod registry;
+
 use postgres_types::{ToSql, Type};
 use serde_json::Value;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
@@ -9,6 +11,8 @@ use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::delta::Delta;
 use crate::chain::{Block, BlockRef, ChainId, Event, Hash, Height, Kind, Text};
+
+pub use registry::{CaughtUp, Missed, RegisteredVault};
 
 /// What the settings say of a chain; what is none stays as the database has it.
 #[derive(Debug, Clone)]
@@ -69,6 +73,8 @@ pub struct NewBlocks<'a> {
     pub position: Option<&'a Value>,
     /// The chain began anew: the final height may fall.
     pub reset: bool,
+    /// Registered vaults whose events the blocks hold.
+    pub vaults: &'a [Text],
 }
 
 /// How a write turned out.
@@ -334,6 +340,7 @@ impl SyncLock {
             ],
         )
         .await?;
+        registry::note_followed(&tx, self.chain, new).await?;
         tx.commit().await?;
         Ok(Written::Stored { removed })
     }
@@ -450,6 +457,25 @@ async fn copy_blocks(tx: &Transaction<'_>, chain: ChainId, blocks: &[Block]) -> 
         }
         copy.end().await?;
     }
+    put_rejects(tx, chain, blocks).await?;
+    if !blocks.is_empty() {
+        let mut copy = Copy::begin(
+            tx,
+            "copy blocks (chain_id, height, hash, parent_hash, time) from stdin binary",
+            &[Type::INT8, Type::INT8, Type::TEXT, Type::TEXT, Type::TIMESTAMPTZ],
+        )
+        .await?;
+        for block in blocks {
+            let link = &block.link;
+            copy.row(&[&chain.0, &link.height.to_sql(), &link.hash.as_str(), &link.parent_hash.as_str(), &block.time])
+                .await?;
+        }
+        copy.end().await?;
+    }
+    Ok(())
+}
+
+async fn put_rejects(tx: &Transaction<'_>, chain: ChainId, blocks: &[Block]) -> Result<(), StoreError> {
     for block in blocks.iter().filter(|b| !b.rejects.is_empty()) {
         for reject in &block.rejects {
             tx.execute(
@@ -466,20 +492,6 @@ async fn copy_blocks(tx: &Transaction<'_>, chain: ChainId, blocks: &[Block]) -> 
             )
             .await?;
         }
-    }
-    if !blocks.is_empty() {
-        let mut copy = Copy::begin(
-            tx,
-            "copy blocks (chain_id, height, hash, parent_hash, time) from stdin binary",
-            &[Type::INT8, Type::INT8, Type::TEXT, Type::TEXT, Type::TIMESTAMPTZ],
-        )
-        .await?;
-        for block in blocks {
-            let link = &block.link;
-            copy.row(&[&chain.0, &link.height.to_sql(), &link.hash.as_str(), &link.parent_hash.as_str(), &block.time])
-                .await?;
-        }
-        copy.end().await?;
     }
     Ok(())
 }

@@ -222,6 +222,23 @@ impl Decoder {
         })
     }
 
+    /// The same, and these contracts too.
+    pub(super) fn following(&self, more: impl Iterator<Item = Felt>) -> Decoder {
+        let mut decoder = self.clone();
+        decoder.contracts.extend(more);
+        decoder
+    }
+
+    /// Whether the settings follow nobody at all.
+    pub(super) fn follows_nobody(&self) -> bool {
+        self.tokens.as_ref().is_some_and(HashSet::is_empty) && !self.discovers()
+    }
+
+    /// The round that a stored event of a followed contract names.
+    pub(super) fn named_by(&self, event: &Event) -> Option<Felt> {
+        self.round(&raw(event)?)
+    }
+
     /// What following these contracts too would have added to a block: all that they said beside token movements.
     pub(super) fn decode_more(
         &self,
@@ -313,12 +330,6 @@ impl Decoder {
 
     /// Adds what stored events say of contracts to follow; `events` in chain order.
     pub(super) fn recall(&self, events: &[(Height, Event)], found: &mut Found) {
-        let raw = |event: &Event| {
-            let raw = |text: &Text| RawFelt(Felt::parse(text).map_err(|_| text.as_ref().to_owned()));
-            let raw = |texts: &[Text]| texts.iter().map(raw).collect();
-            let from_address = Felt::parse(&event.emitter).ok()?;
-            Some(RawEvent { from_address, keys: raw(&event.keys), data: raw(&event.data) })
-        };
         let raws: Vec<(Height, RawEvent)> = events.iter().filter_map(|(height, e)| Some((*height, raw(e)?))).collect();
         // The vaults first: the deployer names each after its first round.
         for (height, event) in &raws {
@@ -431,6 +442,14 @@ impl Decoded {
     fn len(&self) -> usize {
         self.token_events.len() + self.events.len() + self.rejects.len()
     }
+}
+
+/// A stored event as it came.
+fn raw(event: &Event) -> Option<RawEvent> {
+    let raw = |text: &Text| RawFelt(Felt::parse(text).map_err(|_| text.as_ref().to_owned()));
+    let raw = |texts: &[Text]| texts.iter().map(raw).collect();
+    let from_address = Felt::parse(&event.emitter).ok()?;
+    Some(RawEvent { from_address, keys: raw(&event.keys), data: raw(&event.data) })
 }
 
 /// The refused event as it came.

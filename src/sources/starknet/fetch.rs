@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -33,7 +34,7 @@ const WITH_HASHES: &str = "starknet_getBlockWithTxHashes";
 /// What a fetch needs to know besides the heights.
 pub(super) struct Fetch<'f> {
     pub(super) endpoint: &'f Endpoint,
-    pub(super) decoder: &'f Decoder,
+    pub(super) decoder: Arc<Decoder>,
     pub(super) turns: &'f Turns,
     /// Up to here the chain is old enough to be searched.
     pub(super) old_to: Option<Height>,

@@ -1,0 +1,176 @@
+//! The vaults that people registered: which are followed, and the blocks that were stored without their events.
+
+use serde_json::{Value, json};
+use tokio_postgres::{Row, Transaction};
+
+use super::{NewBlocks, SyncLock, index};
+use crate::chain::{Block, BlockRef, ChainId, Height, Text};
+use crate::store::StoreError;
+
+/// A row of `vault_registry`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredVault {
+    /// Its address, in canonical text.
+    pub address: Text,
+    /// First height whose events count; none: all that is stored.
+    pub from_height: Option<Height>,
+    /// Its events are stored up to here; none: of no block.
+    pub indexed_through: Option<Height>,
+    /// Whether it has once been up to the tip, and counts.
+    pub caught_up: bool,
+}
+
+/// What a vault and its rounds said in blocks that are stored.
+#[derive(Debug)]
+pub struct Missed<'a> {
+    /// The vault, as it was when this was asked for.
+    pub vault: &'a RegisteredVault,
+    /// The blocks that hold anything, with that alone; ascending.
+    pub blocks: &'a [Block],
+    /// There is nothing more up to this block.
+    pub through: &'a BlockRef,
+}
+
+/// How catching up a vault turned out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaughtUp {
+    /// It stands.
+    Stored {
+        /// Events that were not there before.
+        events: u64,
+        /// Whether the vault counts now.
+        counts: bool,
+    },
+    /// The stored blocks are others, or somebody changed the vault's row: look again.
+    Stale,
+}
+
+impl SyncLock {
+    /// Remembers whether the source brings events of those contracts alone that it is told of.
+    pub async fn note_listed_only(&self, listed_only: bool) -> Result<(), StoreError> {
+        self.client
+            .execute(
+                "update chains set listed_only = $2 where chain_id = $1 and listed_only <> $2",
+                &[&self.chain.0, &listed_only],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// The registered vaults of this chain.
+    pub async fn registered_vaults(&self) -> Result<Vec<RegisteredVault>, StoreError> {
+        let rows =
+            self.client.query(include_str!("../../../sql/queries/registered_vaults.sql"), &[&self.chain.0]).await?;
+        rows.iter().map(registered).collect()
+    }
+
+    /// Adds to stored blocks what is not there yet, in one transaction with the vault's row. A row that is there stays
+    /// as it is, and is not told of again.
+    pub async fn put_missed(&mut self, missed: &Missed<'_>) -> Result<CaughtUp, StoreError> {
+        let chain = self.chain;
+        let tx = self.client.transaction().await?;
+        // A vault that does not count yet is nothing to the projection of vaults (sql/triggers/10_chain.sql).
+        let catching_up = if missed.vault.caught_up { "off" } else { "on" };
+        tx.execute("select set_config('ebbtide.catching_up', $1, true)", &[&catching_up]).await?;
+        // A projection that is made anew holds its blocks for long: what is new at the head does not wait for that.
+        tx.batch_execute("set local enable_seqscan = off; set local lock_timeout = '1s'").await?;
+        // The writer's turn: the blocks stay what they are until this ends.
+        tx.execute("update chains set writes = writes + 1 where chain_id = $1", &[&chain.0]).await?;
+        if !stand(&tx, chain, missed).await? {
+            return Ok(CaughtUp::Stale);
+        }
+        let transactions = transactions(missed.blocks)?;
+        if !transactions.is_empty() {
+            let sql = include_str!("../../../sql/queries/put_missed_transactions.sql");
+            tx.execute(sql, &[&chain.0, &Value::Array(transactions)]).await?;
+        }
+        let mut added = 0i64;
+        let events = events(missed.blocks)?;
+        if !events.is_empty() {
+            let sql = include_str!("../../../sql/queries/put_missed_events.sql");
+            added = tx.query_one(sql, &[&chain.0, &Value::Array(events)]).await?.try_get(0)?;
+        }
+        super::put_rejects(&tx, chain, missed.blocks).await?;
+        let vault = missed.vault;
+        let counts = tx
+            .query_opt(
+                include_str!("../../../sql/queries/note_caught_up.sql"),
+                &[
+                    &chain.0,
+                    &&*vault.address,
+                    &missed.through.height.to_sql(),
+                    &vault.from_height.map(Height::to_sql),
+                    &vault.indexed_through.map(Height::to_sql),
+                ],
+            )
+            .await?;
+        let Some(counts) = counts else { return Ok(CaughtUp::Stale) };
+        let counts = counts.try_get(0)?;
+        tx.commit().await?;
+        Ok(CaughtUp::Stored { events: added.unsigned_abs(), counts })
+    }
+}
+
+/// In the transaction that writes blocks: up to where the vaults are stored now.
+pub(super) async fn note_followed(tx: &Transaction<'_>, chain: ChainId, new: &NewBlocks<'_>) -> Result<(), StoreError> {
+    let Some(last) = new.blocks.last().filter(|_| !new.vaults.is_empty()) else { return Ok(()) };
+    let vaults: Vec<&str> = new.vaults.iter().map(|vault| &**vault).collect();
+    tx.execute(
+        include_str!("../../../sql/queries/note_followed.sql"),
+        &[&chain.0, &last.link.height.to_sql(), &vaults, &new.ancestor.map(|a| a.height.to_sql())],
+    )
+    .await?;
+    Ok(())
+}
+
+fn registered(row: &Row) -> Result<RegisteredVault, StoreError> {
+    let height = |column: &str| -> Result<Option<Height>, StoreError> {
+        row.try_get::<_, Option<i64>>(column)?
+            .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
+            .transpose()
+    };
+    Ok(RegisteredVault {
+        address: row.try_get::<_, &str>("address")?.into(),
+        from_height: height("from_height")?,
+        indexed_through: height("indexed_through")?,
+        caught_up: row.try_get("caught_up")?,
+    })
+}
+
+/// Whether what was read is of the blocks that are stored.
+async fn stand(tx: &Transaction<'_>, chain: ChainId, missed: &Missed<'_>) -> Result<bool, StoreError> {
+    let read = missed.blocks.iter().map(|block| block.link.block_ref()).chain([missed.through.clone()]);
+    let (heights, hashes): (Vec<i64>, Vec<String>) =
+        read.map(|block| (block.height.to_sql(), block.hash.as_str().to_owned())).unzip();
+    let sql = include_str!("../../../sql/queries/blocks_that_stand.sql");
+    let stand: i64 = tx.query_one(sql, &[&chain.0, &heights, &hashes]).await?.try_get(0)?;
+    Ok(stand.unsigned_abs() == heights.len() as u64)
+}
+
+fn transactions(blocks: &[Block]) -> Result<Vec<Value>, StoreError> {
+    let mut rows = Vec::new();
+    for block in blocks {
+        for tx in &block.transactions {
+            rows.push(json!({
+                "height": block.link.height.to_sql(), "tx_index": index(tx.tx_index)?, "hash": &*tx.hash,
+                "success": tx.success,
+            }));
+        }
+    }
+    Ok(rows)
+}
+
+fn events(blocks: &[Block]) -> Result<Vec<Value>, StoreError> {
+    let mut rows = Vec::new();
+    for block in blocks {
+        for event in &block.events {
+            let texts = |texts: &[Text]| -> Vec<Value> { texts.iter().map(|text| json!(&**text)).collect() };
+            rows.push(json!({
+                "height": block.link.height.to_sql(), "tx_index": index(event.tx_index)?,
+                "event_index": index(event.event_index)?, "emitter": &*event.emitter, "name": &*event.name,
+                "keys": texts(&event.keys), "data": texts(&event.data), "attributes": event.attributes,
+            }));
+        }
+    }
+    Ok(rows)
+}
