@@ -1,13 +1,21 @@
 //! The README says what is so: its psql session is run as printed, and its settings are all there are.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+#[path = "option_vaults/story.rs"]
+mod story;
 mod support;
+#[path = "option_vaults/tables.rs"]
+mod tables;
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use ebbtide::chain::Event;
 use ebbtide::store::private::Search;
+use ebbtide::store::vaults::Layout;
+use serde_json::{Value, json};
 use support::fake_indexer::{FakeIndexer, blocks_from, transfer};
+use support::fake_starknet::{FakeStarknet, chain, tx};
 use support::{Ebbtide, Pg, free_addr, wait_until};
 
 const README: &str = include_str!("../README.md");
@@ -126,6 +134,20 @@ async fn the_gno_session_prints_what_the_readme_says() {
     });
     let indexer = FakeIndexer::start(blocks).await;
     follow("gno", &indexer.url(), 3).await;
+}
+
+#[tokio::test]
+async fn the_starknet_session_prints_what_the_readme_says() {
+    let told = story::told(Layout::A, false);
+    // The story's block 101 is block 1.
+    let node = FakeStarknet::start(chain(0, 9, None, "a", |number| {
+        let events =
+            told.iter().filter(|(height, ..)| u64::from(*height) == number + 100).flat_map(|(_, _, events)| events);
+        let fake = |e: &Event| -> Value { json!({"from_address": e.emitter, "keys": e.keys, "data": e.data}) };
+        vec![tx(events.map(fake).collect())]
+    }))
+    .await;
+    follow("starknet", &node.url(), 8).await;
 }
 
 /// Words of the program's help, or of the README's tables, that name a flag.
