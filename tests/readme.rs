@@ -79,7 +79,8 @@ async fn converse(pg: &Pg, exchanges: &[Exchange], blocks: i64) {
         where exists (select from blocks b where b.chain_id = c.chain_id)
           and (k.redo_from is not null or k.hash is distinct from
                (select b.hash from blocks b where b.chain_id = c.chain_id order by b.height desc limit 1)))
-";
+        and not exists (select from vault_registry r join chains c using (chain_id) where c.listed_only and not r.caught_up)
+        and not exists (select from applied_blocks a join blocks b using (chain_id, height) where a.revision <> b.revision)";
     for Exchange { statement, printed } in exchanges {
         wait_until("everything is applied", async || {
             client.query_one(settled, &[&blocks]).await.unwrap().get::<_, bool>(0).then_some(())

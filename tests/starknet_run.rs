@@ -99,8 +99,8 @@ impl Run {
         let sql =
             "select k.hash, k.halted_reason, coalesce(jsonb_object_agg(b.token || ' ' || b.address, b.amount::text)
                        filter (where b.amount <> 0), '{}')
-                   from checkpoints k left join balances b using (chain_id) where k.projection = 'token_balances'
-                   group by k.hash, k.halted_reason";
+                   from checkpoints k left join balances b using (chain_id)
+                   where k.projection = 'token_balances' group by k.hash, k.halted_reason";
         let balances: Value = wait_until(&format!("{what}: block {} is applied", head.number), async || {
             let row = self.db.query_opt(sql, &[]).await.unwrap()?;
             assert_eq!(row.get::<_, Option<String>>(1), None, "halted");
