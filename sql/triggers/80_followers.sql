@@ -7,9 +7,10 @@
 -- False while `ebbtide verify` holds it, which may be long: it is left behind then and comes after by itself. Otherwise that
 -- waits for the end of this transaction.
 create or replace function may_follow(chain bigint, name text) returns boolean
-language sql as $$
-    select pg_try_advisory_xact_lock_shared(hashtext('ebbtide verify ' || name), (chain % 2147483647)::int)
-$$;
+language plpgsql as $$
+begin
+    return pg_try_advisory_xact_lock_shared(hashtext('ebbtide verify ' || name), (chain % 2147483647)::int);
+end $$;
 
 -- One block for all followers that stand where their projection stood before it. A follower that fails is rolled back to
 -- before the block and left behind.
