@@ -6,6 +6,7 @@
 //! take turns. Absolute figures depend on the machine and its other work; believe the ratios.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod backfill;
 mod bulk;
 mod live;
 mod memory;
@@ -13,6 +14,8 @@ mod node;
 mod ponder;
 mod report;
 mod server;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 mod tracked;
 mod workload;
 
@@ -111,6 +114,9 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("vaults") {
         lines.extend(tracked::vaults(server, size).await);
+    }
+    if size.wants("backfill") {
+        lines.extend(backfill::lines(server, size).await);
     }
     if size.wants("node") {
         lines.extend(node::to_balances(server, size).await);
