@@ -245,15 +245,22 @@ async fn tasks_to_run(
     for projection in &settings.projections.0 {
         let concerned = chains.iter().any(|(_, kind)| projection.kind().is_none_or(|only| only == *kind));
         if concerned && !registered.iter().any(|name| name == projection.name()) {
-            projection.prepare(store).await?;
-            store.register_projection(projection.name(), &projection.tables(), projection.kind()).await?;
-            registered.push(projection.name().to_owned());
+            match register(store, projection).await {
+                Ok(()) => registered.push(projection.name().to_owned()),
+                // One that cannot begin holds up no other; asked again at the next look.
+                Err(error) if !settings.once && error.fault() == StoreFault::Permanent => {
+                    tracing::error!(projection = projection.name(), %error, "A projection cannot begin");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
     let mut found = Vec::new();
     for row in reader.projections().await? {
         let work = match settings.projections.named(&row.name) {
-            Some(code) => Work::Code(code),
+            Some(code) if registered.contains(&row.name) => Work::Code(code),
+            Some(_) => continue,
             None if row.name == token_balances::NAME => Work::Balances,
             None if row.is_function => Work::Function,
             // Applied by another program.
@@ -272,6 +279,11 @@ async fn tasks_to_run(
         }
     }
     Ok(found)
+}
+
+async fn register(store: &Store, projection: &Arc<dyn Projection>) -> Result<(), StoreError> {
+    projection.prepare(store).await?;
+    store.register_projection(projection.name(), &projection.tables(), projection.kind()).await
 }
 
 /// What a task applies a block with.

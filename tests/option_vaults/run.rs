@@ -130,3 +130,21 @@ async fn the_worked_example_at_every_height_and_after_every_depth_of_reorganisat
         assert_eq!((row.get(0), row.get(1)), (Some("12/50"), Some("8/90")));
     }
 }
+
+#[tokio::test]
+async fn a_projection_that_cannot_begin_holds_up_no_other() {
+    let world = Registered::new(Layout::A).await;
+    // A row that no block wrote: undo could not account for it.
+    let row = "insert into vaults (chain_id, address, layout, latest_block, latest_block_hash) values ($1, '0x99', 'a', 1, '0x1')";
+    world.db.execute(row, &[&world.chain.0]).await.unwrap();
+    let mut process = Ebbtide::spawn(&["process", "--database-url", &world.pg.url], &[]);
+    let hash = world.put(101, 1000, "0xaaa", "c0", &[]).await;
+    process.wait_for_line("A projection cannot begin").await;
+    wait_until("the balances stand on the block", async || {
+        let sql = "select 1 from checkpoints where projection = 'token_balances' and hash = $1";
+        world.db.query_opt(sql, &[&hash]).await.unwrap()
+    })
+    .await;
+    world.db.batch_execute("delete from vaults").await.unwrap();
+    world.settle(&hash).await;
+}
