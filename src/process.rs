@@ -6,6 +6,7 @@
 mod extend;
 mod followed;
 mod look;
+mod rebuild;
 mod switch;
 mod tracked;
 

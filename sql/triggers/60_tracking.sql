@@ -3,7 +3,8 @@
 -- tables of a projection, any number of blocks at once.
 --
 -- Who applies a block says so in settings of its transaction: ebbtide.projection, ebbtide.chain_id, ebbtide.height, and
--- ebbtide.tracking = 'on' (undo is recorded), 'final' (the block is final: nothing will be undone), 'restoring'.
+-- ebbtide.tracking = 'on' (undo is recorded), 'final' (the block is final: nothing will be undone), 'beside' (the live tables
+-- stay as they are: 65_rebuild.sql), 'restoring'.
 -- ebbtide.statement counts the statements that are not nested in triggers.
 
 -- A table's name as tracked_tables keeps it.
@@ -126,6 +127,10 @@ begin
             tg_argv[0]
             using errcode = 'object_not_in_prerequisite_state', constraint = 'tracked_tables_are_written_by_their_projection',
                   hint = 'set ebbtide.write_tracked_tables = on lets this session write it all the same; no reorganisation takes that back.';
+    end if;
+    if current_setting('ebbtide.tracking', true) = 'beside' then
+        raise exception 'table %.% is being built beside: a block writes it by its name alone', tg_table_schema, tg_table_name
+            using errcode = 'object_not_in_prerequisite_state', constraint = 'tables_built_beside_go_by_their_short_names';
     end if;
     if pg_trigger_depth() = 1 then
         perform set_config('ebbtide.statement',

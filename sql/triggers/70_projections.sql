@@ -367,8 +367,9 @@ begin
     delete from rejected_events r where r.chain_id = chain and r.projection = name and r.height > above;
 end $$;
 
+-- `beside`: what stands stays, until replace_tables_by_built compares it with what was built from here on.
 create or replace function empty_projection(
-    chain bigint, name text, expected_seq bigint, out seq bigint, out restored bigint, out blocks bigint
+    chain bigint, name text, expected_seq bigint, beside boolean, out seq bigint, out restored bigint, out blocks bigint
 )
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
@@ -378,7 +379,12 @@ begin
         journal_from = null, redo_from = null, deep_change = false, apply_digest = null, updated_at = now()
     where k.chain_id = chain and k.projection = name and k.seq = expected_seq
     returning k.seq into empty_projection.seq;
-    empty_projection.restored := empty_tables(name, chain);
+    if beside then
+        empty_projection.restored := 0;
+        perform build_tables_beside(name, chain);
+    else
+        empty_projection.restored := empty_tables(name, chain);
+    end if;
     with gone as (
         delete from applied_blocks a where a.chain_id = chain and a.projection = name returning 1
     )

@@ -356,10 +356,16 @@ impl Task {
         cap: Height,
         difference: Difference,
     ) -> Result<Outcome, Fault> {
-        match self.work {
+        let rebuilds = difference.deep;
+        let outcome = match self.work {
             Work::Balances => self.switch(session, look, start, cap, difference).await,
             Work::Function | Work::Code(_) => self.switch_tracked(session, look, start, cap, difference).await,
+        };
+        if rebuilds {
+            let over = self.rebuild_is_over(session, look).await;
+            return outcome.and_then(|outcome| over.map(|()| outcome));
         }
+        outcome
     }
 
     fn on_deep_change(&self) -> OnDeepChange {

@@ -1,17 +1,40 @@
 //! From one branch to the other in one transaction: undo to the ancestor, apply what is there instead. The same
-//! transaction begins a chain (nothing to undo, opening balances first) and rebuilds one (everything to undo).
+//! transaction begins a chain (nothing to undo, opening balances first) and makes its state anew (beside, and then the
+//! difference).
 
 use std::time::Instant;
 
 use super::extend::{bad_event, batch, read_chunk};
 use super::look::{Difference, Failed, Fault, Outcome, Task};
+use super::rebuild::Rebuild;
 use super::{Done, Of, Session};
 use crate::chain::{BlockRef, Height};
 use crate::projections::token_balances::{History, NAME, OnBadEvent};
-use crate::store::{Look, ReorgNote, StoreError, Undone};
+use crate::store::{LedgerRead, Look, ReorgNote, StoreError, Switch, Undone};
 
 /// Blocks of the new branch merged into one statement.
 const CHUNK_BLOCKS: u64 = 100;
+
+/// What stands after the part of the transaction that applies.
+#[derive(Default)]
+struct Branch {
+    tip: Option<BlockRef>,
+    blocks: u64,
+    events: u64,
+    negative: u64,
+    refused: u64,
+}
+
+/// How far applying goes in one such transaction, and how.
+struct Bounds {
+    start: Height,
+    to: Height,
+    /// A chain begins with its first block alone, so that nothing large is held up by what may still be missing.
+    first_only: bool,
+    most_blocks: u64,
+    /// Followers come along block by block.
+    followed: bool,
+}
 
 impl Task {
     pub(super) async fn switch(
@@ -23,6 +46,7 @@ impl Task {
         difference: Difference,
     ) -> Result<Outcome, Fault> {
         let started = Instant::now();
+        let reason = difference.reason(look);
         let Difference { mut ancestor, deep, down, same_branch, .. } = difference;
         let seq = look.checkpoint.seq;
         let old_tip = look.checkpoint.block.clone();
@@ -43,9 +67,16 @@ impl Task {
             redo_after = look.checkpoint.redo_from;
             only_undo = true;
         }
-        let (chain, most_blocks) = (self.chain, self.most_blocks);
-        let settings = self.settings.token_balances;
-        let followed = look.followed && !self.without_followers;
+        let chain = self.chain;
+        // The history does not reach back, or all of it would be undone: cheaper made anew.
+        let anew = deep
+            && (ancestor.is_none()
+                || self.settings.token_balances.history == History::Window
+                || beyond_history(look, ancestor.as_ref()));
+        if anew {
+            ancestor = None;
+        }
+        let followed = look.followed && !self.without_followers && !anew;
         let Session { read, write } = session;
         // While a chain begins, a change of its opening balances finds no state yet that it could have redone.
         let turn = look.checkpoint.through.is_none() || look.complete_to.is_some();
@@ -59,21 +90,23 @@ impl Task {
         {
             return Ok(Outcome::Contended);
         }
-        let undone = if old_tip.is_none() && look.checkpoint.redo_from.is_none() {
-            Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
-        } else if settings.history == History::Window && deep || beyond_history(look, ancestor.as_ref()) {
-            ancestor = None;
-            tx.empty().await.map_err(&failed)?
-        } else {
+        if deep && old_tip.is_some() {
+            tracing::info!(chain = %look.chain_name, projection = NAME, reason, "Rebuilding");
+        }
+        let undone = if anew {
+            tx.build_beside().await.map_err(&failed)?
+        } else if let Some(old_tip) = &old_tip {
             if deep {
                 tx.unlimited().await?;
             }
             let through = ancestor.as_ref().map(|a| a.height);
             let undone = tx.undo_to(ancestor.as_ref(), through, redo_after).await.map_err(&failed)?;
-            if let (true, Some(old_tip)) = (followed, &old_tip) {
+            if followed {
                 tx.undo_followers(old_tip, ancestor.as_ref()).await.map_err(&failed)?;
             }
             undone
+        } else {
+            Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
         };
         if undone.keys != undone.restored {
             let wrong = undone.keys - undone.restored.min(undone.keys);
@@ -86,98 +119,162 @@ impl Task {
             write.halt(chain, NAME, seq, &reason).await?;
             return Ok(Outcome::Moved);
         }
-        let mut new_tip = ancestor.clone();
-        let mut applied_blocks = 0u64;
-        let mut applied_events = 0u64;
-        let mut negative = 0u64;
-        let mut refused = 0u64;
-        if let Some(start) = start.filter(|_| !only_undo) {
-            let mut opened = ancestor.is_some();
-            // Up to the height readers saw before, so that it falls only where the new chain is shorter.
-            let first_only = old_tip.is_none();
-            let to = look.checkpoint.through.map_or(cap, |t| t.min(cap));
-            let mut before = ancestor.clone().map(|a| (a, None));
-            while !first_only || applied_blocks == 0 {
-                let budget = most_blocks.saturating_sub(applied_blocks);
-                // Those that follow go block by block.
-                let limit = if first_only || followed { 1 } else { CHUNK_BLOCKS.min(budget) };
-                if limit == 0 || (self.shutdown.is_cancelled() && old_tip.is_none()) {
-                    break;
+        let branch = match start.filter(|_| !only_undo) {
+            Some(start) => {
+                let bounds = Bounds {
+                    start,
+                    // Up to the height readers saw before, so that it falls only where the new chain is shorter.
+                    to: look.checkpoint.through.map_or(cap, |t| t.min(cap)),
+                    first_only: old_tip.is_none(),
+                    // Made anew in part, it would show a height long gone.
+                    most_blocks: if anew { u64::MAX } else { self.most_blocks },
+                    followed,
+                };
+                let mut rebuild = deep.then(|| Rebuild::new(reason, start, bounds.to));
+                match self.apply_branch(read, &mut tx, look, ancestor.as_ref(), &bounds, rebuild.as_mut()).await {
+                    Ok(Stretch::Applied(branch)) => branch,
+                    Ok(Stretch::Contended) => return Ok(Outcome::Contended),
+                    Ok(Stretch::Bad(reason)) => {
+                        drop(tx);
+                        write.halt(chain, NAME, seq, &reason).await?;
+                        return Ok(Outcome::Moved);
+                    }
+                    Err(Trouble::Read(fault)) => return Err(fault),
+                    Err(Trouble::Write(error)) => return Err(failed(error)),
                 }
-                let last = before.as_ref().map(|(b, _)| b);
-                let chunk = read_chunk(read, chain, look, last, start, to, limit).await?;
-                if chunk.is_empty() {
-                    break;
-                }
-                if settings.on_bad_event == OnBadEvent::Halt
-                    && let Some(bad) = chunk.iter().find(|p| !p.netted.refused.is_empty())
-                {
-                    let reason = bad_event(bad);
-                    drop(tx);
-                    write.halt(chain, NAME, seq, &reason).await?;
-                    return Ok(Outcome::Moved);
-                }
-                // With the first block and not before it: while nothing counts, nothing stands, not even what was there
-                // at the start; opened twice it would be refused.
-                if !std::mem::replace(&mut opened, true) {
-                    tx.open_balances(start).await.map_err(&failed)?;
-                }
-                let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
-                let below = before.as_ref().map(|(b, _)| b.clone());
-                applied_blocks += chunk.len() as u64;
-                let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
-                applied_events += batch.events;
-                refused += batch.refused;
-                match tx.apply(&batch.apply).await.map_err(&failed)? {
-                    Some(applied) => negative += applied.negative,
-                    None => return Ok(Outcome::Contended),
-                }
-                if let (true, Some((block, Some(revision)))) = (followed, &last) {
-                    let record = batch.apply.final_height.is_none_or(|f| block.height > f);
-                    tx.follow_block(below.as_ref(), block, *revision, start, record).await.map_err(&failed)?;
-                }
-                new_tip = last.as_ref().map(|(b, _)| b.clone());
-                before = last;
             }
-        }
-        if deep && old_tip.is_some() && !only_undo {
-            let reason = if same_branch { "a replay" } else { "the chain changed below its final height" };
-            tx.note_rebuilt(new_tip.as_ref(), reason).await.map_err(&failed)?;
+            None => Branch { tip: ancestor.clone(), ..Branch::default() },
+        };
+        let replaced = tx.replace_by_built().await.map_err(&failed)?;
+        if deep && old_tip.is_some() {
+            tx.note_rebuilt(branch.tip.as_ref(), reason).await.map_err(&failed)?;
         }
         let took = started.elapsed();
+        let of = Of { chain: &look.chain_name, projection: NAME };
         if let Some(old_tip) = &old_tip {
             let depth = depth_of(look, old_tip, ancestor.as_ref());
             let note = ReorgNote {
                 ancestor: ancestor.as_ref().map(|a| a.height),
                 depth,
                 old_tip: old_tip.clone(),
-                new_tip: new_tip.clone(),
+                new_tip: branch.tip,
                 blocks_undone: if deep { depth } else { undone.blocks },
-                blocks_applied: applied_blocks,
-                rows_touched: undone.restored,
+                blocks_applied: branch.blocks,
+                rows_touched: if anew { replaced } else { undone.restored },
                 duration_ms: took.as_secs_f64() * 1000.0,
             };
             // A replay leaves no branch.
             if same_branch || depth == 0 {
                 tx.commit().await.map_err(&failed)?;
                 tracing::info!(
-                    chain = %look.chain_name, blocks = applied_blocks,
-                    "Applied {applied_blocks} blocks of {} again", look.chain_name
+                    chain = %look.chain_name, blocks = branch.blocks,
+                    "Applied {} blocks of {} again", branch.blocks, look.chain_name
                 );
             } else {
                 tx.note_reorg(&note).await.map_err(&failed)?;
                 tx.commit().await.map_err(&failed)?;
-                let of = Of { chain: &look.chain_name, projection: NAME };
-                log_reorg(of, ancestor.as_ref(), depth, applied_blocks, took);
+                log_reorg(of, ancestor.as_ref(), depth, branch.blocks, took);
                 self.watcher.switched(of, depth, took);
             }
         } else {
             tx.commit().await.map_err(&failed)?;
         }
-        let done = Done { blocks: applied_blocks, events: applied_events, negative, refused, took };
-        self.watcher.applied(Of { chain: &look.chain_name, projection: NAME }, done);
+        let Branch { blocks, events, negative, refused, .. } = branch;
+        self.watcher.applied(of, Done { blocks, events, negative, refused, took });
         self.grow();
         Ok(Outcome::Moved)
+    }
+
+    /// Applies what counts above the ancestor (none: from the start, opening balances first).
+    async fn apply_branch(
+        &self,
+        read: &LedgerRead,
+        tx: &mut Switch<'_>,
+        look: &Look,
+        ancestor: Option<&BlockRef>,
+        bounds: &Bounds,
+        mut rebuild: Option<&mut Rebuild>,
+    ) -> Result<Stretch, Trouble> {
+        let &Bounds { start, to, first_only, most_blocks, followed } = bounds;
+        let settings = self.settings.token_balances;
+        let mut branch = Branch { tip: ancestor.cloned(), ..Branch::default() };
+        let mut opened = ancestor.is_some();
+        let mut before = ancestor.map(|a| (a.clone(), None));
+        while !first_only || branch.blocks == 0 {
+            let budget = most_blocks.saturating_sub(branch.blocks);
+            let limit = if first_only || followed { 1 } else { CHUNK_BLOCKS.min(budget) };
+            if budget == 0 || (self.shutdown.is_cancelled() && first_only) {
+                break;
+            }
+            // What a rebuild has done so far would be lost work, but whoever asks to end does not wait for all of it.
+            if self.shutdown.is_cancelled() && rebuild.is_some() {
+                return Ok(Stretch::Contended);
+            }
+            let last = before.as_ref().map(|(b, _)| b);
+            let chunk = read_chunk(read, self.chain, look, last, start, to, limit).await?;
+            if chunk.is_empty() {
+                break;
+            }
+            if settings.on_bad_event == OnBadEvent::Halt
+                && let Some(bad) = chunk.iter().find(|p| !p.netted.refused.is_empty())
+            {
+                return Ok(Stretch::Bad(bad_event(bad)));
+            }
+            // With the first block and not before it: while nothing counts, nothing stands, not even what was there
+            // at the start; opened twice it would be refused.
+            if !std::mem::replace(&mut opened, true) {
+                tx.open_balances(start).await.map_err(Trouble::Write)?;
+            }
+            let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
+            let below = before.as_ref().map(|(b, _)| b.clone());
+            branch.blocks += chunk.len() as u64;
+            let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
+            branch.events += batch.events;
+            branch.refused += batch.refused;
+            match tx.apply(&batch.apply).await.map_err(Trouble::Write)? {
+                Some(applied) => branch.negative += applied.negative,
+                None => return Ok(Stretch::Contended),
+            }
+            if let Some((block, Some(revision))) = &last {
+                if followed {
+                    let record = batch.apply.final_height.is_none_or(|f| block.height > f);
+                    tx.follow_block(below.as_ref(), block, *revision, start, record).await.map_err(Trouble::Write)?;
+                }
+                if let Some(rebuild) = rebuild.as_deref_mut() {
+                    self.rebuild_is_at(read, look, rebuild, block.height).await?;
+                }
+            }
+            branch.tip = last.as_ref().map(|(b, _)| b.clone());
+            before = last;
+        }
+        Ok(Stretch::Applied(branch))
+    }
+}
+
+/// How applying the new branch ended.
+enum Stretch {
+    Applied(Branch),
+    /// Someone else was in the way.
+    Contended,
+    /// A block holds an event that halts the projection; why.
+    Bad(String),
+}
+
+/// What went wrong, by the connection it went wrong on.
+enum Trouble {
+    Read(Fault),
+    Write(StoreError),
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Trouble {
+        Trouble::Read(error.into())
+    }
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Trouble {
+        Trouble::Read(fault)
     }
 }
 

@@ -2,25 +2,24 @@
 //! one statement for all of a projection's tables.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::stream::{FuturesOrdered, StreamExt};
 
 use super::extend::read_refs;
 use super::look::{Difference, Failed, Fault, Outcome, Task};
+use super::rebuild::Rebuild;
 use super::switch::{depth_of, log_reorg};
 use super::{Done, Of, Session, Work};
 use crate::chain::plan::StoredBlock;
 use crate::chain::{BlockRef, Height};
-use crate::projections::Projection;
+use crate::projections::{Projection, option_vaults};
 use crate::store::{BlockError, Fence, Look, ReorgNote, StepBlock, StoreError, Switch, Undone};
 
 /// Blocks sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
 /// Blocks read at once.
 const CHUNK_BLOCKS: u64 = 500;
-/// How often a rebuild says how far it has come.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Makes the steps of a run of blocks.
 struct Steps {
@@ -170,6 +169,11 @@ impl Task {
         }
     }
 
+    /// Whether a rebuild goes beside the live tables: only code known to name its tables without their schema.
+    fn builds_beside(&self) -> bool {
+        matches!(&self.work, Work::Code(code) if code.name() == option_vaults::NAME)
+    }
+
     /// From one branch to the other in one transaction; begins and rebuilds as well.
     pub(super) async fn switch_tracked(
         &mut self,
@@ -180,15 +184,11 @@ impl Task {
         difference: Difference,
     ) -> Result<Outcome, Fault> {
         let started = Instant::now();
-        let Difference { ancestor, deep, same_branch, rebuild, .. } = difference;
+        let reason = difference.reason(look);
+        let Difference { ancestor, deep, same_branch, .. } = difference;
         let seq = look.checkpoint.seq;
         let old_tip = look.checkpoint.block.clone();
         let empties = deep;
-        let reason = rebuild.unwrap_or(match (look.checkpoint.deep_change, same_branch) {
-            (true, _) => "the chain changed below its final height",
-            (false, true) => "a replay from below the undo horizon",
-            (false, false) => "a reorganisation to below the undo horizon",
-        });
         let of = Of { chain: &look.chain_name, projection: &self.name };
         let ancestor = ancestor.filter(|_| !empties);
         // A block of the new branch that fails must not keep the state on the old one; a rebuild keeps it, for readers.
@@ -216,7 +216,7 @@ impl Task {
         }
         let undone = if empties {
             tracing::info!(chain = %look.chain_name, projection = %self.name, reason, "Rebuilding");
-            tx.empty_tables().await.map_err(&failed)?
+            tx.empty_tables(self.builds_beside() && old_tip.is_some()).await.map_err(&failed)?
         } else if old_tip.is_some() {
             tx.undo_tables(ancestor.as_ref(), None).await.map_err(&failed)?
         } else {
@@ -232,10 +232,11 @@ impl Task {
             before: ancestor.clone().map(|a| (a, None)),
         };
         let mut applied = 0u64;
+        let mut rows_replaced = 0u64;
         if let Some(start) = start {
             let first_only = old_tip.is_none();
             let to = look.checkpoint.through.map_or(cap, |t| t.min(cap));
-            let mut said_at = Instant::now();
+            let mut rebuild = empties.then(|| Rebuild::new(reason, start, to));
             loop {
                 let last = steps.before.as_ref().map(|(b, _)| b.clone());
                 let limit = if first_only { 1 } else { CHUNK_BLOCKS };
@@ -245,27 +246,23 @@ impl Task {
                 }
                 for stored in &chunk {
                     if self.shutdown.is_cancelled() && empties {
-                        drop(tx);
-                        read.rebuild_ended(self.chain, &self.name).await?;
                         return Ok(Outcome::Contended);
                     }
                     let step = steps.next(stored);
+                    // Undo is recorded in the live tables alone.
+                    if step.record {
+                        rows_replaced += tx.replace_tables_by_built().await.map_err(&failed)?;
+                    }
                     match self.apply_step(&mut tx, &step).await {
                         Ok(true) => applied += 1,
                         Ok(false) => return Ok(Outcome::Contended),
                         Err(error) => {
                             drop(tx);
-                            if empties {
-                                read.rebuild_ended(self.chain, &self.name).await?;
-                                self.watcher.rebuilding(of, None);
-                            }
                             return Err(self.block_fault(error, seq, &step.block));
                         }
                     }
-                    if empties && said_at.elapsed() >= PROGRESS_EVERY {
-                        said_at = Instant::now();
-                        self.watcher.rebuilding(of, Some((step.block.height.get(), to.get())));
-                        read.rebuild_is_at(self.chain, &self.name, reason, (start, step.block.height, to)).await?;
+                    if let Some(rebuild) = &mut rebuild {
+                        self.rebuild_is_at(read, look, rebuild, step.block.height).await?;
                     }
                 }
                 if first_only {
@@ -273,6 +270,7 @@ impl Task {
                 }
             }
         }
+        rows_replaced += tx.replace_tables_by_built().await.map_err(&failed)?;
         let new_tip = steps.before.as_ref().map(|(b, _)| b.clone());
         if empties {
             tx.note_rebuilt(new_tip.as_ref(), reason).await.map_err(&failed)?;
@@ -287,7 +285,7 @@ impl Task {
                 new_tip,
                 blocks_undone: if empties { depth } else { undone.blocks },
                 blocks_applied: applied,
-                rows_touched: undone.restored,
+                rows_touched: undone.restored + rows_replaced,
                 duration_ms: took.as_secs_f64() * 1000.0,
             };
             (depth, note)
@@ -296,10 +294,6 @@ impl Task {
             tx.note_reorg(note).await.map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)?;
-        if empties {
-            read.rebuild_ended(self.chain, &self.name).await?;
-            self.watcher.rebuilding(of, None);
-        }
         if let Some((depth, _)) = reorg.filter(|(depth, _)| *depth > 0) {
             log_reorg(of, ancestor.as_ref(), depth, applied, took);
             self.watcher.switched(of, depth, took);

@@ -1,11 +1,12 @@
 //! What the processor reads and writes. One connection reads ahead, another applies.
 
 mod read;
+mod switch;
 mod tracked;
 mod values;
 
 use serde_json::Value;
-use tokio_postgres::{Client, Row, Statement, Transaction};
+use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 use super::numeric::Numeric;
 use super::{Store, StoreError};
@@ -13,6 +14,7 @@ use crate::chain::delta::Delta;
 use crate::chain::{BlockRef, ChainId, Height, Text};
 
 pub use read::LedgerRead;
+pub use switch::Switch;
 pub use tracked::{BlockError, BlockTransaction, ProjectionRow, StepBlock};
 pub use values::{After, Checkpoint, Look, ReorgNote};
 
@@ -141,16 +143,32 @@ pub struct LedgerWrite {
 
 #[derive(Debug)]
 struct Statements {
-    apply_block: Statement,
-    apply_blocks: Statement,
+    apply: ApplyStatements,
     pass_empty: Statement,
     hold_checkpoint: Statement,
     hold_block: Statement,
     undo: Statement,
-    empty: Statement,
-    open_balances: Statement,
+    begin_again: Statement,
     note_reorg: Statement,
     tracked: tracked::TrackedStatements,
+}
+
+/// What writes `balances` and `balance_history`, under whatever tables these names mean when it is prepared.
+#[derive(Debug)]
+struct ApplyStatements {
+    apply_block: Statement,
+    apply_blocks: Statement,
+    open_balances: Statement,
+}
+
+impl ApplyStatements {
+    async fn prepare<C: GenericClient>(client: &C) -> Result<ApplyStatements, StoreError> {
+        Ok(ApplyStatements {
+            apply_block: client.prepare(include_str!("../../sql/queries/apply_block.sql")).await?,
+            apply_blocks: client.prepare(include_str!("../../sql/queries/apply_blocks.sql")).await?,
+            open_balances: client.prepare(include_str!("../../sql/queries/open_balances.sql")).await?,
+        })
+    }
 }
 
 impl LedgerWrite {
@@ -177,14 +195,12 @@ impl LedgerWrite {
 
     async fn prepare(client: Client) -> Result<LedgerWrite, StoreError> {
         let statements = Statements {
-            apply_block: client.prepare(include_str!("../../sql/queries/apply_block.sql")).await?,
-            apply_blocks: client.prepare(include_str!("../../sql/queries/apply_blocks.sql")).await?,
+            apply: ApplyStatements::prepare(&client).await?,
             pass_empty: client.prepare(include_str!("../../sql/queries/pass_empty_blocks.sql")).await?,
             hold_checkpoint: client.prepare(include_str!("../../sql/queries/hold_checkpoint.sql")).await?,
             hold_block: client.prepare(include_str!("../../sql/queries/hold_block.sql")).await?,
             undo: client.prepare(include_str!("../../sql/queries/undo.sql")).await?,
-            empty: client.prepare(include_str!("../../sql/queries/empty.sql")).await?,
-            open_balances: client.prepare(include_str!("../../sql/queries/open_balances.sql")).await?,
+            begin_again: client.prepare(include_str!("../../sql/queries/begin_again.sql")).await?,
             note_reorg: client.prepare(include_str!("../../sql/queries/note_reorg.sql")).await?,
             tracked: tracked::TrackedStatements::prepare(&client).await?,
         };
@@ -200,7 +216,7 @@ impl LedgerWrite {
         seq: i64,
         block: &ApplyBlock,
     ) -> Result<Option<Applied>, StoreError> {
-        apply(&self.client, &self.statements, chain, projection, seq, block).await
+        apply(&self.client, &self.statements.apply, chain, projection, seq, block).await
     }
 
     /// Passes over empty heights at the end. None: the fence did not hold.
@@ -237,7 +253,7 @@ impl LedgerWrite {
         let held = tx.query_opt(&statements.hold_checkpoint, &[&chain.0, &projection, &seq]).await?;
         let Some(row) = held else { return Ok(None) };
         let redo_from = height(&row, "redo_from")?;
-        Ok(Some(Switch { tx, statements, chain, projection: projection.to_owned(), seq, redo_from }))
+        Ok(Some(Switch::new(tx, statements, chain, projection, seq, redo_from)))
     }
 
     /// Stops a projection with a reason, if it still stands where it failed.
@@ -304,136 +320,9 @@ impl LedgerWrite {
     }
 }
 
-/// A reorg transaction: undo, then apply, all or nothing. Dropped without a commit it is rolled back.
-#[allow(missing_debug_implementations)]
-pub struct Switch<'a> {
-    tx: Transaction<'a>,
-    statements: &'a Statements,
-    chain: ChainId,
-    projection: String,
-    seq: i64,
-    /// As it stands now that the checkpoint is held.
-    pub redo_from: Option<Height>,
-}
-
-impl Switch<'_> {
-    /// Holds the ancestor until the end. False: someone is changing it, or has.
-    pub async fn hold(&self, block: &BlockRef) -> Result<bool, StoreError> {
-        let row = self
-            .tx
-            .query_opt(&self.statements.hold_block, &[&self.chain.0, &block.height.to_sql(), &block.hash.as_str()])
-            .await?;
-        Ok(row.is_some())
-    }
-
-    /// Takes the state back to `ancestor` (none: to before the opening balances), applied through `through`.
-    pub async fn undo_to(
-        &mut self,
-        ancestor: Option<&BlockRef>,
-        through: Option<Height>,
-        redo_from: Option<Height>,
-    ) -> Result<Undone, StoreError> {
-        // Index lookups in both directions; the statistics of a moment ago must not make this a scan.
-        self.tx.batch_execute("set local enable_nestloop = on; set local enable_hashjoin = off").await?;
-        // Below -1, where opening balances may stand.
-        let above = through.map_or(-2, Height::to_sql);
-        let height = ancestor.map(|a| a.height.to_sql());
-        let hash = ancestor.map(|a| a.hash.as_str());
-        let row = self
-            .tx
-            .query_one(
-                &self.statements.undo,
-                &[
-                    &self.chain.0,
-                    &self.projection,
-                    &self.seq,
-                    &above,
-                    &height,
-                    &hash,
-                    &through.map(Height::to_sql),
-                    &redo_from.map(Height::to_sql),
-                ],
-            )
-            .await?;
-        self.tx.batch_execute("set local enable_nestloop = off; set local enable_hashjoin = on").await?;
-        self.undone(&row)
-    }
-
-    /// Takes the time limit off this transaction's statements: a rebuild takes as long as it takes.
-    pub async fn unlimited(&self) -> Result<(), StoreError> {
-        Ok(self.tx.batch_execute("set local statement_timeout = 0").await?)
-    }
-
-    /// Empties the projection's state of this chain.
-    pub async fn empty(&mut self) -> Result<Undone, StoreError> {
-        self.unlimited().await?;
-        let row = self.tx.query_one(&self.statements.empty, &[&self.chain.0, &self.projection, &self.seq]).await?;
-        self.undone(&row)
-    }
-
-    fn undone(&mut self, row: &Row) -> Result<Undone, StoreError> {
-        let undone = Undone {
-            seq: row.try_get("seq")?,
-            keys: count(row, "keys")?,
-            restored: count(row, "restored")?,
-            changes: count(row, "changes")?,
-            blocks: count(row, "blocks")?,
-        };
-        self.seq = undone.seq;
-        Ok(undone)
-    }
-
-    /// Writes the opening balances as changes of the height before `start`.
-    pub async fn open_balances(&self, start: Height) -> Result<u64, StoreError> {
-        let at = start.to_sql() - 1;
-        let row = self.tx.query_one(&self.statements.open_balances, &[&self.chain.0, &at]).await?;
-        Ok(row.get::<_, i64>(0).unsigned_abs())
-    }
-
-    /// Applies on top. False: the fence did not hold; roll back and look again.
-    pub async fn apply(&mut self, block: &ApplyBlock) -> Result<Option<Applied>, StoreError> {
-        let applied = apply(&self.tx, self.statements, self.chain, &self.projection, self.seq, block).await?;
-        if let Some(applied) = applied {
-            self.seq = applied.seq;
-        }
-        Ok(applied)
-    }
-
-    /// Writes down what this transaction did.
-    pub async fn note_reorg(&self, reorg: &ReorgNote) -> Result<(), StoreError> {
-        self.tx
-            .query_one(
-                &self.statements.note_reorg,
-                &[
-                    &self.chain.0,
-                    &self.projection,
-                    &reorg.ancestor.map(Height::to_sql),
-                    &(reorg.depth as i64),
-                    &reorg.old_tip.height.to_sql(),
-                    &reorg.old_tip.hash.as_str(),
-                    &reorg.new_tip.as_ref().map(|b| b.height.to_sql()),
-                    &reorg.new_tip.as_ref().map(|b| b.hash.as_str()),
-                    &(reorg.blocks_undone as i64),
-                    &(reorg.blocks_applied as i64),
-                    &(reorg.rows_touched as i64),
-                    &reorg.duration_ms,
-                ],
-            )
-            .await?;
-        Ok(())
-    }
-
-    /// Makes it so.
-    pub async fn commit(self) -> Result<i64, StoreError> {
-        let seq = self.seq;
-        self.tx.commit().await?;
-        Ok(seq)
-    }
-}
-
-async fn apply<C: tokio_postgres::GenericClient>(
+async fn apply<C: GenericClient>(
     client: &C,
-    statements: &Statements,
+    statements: &ApplyStatements,
     chain: ChainId,
     projection: &str,
     seq: i64,

@@ -14,13 +14,14 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed.
-const TRIGGERS: [&str; 10] = [
+const TRIGGERS: [&str; 11] = [
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
     include_str!("../../sql/triggers/40_views.sql"),
     include_str!("../../sql/triggers/50_option_vaults.sql"),
     include_str!("../../sql/triggers/60_tracking.sql"),
+    include_str!("../../sql/triggers/65_rebuild.sql"),
     include_str!("../../sql/triggers/70_projections.sql"),
     include_str!("../../sql/triggers/75_verify.sql"),
     include_str!("../../sql/triggers/80_followers.sql"),

@@ -14,7 +14,7 @@ use crate::support::PATIENCE;
 const CHANNELS: [&str; 6] =
     ["lp_row_update", "vault_update", "state_transition", "ob_update", "or_update", "bids_update"];
 
-struct Ear {
+pub struct Ear {
     /// Keeps the connection open.
     _client: Client,
     heard: UnboundedReceiver<(String, String)>,
@@ -22,7 +22,7 @@ struct Ear {
 }
 
 impl Ear {
-    async fn on(url: &str) -> Ear {
+    pub async fn on(url: &str) -> Ear {
         let (client, mut connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
         let (tell, heard) = unbounded_channel();
         tokio::spawn(async move {
@@ -40,7 +40,7 @@ impl Ear {
     }
 
     /// All that was told up to now, in order. A bell of our own, rung after the others, says when that is all.
-    async fn hear(&mut self, db: &Client) -> Vec<(String, Value)> {
+    pub async fn hear(&mut self, db: &Client) -> Vec<(String, Value)> {
         self.rounds += 1;
         let last = self.rounds.to_string();
         db.execute("select pg_notify('heard', $1)", &[&last]).await.unwrap();
@@ -61,7 +61,7 @@ impl Ear {
 }
 
 /// `channel op table key height`, sorted: rows of one statement have no order.
-fn lines(told: &[(String, Value)]) -> Vec<String> {
+pub fn lines(told: &[(String, Value)]) -> Vec<String> {
     let mut lines: Vec<String> = told
         .iter()
         .map(|(channel, p)| {

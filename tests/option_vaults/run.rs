@@ -4,6 +4,7 @@ use ebbtide::chain::Event;
 use ebbtide::store::vaults::Layout;
 use serde_json::{Value, json};
 
+use crate::bells::{Ear, lines};
 use crate::stored::Registered;
 use crate::story::{R1, V, must, said, told};
 use crate::support::{Ebbtide, wait_until};
@@ -129,6 +130,81 @@ async fn the_worked_example_at_every_height_and_after_every_depth_of_reorganisat
             .unwrap();
         assert_eq!((row.get(0), row.get(1)), (Some("12/50"), Some("8/90")));
     }
+}
+
+/// Every row of every table, with the transaction that wrote it and its place.
+const ROWS: &str = "
+    select string_agg(r, chr(10) order by r) from (
+        select concat_ws(' ', xmin, ctid, t) as r from vaults t
+        union all select concat_ws(' ', xmin, ctid, t) from vault_history t
+        union all select concat_ws(' ', xmin, ctid, t) from liquidity_providers t
+        union all select concat_ws(' ', xmin, ctid, t) from liquidity_provider_history t
+        union all select concat_ws(' ', xmin, ctid, t) from option_rounds t
+        union all select concat_ws(' ', xmin, ctid, t) from queued_liquidity t
+        union all select concat_ws(' ', xmin, ctid, t) from option_buyers t
+        union all select concat_ws(' ', xmin, ctid, t) from option_bids t) t";
+
+#[tokio::test]
+async fn made_anew_only_what_differs_is_written_and_told() {
+    let world = Registered::new(Layout::B).await;
+    let db = &world.db;
+    let _process = Ebbtide::spawn(&["process", "--database-url", &world.pg.url], &[]);
+    let mut tip = "0xaaa".to_owned();
+    for (height, time, events) in &told(Layout::B, false) {
+        tip = world.put(*height, *time, &tip, "c0", events).await;
+        world.settle(&tip).await;
+    }
+    db.batch_execute("update chains set final_height = (select max(height) from blocks); notify ebbtide_blocks")
+        .await
+        .unwrap();
+    wait_until("all of it is final", async || {
+        let sql = "select count(*) from applied_blocks where projection = 'option_vaults'";
+        (db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    let rows = async || db.query_one(ROWS, &[]).await.unwrap().get::<_, String>(0);
+    let again = async || {
+        let sql = "select seq from checkpoints where projection = 'option_vaults'";
+        let seq: i64 = db.query_one(sql, &[]).await.unwrap().get(0);
+        db.batch_execute("select replay('main', 0, 'option_vaults')").await.unwrap();
+        wait_until("it is made anew", async || {
+            let sql = "select from checkpoints where projection = 'option_vaults' and seq > $1 and redo_from is null and hash = $2";
+            db.query_opt(sql, &[&seq, &tip]).await.unwrap().map(|_| ())
+        })
+        .await;
+    };
+    let before = rows().await;
+    let dump = world.dump().await;
+    let mut ear = Ear::on(&world.pg.url).await;
+    again().await;
+    assert_eq!(rows().await, before, "nothing was wrong, so nothing is written");
+    assert!(ear.hear(db).await.is_empty());
+    // Damage of each kind, as nobody could do it by chance.
+    db.batch_execute(
+        "set ebbtide.write_tracked_tables = on;
+         update liquidity_providers set unlocked_balance = unlocked_balance + 1 where address = '0xa1';
+         delete from option_bids where bid_id = '0xc2';
+         update option_rounds set state = 'Open', round_id = 77 where address = '0x21';
+         insert into vaults (chain_id, address, layout, latest_block, latest_block_hash)
+         select chain_id, '0x99', 'a', 3, '0x3' from chains;
+         reset ebbtide.write_tracked_tables",
+    )
+    .await
+    .unwrap();
+    ear.hear(db).await;
+    again().await;
+    assert_eq!(world.dump().await, dump);
+    let told = lines(&ear.hear(db).await);
+    let (whose, what): (Vec<&str>, Vec<&str>) =
+        told.iter().map(|line| (line.split(' ').next().unwrap(), line.split(' ').nth(1).unwrap())).unzip();
+    assert_eq!(whose, ["bids_update", "lp_row_update", "or_update", "state_transition", "vault_update"], "{told:?}");
+    assert_eq!(what, ["insert", "update", "update", "update", "delete"], "{told:?}");
+    // A vault that is registered later says nothing about the others.
+    db.batch_execute("insert into vault_registry (chain_id, address, layout) select chain_id, '0x77', 'a' from chains")
+        .await
+        .unwrap();
+    again().await;
+    assert_eq!(ear.hear(db).await, []);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod crash;
 mod flat;
 mod psql;
 mod readers;
+mod rebuild;
 mod reorg;
 #[path = "../support/mod.rs"]
 mod support;

@@ -75,7 +75,7 @@ impl TrackedStatements {
             leave_block: client.prepare("select leave_block($1)").await?,
             vaults: OnceCell::new(),
             undo_blocks: client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7)").await?,
-            empty_projection: client.prepare("select * from empty_projection($1, $2, $3)").await?,
+            empty_projection: client.prepare("select * from empty_projection($1, $2, $3, $4)").await?,
         })
     }
 }
@@ -145,7 +145,7 @@ impl LedgerWrite {
     ) -> Result<Switch<'_>, StoreError> {
         let statements = &self.statements;
         let tx = self.client.transaction().await?;
-        Ok(Switch { tx, statements, chain, projection: projection.to_owned(), seq, redo_from: None })
+        Ok(Switch::new(tx, statements, chain, projection, seq, None))
     }
 
     /// Prunes undo up to the horizon, if the state still is the one compared at `seq`.
@@ -189,7 +189,12 @@ impl Switch<'_> {
         let seq = step(&self.tx, &statements.begin_block, self.chain, &self.projection, self.seq, block).await?;
         let Some(seq) = seq else { return Ok(false) };
         self.seq = seq;
-        let tracking = if block.record { "on" } else { "final" };
+        let tracking = match (&self.tables_beside, block.record) {
+            (None, true) => "on",
+            (None, false) => "final",
+            (Some(_), false) => "beside",
+            (Some(_), true) => return Err(StoreError::Nonsense { what: "undo of tables built beside".to_owned() }),
+        };
         let at = block.block.height.to_sql();
         self.tx.execute(&statements.enter_block, &[&self.projection, &self.chain.0, &at, &tracking]).await?;
         Ok(true)
@@ -197,7 +202,7 @@ impl Switch<'_> {
 
     /// The block begun by [`begin_block`](Self::begin_block), to write it.
     pub fn block<'a>(&'a self, block: &'a BlockRef) -> BlockTransaction<'a> {
-        let vaults = &self.statements.tracked.vaults;
+        let vaults = self.tables_beside.as_ref().unwrap_or(&self.statements.tracked.vaults);
         BlockTransaction { tx: &self.tx, chain: self.chain, projection: &self.projection, block, vaults }
     }
 
@@ -287,12 +292,24 @@ impl Switch<'_> {
         self.tables_undone(&row)
     }
 
-    /// Empties the tracked tables of this chain.
-    pub async fn empty_tables(&mut self) -> Result<Undone, StoreError> {
+    /// Empties the tracked tables of this chain. `beside`: they stand as they are; final blocks are applied, from nothing,
+    /// in tables of this transaction's own, until [`Switch::replace_tables_by_built`].
+    pub async fn empty_tables(&mut self, beside: bool) -> Result<Undone, StoreError> {
         self.unlimited().await?;
         let statement = &self.statements.tracked.empty_projection;
-        let row = self.tx.query_one(statement, &[&self.chain.0, &self.projection, &self.seq]).await?;
+        let row = self.tx.query_one(statement, &[&self.chain.0, &self.projection, &self.seq, &beside]).await?;
+        self.tables_beside = beside.then(OnceCell::new);
         self.tables_undone(&row)
+    }
+
+    /// Makes the live tables what was built beside them. Returns how many rows differed; 0 if nothing was.
+    pub async fn replace_tables_by_built(&mut self) -> Result<u64, StoreError> {
+        if self.tables_beside.take().is_none() {
+            return Ok(0);
+        }
+        let sql = "select replace_tables_by_built($1, $2)";
+        let row = self.tx.query_one(sql, &[&self.projection, &self.chain.0]).await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
     fn tables_undone(&mut self, row: &Row) -> Result<Undone, StoreError> {
