@@ -4,7 +4,8 @@
 --
 -- Who applies a block says so in settings of its transaction: ebbtide.projection, ebbtide.chain_id, ebbtide.height, and
 -- ebbtide.tracking = 'on' (undo is recorded), 'final' (the block is final: nothing will be undone), 'restoring'.
--- ebbtide.statement counts the statements that are not nested in triggers.
+-- ebbtide.statement counts statements in the order in which they begin; ebbtide.begun holds the number of the one begun at
+-- each depth of nesting in triggers, negative once its triggers have fired.
 
 -- A table's name as tracked_tables keeps it.
 create or replace function relation_name(given regclass) returns text
@@ -114,9 +115,34 @@ begin
                    where k.contype = 'f' and k.confrelid = given and (k.confdeltype <> 'a' or k.confupdtype <> 'a'));
 end $$;
 
+-- The condition that two rows have one key, by the operators of the primary key: another type's may be in a schema that is
+-- not in sight here, and a looser one would be taken in silence. A side that ends in a dot has the table's columns, one
+-- that ends in a letter those of the undo. Null: the operators are not all in `only_in`.
+create or replace function keys_equal(given oid, one text, other text, only_in name default null) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return (
+        select case when bool_and(coalesce(n.nspname = only_in, true)) then string_agg(
+            format('%s%s operator(%I.%s) %s%s', one, case when one ~ '\.$' then quote_ident(a.attname) else a.attnum::text end,
+                n.nspname, o.oprname, other, case when other ~ '\.$' then quote_ident(a.attname) else a.attnum::text end),
+            ' and ' order by u.place) end
+        from pg_index i
+        cross join unnest(i.indkey::smallint[], i.indclass::oid[]) with ordinality u (attnum, opclass, place)
+        join pg_attribute a on a.attrelid = given and a.attnum = u.attnum
+        join pg_opclass c on c.oid = u.opclass
+        join pg_amop m on m.amopfamily = c.opcfamily and m.amopstrategy = 3
+            and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+        join pg_operator o on o.oid = m.amopopr
+        join pg_namespace n on n.oid = o.oprnamespace
+        where i.indrelid = given and i.indisprimary);
+end $$;
+
 -- Before a statement on a tracked table: only the projection's own blocks write it.
 create or replace function tracked_statement() returns trigger
 language plpgsql as $$
+declare
+    begun bigint[];
+    in_statement bigint;
 begin
     if current_setting('ebbtide.projection', true) is distinct from tg_argv[0] then
         if current_setting('ebbtide.write_tracked_tables', true) = 'on' then
@@ -127,11 +153,29 @@ begin
             using errcode = 'object_not_in_prerequisite_state', constraint = 'tracked_tables_are_written_by_their_projection',
                   hint = 'set ebbtide.write_tracked_tables = on lets this session write it all the same; no reorganisation takes that back.';
     end if;
-    if pg_trigger_depth() = 1 then
-        perform set_config('ebbtide.statement',
-            (coalesce(nullif(current_setting('ebbtide.statement', true), ''), '0')::bigint + 1)::text, true);
+    begun := coalesce(nullif(current_setting('ebbtide.begun', true), ''), '{}');
+    -- Several tables written by one query are one statement. What is deeper is over.
+    if coalesce(begun[pg_trigger_depth()], 0) <= 0 then
+        in_statement := coalesce(nullif(current_setting('ebbtide.statement', true), ''), '0')::bigint + 1;
+        begun[pg_trigger_depth()] := in_statement;
+        perform set_config('ebbtide.statement', in_statement::text, true),
+            set_config('ebbtide.begun', (begun[1:pg_trigger_depth()])::text, true);
     end if;
     return null;
+end $$;
+
+-- The number of the statement whose triggers fire at this depth. Cascades of foreign keys belong to the one that set them off.
+create or replace function fired_statement(at_depth integer) returns bigint
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    begun bigint[] := current_setting('ebbtide.begun');
+    in_statement bigint := abs(begun[at_depth]);
+begin
+    if begun[at_depth] > 0 or cardinality(begun) > at_depth then
+        begun[at_depth] := -in_statement;
+        perform set_config('ebbtide.begun', (begun[1:at_depth])::text, true);
+    end if;
+    return in_statement;
 end $$;
 
 create or replace function refuse_tracked_truncate() returns trigger
@@ -167,6 +211,7 @@ declare
     old_conflict text;
     old_ones text;
     old_keys text;
+    moves boolean;
 begin
     select * into t from ebbtide.tracked_tables where id = tracked;
     rel := to_regclass(t.relation);
@@ -177,7 +222,8 @@ begin
     end if;
     select array_agg(to_regclass(o.relation)) into own from ebbtide.tracked_tables o where o.projection = t.projection;
     perform check_trackable(rel, own, t.projection);
-    select array(select unnest(i.indkey)) into now_keys from pg_index i where i.indrelid = rel and i.indisprimary;
+    select array(select k from unnest(i.indkey) with ordinality u(k, place) where place <= i.indnkeyatts order by place)
+    into now_keys from pg_index i where i.indrelid = rel and i.indisprimary;
     if exists_now then
         execute format('select exists (select from %s)', undo) into held;
         if held and now_keys is distinct from t.keys then
@@ -216,8 +262,7 @@ begin
                 coalesce(' default ' || a.default_expression, ''));
             execute format('alter table %s alter column %I drop default', undo, 'c' || a.attnum);
             execute format('update %s u set %I = r.%I from %s r where u.existed and %s', undo, 'c' || a.attnum, a.attname, t.relation,
-                (select string_agg(format('u.%I = r.%I', 'c' || k.attnum, k.attname), ' and ') from pg_attribute k
-                 where k.attrelid = rel and k.attnum = any (now_keys)));
+                keys_equal(rel, 'r.', 'u.c'));
         elsif t.columns -> a.attnum::text ->> 1 <> a.type || a.collation then
             raise exception 'column % of % was %, and % has undo of that type; now it is %', a.attname, t.relation,
                 t.columns -> a.attnum::text ->> 1, t.projection, a.type || a.collation
@@ -232,7 +277,7 @@ begin
     end if;
     if not exists_now then
         execute format('create table %s (chain_id bigint not null, height bigint not null, existed boolean not null,
-            statement bigint not null, depth integer not null, %s,
+            statement bigint not null, %s,
             primary key (chain_id, height, %s)) with (fillfactor = 100, autovacuum_vacuum_scale_factor = 0.1)',
             undo,
             (select string_agg(format('%I %s', 'c' || key, value ->> 1), ', ' order by key::int) from jsonb_each(now_columns)),
@@ -246,17 +291,20 @@ begin
            string_agg(format('o.%I', now_columns -> k::text ->> 0), ', ' order by o),
            string_agg(format('%I', 'c' || k), ', ' order by o)
     into new_keys, old_keys, key_list from unnest(now_keys) with ordinality u(k, o);
-    -- Images arrive in the order in which statements end. Of two for one key in one block the older one counts: the
-    -- first one; but a statement nested in a trigger ends before the one that set it off, and of a row that one statement
-    -- deleted and put back, its deletion may come last.
+    -- Images arrive in the order in which statements end. Of two for one key in one block the older one counts: that of
+    -- the statement that began first, since one nested in a trigger ends before the one that set it off. Within a
+    -- statement: cascades may update a row and then delete it; of a row deleted and put back, the deletion counts.
+    -- Of a row that a cascade moved to another key, a deletion under the new key is the cascade's.
+    moves := exists (select from pg_constraint k where k.contype = 'f' and k.conrelid = rel
+                     and k.confupdtype not in ('a', 'r') and k.conkey && now_keys);
     old_images := format($q$
-    insert into %1$s as u (chain_id, height, existed, statement, depth, %2$s)
-    select at_chain, at_height, true, in_statement, at_depth, %3$s from $q$, undo, undo_list, old_list);
+    insert into %1$s as u (chain_id, height, existed, statement, %2$s)
+    select at_chain, at_height, true, 4 * in_statement + case tg_op when 'UPDATE' then 0 else 2 end, %3$s from $q$,
+        undo, undo_list, old_list);
     old_conflict := format($q$
     on conflict (chain_id, height, %s) do update
-    set existed = true, depth = excluded.depth, %s
-    where u.statement = excluded.statement
-      and (u.depth > excluded.depth or u.depth = 1 and excluded.depth = 1 and not u.existed);$q$, key_list, set_list);
+    set existed = true, statement = excluded.statement, %s
+    where u.statement > excluded.statement;$q$, key_list, set_list);
     -- Where foreign keys cascade into the table, one statement can change a row twice, and both versions come in one
     -- table of old rows, in order. The second one is none that stood before.
     old_ones := 'old_rows o';
@@ -264,21 +312,27 @@ begin
                and (k.confdeltype not in ('a', 'r') or k.confupdtype not in ('a', 'r'))) then
         old_ones := format('(select o.* from (select *, row_number() over () as ebbtide_row from old_rows) o
             where not exists (select from (select *, row_number() over () as ebbtide_row from new_rows) n
-                              where n.ebbtide_row < o.ebbtide_row and (%s) = (%s))) o', new_keys, old_keys);
+                              where n.ebbtide_row < o.ebbtide_row and %s)) o', keys_equal(rel, 'n.', 'o.'));
     end if;
     new_images := format($q$
-    insert into %1$s as u (chain_id, height, existed, statement, depth, %2$s)
-    select %4$s at_chain, at_height, false, in_statement, at_depth, %3$s from new_rows n$q$, undo, key_list, new_keys,
-        case when old_ones = 'old_rows o' then '' else 'distinct' end);
+    insert into %1$s as u (chain_id, height, existed, statement, %2$s)
+    select %4$s at_chain, at_height, false, 4 * in_statement + %5$s, %3$s from new_rows n$q$, undo, key_list, new_keys,
+        case when old_ones = 'old_rows o' then '' else 'distinct' end,
+        case when moves then $q$case tg_op when 'UPDATE' then 1 else 3 end$q$ else '3' end);
     new_conflict := format($q$
     on conflict (chain_id, height, %s) do update
-    set existed = false, depth = excluded.depth
-    where u.statement = excluded.statement and u.depth > excluded.depth;$q$, key_list);
+    set existed = false, statement = excluded.statement
+    where u.statement > excluded.statement;$q$, key_list);
     for a in select * from (values ('old', '{old_rows}'::text[], old_images || 'old_rows o' || old_conflict),
                                    ('new', '{new_rows}', new_images || new_conflict),
                                    -- An update that leaves its keys alone makes no new ones.
                                    ('both', '{old_rows,new_rows}', old_images || old_ones || old_conflict || new_images || format(
-                                       ' where (%s) not in (select %s from %s)', new_keys, old_keys, old_ones) || new_conflict)
+                                       ' where %s', case
+                                           -- Hashed, whatever the planner was told about joins; but by the operators in sight.
+                                           when keys_equal(rel, 'n.', 'o.', 'pg_catalog') is not null
+                                           then format('(%s) not in (select %s from %s)', new_keys, old_keys, old_ones)
+                                           else format('not exists (select from %s where %s)', old_ones,
+                                                       keys_equal(rel, 'n.', 'o.')) end) || new_conflict)
                            ) v (suffix, given, body) loop
         execute format($f$
 create or replace function %1$s_%2$s() returns trigger
@@ -289,7 +343,6 @@ declare
     at_chain bigint;
     at_height bigint;
     in_statement bigint;
-    at_depth integer;
 begin
     if tracking is null or tracking not in ('on', 'final') then
         return null;
@@ -299,8 +352,7 @@ begin
         return null;
     end if;
     at_height := current_setting('ebbtide.height');
-    in_statement := current_setting('ebbtide.statement');
-    at_depth := pg_trigger_depth();%4$s
+    in_statement := fired_statement(pg_trigger_depth());%4$s
     return null;
 end $body$;
 $f$, fn, a.suffix, case when t.by_chain then (select string_agg(format($q$
@@ -358,8 +410,7 @@ begin
     set constraints all deferred;
     for t in select k.*, to_regclass(k.relation) as rel from tracked_tables k where k.projection = name order by k.id loop
         in_place := keeps_rows(t.rel);
-        select string_agg(format('r.%I = f.%I', t.columns -> k::text ->> 0, 'c' || k), ' and ' order by o) into keys
-        from unnest(t.keys) with ordinality u(k, o);
+        keys := keys_equal(t.rel, 'r.', 'f.c');
         sql := sql || format($q$%s
 gone_%s as (delete from ebbtide.undo_%s where chain_id = $1 and height > $2 returning *),
 first_%2$s as materialized (select distinct on (%4$s) * from gone_%2$s order by %4$s, height),

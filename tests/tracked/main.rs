@@ -10,6 +10,7 @@
 mod examples;
 mod follow;
 mod harness;
+mod order;
 mod random;
 mod refused;
 mod run;
