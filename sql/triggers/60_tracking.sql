@@ -16,7 +16,7 @@ begin
 end $$;
 
 -- All that the triggers and the restore depend on, in words that survive a dump: columns, primary key, triggers (those of
--- foreign keys included, incoming ones too) and whether they fire.
+-- foreign keys included, incoming ones too) and whether they fire, and what check_trackable refuses.
 create or replace function table_shape(given oid) returns text
 language plpgsql stable set search_path = ebbtide, pg_temp as $$
 begin
@@ -28,7 +28,12 @@ begin
                                 where i.indrelid = given and i.indisprimary), '-')
         || ' triggers ' || coalesce((select string_agg(format('%s/%s/%s', t.tgfoid::regproc, t.tgtype, t.tgenabled), ' '
                                                        order by t.tgfoid::regproc::text, t.tgtype, t.tgenabled)
-                                     from pg_trigger t where t.tgrelid = given), '-');
+                                     from pg_trigger t where t.tgrelid = given), '-')
+        || (select format(' %s %s rules %s heirs %s unique %s', c.relpersistence, c.relforcerowsecurity,
+                exists (select from pg_rewrite r where r.ev_class = given),
+                exists (select from pg_inherits h where h.inhparent = given or h.inhrelid = given),
+                (select string_agg(i.indimmediate::text, '') from pg_index i where i.indrelid = given and i.indisunique))
+            from pg_class c where c.oid = given);
 end $$;
 
 create or replace function refuse_tracking(given regclass, reason text, remedy text) returns void
@@ -98,6 +103,15 @@ begin
             perform refuse_tracking(given, format('foreign keys cascade from it, and %s would stand in the way while rows are restored',
                 found_text), 'Make a unique constraint deferrable (a primary key not), or the foreign keys `no action`.');
         end if;
+        select c2.relname into found_text
+        from pg_index i join pg_class c2 on c2.oid = i.indexrelid
+        where i.indrelid = given and i.indisunique
+          and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.conrelid = given)
+        order by c2.relname limit 1;
+        if found_text is not null then
+            perform refuse_tracking(given, format('foreign keys cascade from it, and the unique index %s would stand in the way while rows are restored',
+                found_text), 'Make it a deferrable unique constraint, or the foreign keys `no action`.');
+        end if;
         select a.attname into found_text from pg_attribute a join pg_index i on i.indrelid = given and i.indisprimary
         where a.attrelid = given and a.attidentity = 'a' and a.attnum <> all (i.indkey::smallint[]);
         if found_text is not null then
@@ -145,7 +159,8 @@ declare
     in_statement bigint;
 begin
     if current_setting('ebbtide.projection', true) is distinct from tg_argv[0] then
-        if current_setting('ebbtide.write_tracked_tables', true) = 'on' then
+        if current_setting('ebbtide.write_tracked_tables', true) = 'on'
+            or current_setting('session_replication_role') = 'replica' then
             return null;
         end if;
         raise exception 'table %.% belongs to the projection %: only its blocks write it', tg_table_schema, tg_table_name,
@@ -185,6 +200,21 @@ begin
         using errcode = 'feature_not_supported', constraint = 'tracked_tables_are_not_truncated', hint = 'Use delete.';
 end $$;
 
+-- The type below all domains: an image of no row is null, which a domain may refuse.
+create or replace function plain_type(given oid, typmod integer) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+declare d record;
+begin
+    loop
+        select y.typbasetype, y.typtypmod into d from pg_type y where y.oid = given and y.typtype = 'd';
+        if not found then
+            return format_type(given, typmod);
+        end if;
+        given := d.typbasetype;
+        typmod := d.typtypmod;
+    end loop;
+end $$;
+
 -- Makes the undo table and the triggers of a tracked table, or fits them to its shape of today.
 create or replace function fit_tracking(tracked bigint) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
@@ -220,6 +250,15 @@ begin
             using errcode = 'undefined_table', constraint = 'tracked_table_is_gone',
                   hint = 'Bring it back under its name, or drop_projection and create_projection again.';
     end if;
+    -- Undo of other rows would be put into it, and rows of blocks before would be missing.
+    if t.columns <> '{}' and not exists (
+        select from pg_trigger g where g.tgrelid = rel and g.tgfoid = 'ebbtide.tracked_statement'::regproc) then
+        raise exception 'table % of the projection % is not the one that its blocks wrote: it lacks its triggers', t.relation,
+            t.projection
+            using errcode = 'object_not_in_prerequisite_state', constraint = 'tracked_table_is_another',
+                  hint = format('Bring the old one back under its name; or select ebbtide.forget_undo(%L) fills this one from the start.',
+                      t.projection);
+    end if;
     select array_agg(to_regclass(o.relation)) into own from ebbtide.tracked_tables o where o.projection = t.projection;
     perform check_trackable(rel, own, t.projection);
     select array(select k from unnest(i.indkey) with ordinality u(k, place) where place <= i.indnkeyatts order by place)
@@ -238,12 +277,14 @@ begin
     end if;
     for a in
         select att.attnum, att.attname, att.attgenerated,
-            format_type(case when ty.typtype = 'd' then ty.typbasetype else att.atttypid end,
-                        case when ty.typtype = 'd' then ty.typtypmod else att.atttypmod end) as type,
+            plain_type(att.atttypid, att.atttypmod) as type,
             case when att.attcollation <> 0 and att.attcollation <> ty.typcollation
                  then (select format(' collate %I.%I', n.nspname, co.collname) from pg_collation co
                        join pg_namespace n on n.oid = co.collnamespace where co.oid = att.attcollation) else '' end as collation,
-            pg_get_expr(d.adbin, d.adrelid) as default_expression
+            -- What the rows got that were there when the column came, where that is known.
+            case when att.atthasmissing then format('(%L::%s[])[1]', att.attmissingval::text, format_type(att.atttypid, att.atttypmod))
+                 when att.attidentity <> '' then format('nextval(%L)', pg_get_serial_sequence(t.relation, att.attname))
+                 else coalesce(pg_get_expr(d.adbin, d.adrelid), ty.typdefault) end as default_expression
         from pg_attribute att
         join pg_type ty on ty.oid = att.atttypid
         left join pg_attrdef d on d.adrelid = att.attrelid and d.adnum = att.attnum
@@ -372,18 +413,24 @@ $f$, fn, a.suffix, case when t.by_chain then (select string_agg(format($q$
         referencing old table as old_rows new table as new_rows for each statement execute function %s_both()', t.relation, fn);
     execute format('create or replace trigger ebbtide_delete after delete on %s referencing old table as old_rows
         for each statement execute function %s_old()', t.relation, fn);
-    -- Whoever disabled them did not mean to lose the undo.
-    execute format('alter table %s enable trigger ebbtide_statement, enable trigger ebbtide_truncate,
-        enable trigger ebbtide_insert, enable trigger ebbtide_update, enable trigger ebbtide_delete', t.relation);
+    -- Whoever disabled them did not mean to lose the undo; nor did a function that sets session_replication_role.
+    execute format('alter table %s enable always trigger ebbtide_statement, enable trigger ebbtide_truncate,
+        enable always trigger ebbtide_insert, enable always trigger ebbtide_update, enable always trigger ebbtide_delete',
+        t.relation);
     update ebbtide.tracked_tables set columns = now_columns, keys = now_keys, shape = table_shape(rel) where id = tracked;
 end $$;
 
--- Fits what does not fit any more; cheap where all does.
-create or replace function check_shapes(name text) returns void
+-- Fits what does not fit any more; cheap where all does. From here to the end of the transaction nobody alters the tables:
+-- a column that came after the look and before the block wrote would be missing in its undo.
+drop function if exists check_shapes(text);
+create or replace function check_shapes(name text, lock_mode text default 'row exclusive') returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 declare t record;
 begin
     for t in select k.id, k.relation, k.shape from tracked_tables k where k.projection = name order by k.id loop
+        if to_regclass(t.relation) is not null then
+            execute format('lock table %s in %s mode', t.relation, lock_mode);
+        end if;
         if coalesce(to_regclass(t.relation), 0) = 0 or table_shape(to_regclass(t.relation)) <> t.shape then
             perform fit_tracking(t.id);
         end if;
@@ -404,7 +451,7 @@ declare
     in_place boolean;
     keys text;
 begin
-    perform check_shapes(name);
+    perform check_shapes(name, lock_to_restore(name));
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.tracking', 'restoring', true);
     perform rest_user_triggers(name);
     set constraints all deferred;
@@ -472,6 +519,18 @@ begin
     perform set_config('ebbtide.resting', resting::text, true);
 end $$;
 
+-- At once the lock that resting triggers takes: two chains that went up to it from a weaker one would wait for each other.
+create or replace function lock_to_restore(name text) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return case when exists (
+        select from tracked_tables k
+        join pg_trigger t on t.tgrelid = to_regclass(k.relation)
+        join pg_proc p on p.oid = t.tgfoid
+        where k.projection = name and not t.tgisinternal and p.pronamespace <> 'ebbtide'::regnamespace)
+        then 'share row exclusive' else 'row exclusive' end;
+end $$;
+
 create or replace function wake_user_triggers() returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 declare g record;
@@ -501,7 +560,7 @@ begin
             t.id, t.relation, case when t.by_chain then 'where chain_id = $1' else '' end);
         counts := counts || format(' + (select count(*) from deleted_%s)', t.id);
     end loop;
-    perform check_shapes(name);
+    perform check_shapes(name, lock_to_restore(name));
     if sql = '' then
         return 0;
     end if;

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod altered;
 mod examples;
 mod follow;
 mod harness;

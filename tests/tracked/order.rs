@@ -114,3 +114,12 @@ async fn a_primary_key_that_includes_another_column() {
     ])
     .await;
 }
+
+#[tokio::test]
+async fn a_function_that_sets_its_triggers_aside() {
+    let ddl = "create table t (k int primary key, v int);
+               create function aside() returns void language plpgsql set session_replication_role = replica as $$
+               begin update t set v = v + 1; insert into t values (2, 2); delete from t where k = 2; end $$";
+    let mut mine = Mine::new(ddl, &["t"]).await;
+    mine.there_and_back(&[&["insert into t values (1, 1)"], &["select aside()"], &["select aside()"]]).await;
+}
