@@ -27,6 +27,8 @@ begin
                       hint = format('Write it from one function, or select ebbtide.drop_projection(%L).', taken);
         end if;
         perform check_trackable(rel, tables, name);
+        -- Rows of a transaction that is not over yet would be in it all the same, and nobody would know.
+        execute format('lock table %s in share row exclusive mode', relation_name(rel));
         execute format('select exists (select from %s)', relation_name(rel)) into filled;
         if filled then
             raise exception 'table % has rows already, that no block wrote', relation_name(rel)
