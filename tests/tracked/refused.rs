@@ -220,4 +220,9 @@ async fn a_projection_made_again_under_its_name_for_another_chain() {
     let chains: i64 =
         mine.client.query_one("select count(*) from checkpoints where projection = 'mine'", &[]).await.unwrap().get(0);
     assert_eq!(chains, 1, "it concerns the second chain alone");
+    for sql in ["pause('main', 'mine')", "resume('main', 'mine')", "replay('main', 0, 'mine')"] {
+        let (word, ..) = refusal(&mine.client, &format!("select {sql}")).await;
+        assert_eq!(word, "projection_concerns_another_chain");
+    }
+    mine.client.batch_execute("select replay('main', 0), replay('second', 0, 'mine')").await.unwrap();
 }
