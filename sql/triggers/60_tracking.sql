@@ -155,6 +155,7 @@ end $$;
 create or replace function tracked_statement() returns trigger
 language plpgsql as $$
 declare
+    at_depth integer := pg_trigger_depth();
     begun bigint[];
     in_statement bigint;
 begin
@@ -169,12 +170,12 @@ begin
                   hint = 'set ebbtide.write_tracked_tables = on lets this session write it all the same; no reorganisation takes that back.';
     end if;
     begun := coalesce(nullif(current_setting('ebbtide.begun', true), ''), '{}');
-    -- Several tables written by one query are one statement. What is deeper is over.
-    if coalesce(begun[pg_trigger_depth()], 0) <= 0 then
+    -- Several tables written by one query are one statement. What is deeper is over. What is less deep and not there is
+    -- a statement on something else, as a view is.
+    if coalesce(begun[at_depth], 0) <= 0 then
         in_statement := coalesce(nullif(current_setting('ebbtide.statement', true), ''), '0')::bigint + 1;
-        begun[pg_trigger_depth()] := in_statement;
-        perform set_config('ebbtide.statement', in_statement::text, true),
-            set_config('ebbtide.begun', (begun[1:pg_trigger_depth()])::text, true);
+        begun := begun[1:at_depth - 1] || array_fill(0::bigint, array[greatest(at_depth - 1 - cardinality(begun), 0)]) || in_statement;
+        perform set_config('ebbtide.statement', in_statement::text, true), set_config('ebbtide.begun', begun::text, true);
     end if;
     return null;
 end $$;

@@ -58,6 +58,28 @@ async fn cascades_that_move_a_row_and_then_delete_it() {
 }
 
 #[tokio::test]
+async fn by_way_of_views() {
+    let ddl = "create table t (k int primary key, v int);
+               create view told as select * from t;
+               create function instead() returns trigger language plpgsql as $$
+               begin
+                   update t set v = v + 100 where k = new.k;
+                   insert into t values (new.k + 100, 0) on conflict (k) do update set v = t.v + 1;
+                   return new;
+               end $$;
+               create trigger instead instead of insert on told for each row execute function instead();
+               create view simple as select k, v from t where v < 1000";
+    let mut mine = Mine::new(ddl, &["t"]).await;
+    mine.there_and_back(&[
+        &["insert into t values (1, 1), (2, 2)"],
+        &["insert into told values (1, 0), (2, 0), (1, 0)"],
+        &["update simple set v = v + 1", "insert into told values (2, 0)", "delete from simple where k = 1"],
+        &["insert into simple values (1, 5)", "delete from t"],
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn what_a_savepoint_took_back() {
     let mut mine = Mine::new("create table t (k int primary key, v int)", &["t"]).await;
     mine.there_and_back(&[
