@@ -32,7 +32,8 @@ begin
         || (select format(' %s %s rules %s heirs %s unique %s', c.relpersistence, c.relforcerowsecurity,
                 exists (select from pg_rewrite r where r.ev_class = given),
                 exists (select from pg_inherits h where h.inhparent = given or h.inhrelid = given),
-                (select string_agg(i.indimmediate::text, '') from pg_index i where i.indrelid = given and i.indisunique))
+                (select string_agg(i.indimmediate::text, '' order by i.indimmediate) from pg_index i
+                 where i.indrelid = given and i.indisunique))
             from pg_class c where c.oid = given);
 end $$;
 
