@@ -193,7 +193,7 @@ async fn damage_to_rows_and_to_undo_is_found_and_named() {
         // One that cannot be restored.
         (
             "volume",
-            format!("insert into undo_{undo} select chain_id, 12, true, 1, 1, c1, 'lead', null, null from undo_{undo} limit 1"),
+            format!("insert into undo_{undo} select chain_id, 12, true, 1, c1, 'lead', null, null from undo_{undo} limit 1"),
             format!("delete from undo_{undo} where c2 = 'lead'"),
             vec!["volume: block 12 cannot be taken back: ", "null value"],
         ),

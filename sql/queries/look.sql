@@ -14,3 +14,5 @@ join checkpoints k on k.chain_id = c.chain_id and k.projection = $2
 join projections p on p.name = k.projection
 left join checkpoints a on a.chain_id = c.chain_id and a.projection = p.after
 where c.chain_id = $1
+    -- One dropped and made again under its name may be another chain's now.
+    and coalesce(p.chain_id, c.chain_id) = c.chain_id and coalesce(p.kind, c.kind) = c.kind

@@ -225,6 +225,13 @@ begin
             using errcode = 'no_data_found', constraint = 'unknown_projection',
                   hint = 'select name from projections lists them.';
     end if;
+    if exists (select from projections p join chains c on c.chain_id = cid
+               where p.name = checkpoints_named.projection
+                 and (p.chain_id <> cid or p.kind <> c.kind)) then
+        raise exception 'the projection % does not concern this chain', checkpoints_named.projection
+            using errcode = 'invalid_parameter_value', constraint = 'projection_concerns_another_chain',
+                  hint = 'select name, chain_id, kind from projections shows which it does.';
+    end if;
     insert into checkpoints (chain_id, projection)
     select cid, p.name from projections p join chains c on c.chain_id = cid
     where (p.name = checkpoints_named.projection or checkpoints_named.projection is null)

@@ -5,7 +5,8 @@
 -- Who applies a block says so in settings of its transaction: ebbtide.projection, ebbtide.chain_id, ebbtide.height, and
 -- ebbtide.tracking = 'on' (undo is recorded), 'final' (the block is final: nothing will be undone), 'beside' (the live tables
 -- stay as they are: 65_rebuild.sql), 'restoring'.
--- ebbtide.statement counts the statements that are not nested in triggers.
+-- ebbtide.statement counts statements in the order in which they begin; ebbtide.begun holds the number of the one begun at
+-- each depth of nesting in triggers, negative once its triggers have fired.
 
 -- A table's name as tracked_tables keeps it.
 create or replace function relation_name(given regclass) returns text
@@ -16,7 +17,7 @@ begin
 end $$;
 
 -- All that the triggers and the restore depend on, in words that survive a dump: columns, primary key, triggers (those of
--- foreign keys included, incoming ones too) and whether they fire.
+-- foreign keys included, incoming ones too) and whether they fire, and what check_trackable refuses.
 create or replace function table_shape(given oid) returns text
 language plpgsql stable set search_path = ebbtide, pg_temp as $$
 begin
@@ -28,7 +29,13 @@ begin
                                 where i.indrelid = given and i.indisprimary), '-')
         || ' triggers ' || coalesce((select string_agg(format('%s/%s/%s', t.tgfoid::regproc, t.tgtype, t.tgenabled), ' '
                                                        order by t.tgfoid::regproc::text, t.tgtype, t.tgenabled)
-                                     from pg_trigger t where t.tgrelid = given), '-');
+                                     from pg_trigger t where t.tgrelid = given), '-')
+        || (select format(' %s %s rules %s heirs %s unique %s', c.relpersistence, c.relforcerowsecurity,
+                exists (select from pg_rewrite r where r.ev_class = given),
+                exists (select from pg_inherits h where h.inhparent = given or h.inhrelid = given),
+                (select string_agg(i.indimmediate::text, '' order by i.indimmediate) from pg_index i
+                 where i.indrelid = given and i.indisunique))
+            from pg_class c where c.oid = given);
 end $$;
 
 create or replace function refuse_tracking(given regclass, reason text, remedy text) returns void
@@ -98,6 +105,15 @@ begin
             perform refuse_tracking(given, format('foreign keys cascade from it, and %s would stand in the way while rows are restored',
                 found_text), 'Make a unique constraint deferrable (a primary key not), or the foreign keys `no action`.');
         end if;
+        select c2.relname into found_text
+        from pg_index i join pg_class c2 on c2.oid = i.indexrelid
+        where i.indrelid = given and i.indisunique
+          and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.conrelid = given)
+        order by c2.relname limit 1;
+        if found_text is not null then
+            perform refuse_tracking(given, format('foreign keys cascade from it, and the unique index %s would stand in the way while rows are restored',
+                found_text), 'Make it a deferrable unique constraint, or the foreign keys `no action`.');
+        end if;
         select a.attname into found_text from pg_attribute a join pg_index i on i.indrelid = given and i.indisprimary
         where a.attrelid = given and a.attidentity = 'a' and a.attnum <> all (i.indkey::smallint[]);
         if found_text is not null then
@@ -115,12 +131,39 @@ begin
                    where k.contype = 'f' and k.confrelid = given and (k.confdeltype <> 'a' or k.confupdtype <> 'a'));
 end $$;
 
+-- The condition that two rows have one key, by the operators of the primary key: another type's may be in a schema that is
+-- not in sight here, and a looser one would be taken in silence. A side that ends in a dot has the table's columns, one
+-- that ends in a letter those of the undo. Null: the operators are not all in `only_in`.
+create or replace function keys_equal(given oid, one text, other text, only_in name default null) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return (
+        select case when bool_and(coalesce(n.nspname = only_in, true)) then string_agg(
+            format('%s%s operator(%I.%s) %s%s', one, case when one ~ '\.$' then quote_ident(a.attname) else a.attnum::text end,
+                n.nspname, o.oprname, other, case when other ~ '\.$' then quote_ident(a.attname) else a.attnum::text end),
+            ' and ' order by u.place) end
+        from pg_index i
+        cross join unnest(i.indkey::smallint[], i.indclass::oid[]) with ordinality u (attnum, opclass, place)
+        join pg_attribute a on a.attrelid = given and a.attnum = u.attnum
+        join pg_opclass c on c.oid = u.opclass
+        join pg_amop m on m.amopfamily = c.opcfamily and m.amopstrategy = 3
+            and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+        join pg_operator o on o.oid = m.amopopr
+        join pg_namespace n on n.oid = o.oprnamespace
+        where i.indrelid = given and i.indisprimary);
+end $$;
+
 -- Before a statement on a tracked table: only the projection's own blocks write it.
 create or replace function tracked_statement() returns trigger
 language plpgsql as $$
+declare
+    at_depth integer := pg_trigger_depth();
+    begun bigint[];
+    in_statement bigint;
 begin
     if current_setting('ebbtide.projection', true) is distinct from tg_argv[0] then
-        if current_setting('ebbtide.write_tracked_tables', true) = 'on' then
+        if current_setting('ebbtide.write_tracked_tables', true) = 'on'
+            or current_setting('session_replication_role') = 'replica' then
             return null;
         end if;
         raise exception 'table %.% belongs to the projection %: only its blocks write it', tg_table_schema, tg_table_name,
@@ -132,11 +175,29 @@ begin
         raise exception 'table %.% is being built beside: a block writes it by its name alone', tg_table_schema, tg_table_name
             using errcode = 'object_not_in_prerequisite_state', constraint = 'tables_built_beside_go_by_their_short_names';
     end if;
-    if pg_trigger_depth() = 1 then
-        perform set_config('ebbtide.statement',
-            (coalesce(nullif(current_setting('ebbtide.statement', true), ''), '0')::bigint + 1)::text, true);
+    begun := coalesce(nullif(current_setting('ebbtide.begun', true), ''), '{}');
+    -- Several tables written by one query are one statement. What is deeper is over. What is less deep and not there is
+    -- a statement on something else, as a view is.
+    if coalesce(begun[at_depth], 0) <= 0 then
+        in_statement := coalesce(nullif(current_setting('ebbtide.statement', true), ''), '0')::bigint + 1;
+        begun := begun[1:at_depth - 1] || array_fill(0::bigint, array[greatest(at_depth - 1 - cardinality(begun), 0)]) || in_statement;
+        perform set_config('ebbtide.statement', in_statement::text, true), set_config('ebbtide.begun', begun::text, true);
     end if;
     return null;
+end $$;
+
+-- The number of the statement whose triggers fire at this depth. Cascades of foreign keys belong to the one that set them off.
+create or replace function fired_statement(at_depth integer) returns bigint
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    begun bigint[] := current_setting('ebbtide.begun');
+    in_statement bigint := abs(begun[at_depth]);
+begin
+    if begun[at_depth] > 0 or cardinality(begun) > at_depth then
+        begun[at_depth] := -in_statement;
+        perform set_config('ebbtide.begun', (begun[1:at_depth])::text, true);
+    end if;
+    return in_statement;
 end $$;
 
 create or replace function refuse_tracked_truncate() returns trigger
@@ -144,6 +205,21 @@ language plpgsql as $$
 begin
     raise exception 'truncate of %.% is refused: it could not be undone', tg_table_schema, tg_table_name
         using errcode = 'feature_not_supported', constraint = 'tracked_tables_are_not_truncated', hint = 'Use delete.';
+end $$;
+
+-- The type below all domains: an image of no row is null, which a domain may refuse.
+create or replace function plain_type(given oid, typmod integer) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+declare d record;
+begin
+    loop
+        select y.typbasetype, y.typtypmod into d from pg_type y where y.oid = given and y.typtype = 'd';
+        if not found then
+            return format_type(given, typmod);
+        end if;
+        given := d.typbasetype;
+        typmod := d.typtypmod;
+    end loop;
 end $$;
 
 -- Makes the undo table and the triggers of a tracked table, or fits them to its shape of today.
@@ -172,6 +248,7 @@ declare
     old_conflict text;
     old_ones text;
     old_keys text;
+    moves boolean;
 begin
     select * into t from ebbtide.tracked_tables where id = tracked;
     rel := to_regclass(t.relation);
@@ -180,9 +257,19 @@ begin
             using errcode = 'undefined_table', constraint = 'tracked_table_is_gone',
                   hint = 'Bring it back under its name, or drop_projection and create_projection again.';
     end if;
+    -- Undo of other rows would be put into it, and rows of blocks before would be missing.
+    if t.columns <> '{}' and not exists (
+        select from pg_trigger g where g.tgrelid = rel and g.tgfoid = 'ebbtide.tracked_statement'::regproc) then
+        raise exception 'table % of the projection % is not the one that its blocks wrote: it lacks its triggers', t.relation,
+            t.projection
+            using errcode = 'object_not_in_prerequisite_state', constraint = 'tracked_table_is_another',
+                  hint = format('Bring the old one back under its name; or select ebbtide.forget_undo(%L) fills this one from the start.',
+                      t.projection);
+    end if;
     select array_agg(to_regclass(o.relation)) into own from ebbtide.tracked_tables o where o.projection = t.projection;
     perform check_trackable(rel, own, t.projection);
-    select array(select unnest(i.indkey)) into now_keys from pg_index i where i.indrelid = rel and i.indisprimary;
+    select array(select k from unnest(i.indkey) with ordinality u(k, place) where place <= i.indnkeyatts order by place)
+    into now_keys from pg_index i where i.indrelid = rel and i.indisprimary;
     if exists_now then
         execute format('select exists (select from %s)', undo) into held;
         if held and now_keys is distinct from t.keys then
@@ -197,12 +284,14 @@ begin
     end if;
     for a in
         select att.attnum, att.attname, att.attgenerated,
-            format_type(case when ty.typtype = 'd' then ty.typbasetype else att.atttypid end,
-                        case when ty.typtype = 'd' then ty.typtypmod else att.atttypmod end) as type,
+            plain_type(att.atttypid, att.atttypmod) as type,
             case when att.attcollation <> 0 and att.attcollation <> ty.typcollation
                  then (select format(' collate %I.%I', n.nspname, co.collname) from pg_collation co
                        join pg_namespace n on n.oid = co.collnamespace where co.oid = att.attcollation) else '' end as collation,
-            pg_get_expr(d.adbin, d.adrelid) as default_expression
+            -- What the rows got that were there when the column came, where that is known.
+            case when att.atthasmissing then format('(%L::%s[])[1]', att.attmissingval::text, format_type(att.atttypid, att.atttypmod))
+                 when att.attidentity <> '' then format('nextval(%L)', pg_get_serial_sequence(t.relation, att.attname))
+                 else coalesce(pg_get_expr(d.adbin, d.adrelid), ty.typdefault) end as default_expression
         from pg_attribute att
         join pg_type ty on ty.oid = att.atttypid
         left join pg_attrdef d on d.adrelid = att.attrelid and d.adnum = att.attnum
@@ -221,8 +310,7 @@ begin
                 coalesce(' default ' || a.default_expression, ''));
             execute format('alter table %s alter column %I drop default', undo, 'c' || a.attnum);
             execute format('update %s u set %I = r.%I from %s r where u.existed and %s', undo, 'c' || a.attnum, a.attname, t.relation,
-                (select string_agg(format('u.%I = r.%I', 'c' || k.attnum, k.attname), ' and ') from pg_attribute k
-                 where k.attrelid = rel and k.attnum = any (now_keys)));
+                keys_equal(rel, 'r.', 'u.c'));
         elsif t.columns -> a.attnum::text ->> 1 <> a.type || a.collation then
             raise exception 'column % of % was %, and % has undo of that type; now it is %', a.attname, t.relation,
                 t.columns -> a.attnum::text ->> 1, t.projection, a.type || a.collation
@@ -237,7 +325,7 @@ begin
     end if;
     if not exists_now then
         execute format('create table %s (chain_id bigint not null, height bigint not null, existed boolean not null,
-            statement bigint not null, depth integer not null, %s,
+            statement bigint not null, %s,
             primary key (chain_id, height, %s)) with (fillfactor = 100, autovacuum_vacuum_scale_factor = 0.1)',
             undo,
             (select string_agg(format('%I %s', 'c' || key, value ->> 1), ', ' order by key::int) from jsonb_each(now_columns)),
@@ -251,17 +339,20 @@ begin
            string_agg(format('o.%I', now_columns -> k::text ->> 0), ', ' order by o),
            string_agg(format('%I', 'c' || k), ', ' order by o)
     into new_keys, old_keys, key_list from unnest(now_keys) with ordinality u(k, o);
-    -- Images arrive in the order in which statements end. Of two for one key in one block the older one counts: the
-    -- first one; but a statement nested in a trigger ends before the one that set it off, and of a row that one statement
-    -- deleted and put back, its deletion may come last.
+    -- Images arrive in the order in which statements end. Of two for one key in one block the older one counts: that of
+    -- the statement that began first, since one nested in a trigger ends before the one that set it off. Within a
+    -- statement: cascades may update a row and then delete it; of a row deleted and put back, the deletion counts.
+    -- Of a row that a cascade moved to another key, a deletion under the new key is the cascade's.
+    moves := exists (select from pg_constraint k where k.contype = 'f' and k.conrelid = rel
+                     and k.confupdtype not in ('a', 'r') and k.conkey && now_keys);
     old_images := format($q$
-    insert into %1$s as u (chain_id, height, existed, statement, depth, %2$s)
-    select at_chain, at_height, true, in_statement, at_depth, %3$s from $q$, undo, undo_list, old_list);
+    insert into %1$s as u (chain_id, height, existed, statement, %2$s)
+    select at_chain, at_height, true, 4 * in_statement + case tg_op when 'UPDATE' then 0 else 2 end, %3$s from $q$,
+        undo, undo_list, old_list);
     old_conflict := format($q$
     on conflict (chain_id, height, %s) do update
-    set existed = true, depth = excluded.depth, %s
-    where u.statement = excluded.statement
-      and (u.depth > excluded.depth or u.depth = 1 and excluded.depth = 1 and not u.existed);$q$, key_list, set_list);
+    set existed = true, statement = excluded.statement, %s
+    where u.statement > excluded.statement;$q$, key_list, set_list);
     -- Where foreign keys cascade into the table, one statement can change a row twice, and both versions come in one
     -- table of old rows, in order. The second one is none that stood before.
     old_ones := 'old_rows o';
@@ -269,21 +360,27 @@ begin
                and (k.confdeltype not in ('a', 'r') or k.confupdtype not in ('a', 'r'))) then
         old_ones := format('(select o.* from (select *, row_number() over () as ebbtide_row from old_rows) o
             where not exists (select from (select *, row_number() over () as ebbtide_row from new_rows) n
-                              where n.ebbtide_row < o.ebbtide_row and (%s) = (%s))) o', new_keys, old_keys);
+                              where n.ebbtide_row < o.ebbtide_row and %s)) o', keys_equal(rel, 'n.', 'o.'));
     end if;
     new_images := format($q$
-    insert into %1$s as u (chain_id, height, existed, statement, depth, %2$s)
-    select %4$s at_chain, at_height, false, in_statement, at_depth, %3$s from new_rows n$q$, undo, key_list, new_keys,
-        case when old_ones = 'old_rows o' then '' else 'distinct' end);
+    insert into %1$s as u (chain_id, height, existed, statement, %2$s)
+    select %4$s at_chain, at_height, false, 4 * in_statement + %5$s, %3$s from new_rows n$q$, undo, key_list, new_keys,
+        case when old_ones = 'old_rows o' then '' else 'distinct' end,
+        case when moves then $q$case tg_op when 'UPDATE' then 1 else 3 end$q$ else '3' end);
     new_conflict := format($q$
     on conflict (chain_id, height, %s) do update
-    set existed = false, depth = excluded.depth
-    where u.statement = excluded.statement and u.depth > excluded.depth;$q$, key_list);
+    set existed = false, statement = excluded.statement
+    where u.statement > excluded.statement;$q$, key_list);
     for a in select * from (values ('old', '{old_rows}'::text[], old_images || 'old_rows o' || old_conflict),
                                    ('new', '{new_rows}', new_images || new_conflict),
                                    -- An update that leaves its keys alone makes no new ones.
                                    ('both', '{old_rows,new_rows}', old_images || old_ones || old_conflict || new_images || format(
-                                       ' where (%s) not in (select %s from %s)', new_keys, old_keys, old_ones) || new_conflict)
+                                       ' where %s', case
+                                           -- Hashed, whatever the planner was told about joins; but by the operators in sight.
+                                           when keys_equal(rel, 'n.', 'o.', 'pg_catalog') is not null
+                                           then format('(%s) not in (select %s from %s)', new_keys, old_keys, old_ones)
+                                           else format('not exists (select from %s where %s)', old_ones,
+                                                       keys_equal(rel, 'n.', 'o.')) end) || new_conflict)
                            ) v (suffix, given, body) loop
         execute format($f$
 create or replace function %1$s_%2$s() returns trigger
@@ -294,7 +391,6 @@ declare
     at_chain bigint;
     at_height bigint;
     in_statement bigint;
-    at_depth integer;
 begin
     if tracking is null or tracking not in ('on', 'final') then
         return null;
@@ -304,8 +400,7 @@ begin
         return null;
     end if;
     at_height := current_setting('ebbtide.height');
-    in_statement := current_setting('ebbtide.statement');
-    at_depth := pg_trigger_depth();%4$s
+    in_statement := fired_statement(pg_trigger_depth());%4$s
     return null;
 end $body$;
 $f$, fn, a.suffix, case when t.by_chain then (select string_agg(format($q$
@@ -325,18 +420,24 @@ $f$, fn, a.suffix, case when t.by_chain then (select string_agg(format($q$
         referencing old table as old_rows new table as new_rows for each statement execute function %s_both()', t.relation, fn);
     execute format('create or replace trigger ebbtide_delete after delete on %s referencing old table as old_rows
         for each statement execute function %s_old()', t.relation, fn);
-    -- Whoever disabled them did not mean to lose the undo.
-    execute format('alter table %s enable trigger ebbtide_statement, enable trigger ebbtide_truncate,
-        enable trigger ebbtide_insert, enable trigger ebbtide_update, enable trigger ebbtide_delete', t.relation);
+    -- Whoever disabled them did not mean to lose the undo; nor did a function that sets session_replication_role.
+    execute format('alter table %s enable always trigger ebbtide_statement, enable trigger ebbtide_truncate,
+        enable always trigger ebbtide_insert, enable always trigger ebbtide_update, enable always trigger ebbtide_delete',
+        t.relation);
     update ebbtide.tracked_tables set columns = now_columns, keys = now_keys, shape = table_shape(rel) where id = tracked;
 end $$;
 
--- Fits what does not fit any more; cheap where all does.
-create or replace function check_shapes(name text) returns void
+-- Fits what does not fit any more; cheap where all does. From here to the end of the transaction nobody alters the tables:
+-- a column that came after the look and before the block wrote would be missing in its undo.
+drop function if exists check_shapes(text);
+create or replace function check_shapes(name text, lock_mode text default 'row exclusive') returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 declare t record;
 begin
     for t in select k.id, k.relation, k.shape from tracked_tables k where k.projection = name order by k.id loop
+        if to_regclass(t.relation) is not null then
+            execute format('lock table %s in %s mode', t.relation, lock_mode);
+        end if;
         if coalesce(to_regclass(t.relation), 0) = 0 or table_shape(to_regclass(t.relation)) <> t.shape then
             perform fit_tracking(t.id);
         end if;
@@ -357,14 +458,13 @@ declare
     in_place boolean;
     keys text;
 begin
-    perform check_shapes(name);
+    perform check_shapes(name, lock_to_restore(name));
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.tracking', 'restoring', true);
     perform rest_user_triggers(name);
     set constraints all deferred;
     for t in select k.*, to_regclass(k.relation) as rel from tracked_tables k where k.projection = name order by k.id loop
         in_place := keeps_rows(t.rel);
-        select string_agg(format('r.%I = f.%I', t.columns -> k::text ->> 0, 'c' || k), ' and ' order by o) into keys
-        from unnest(t.keys) with ordinality u(k, o);
+        keys := keys_equal(t.rel, 'r.', 'f.c');
         sql := sql || format($q$%s
 gone_%s as (delete from ebbtide.undo_%s where chain_id = $1 and height > $2 returning *),
 first_%2$s as materialized (select distinct on (%4$s) * from gone_%2$s order by %4$s, height),
@@ -426,6 +526,18 @@ begin
     perform set_config('ebbtide.resting', resting::text, true);
 end $$;
 
+-- At once the lock that resting triggers takes: two chains that went up to it from a weaker one would wait for each other.
+create or replace function lock_to_restore(name text) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return case when exists (
+        select from tracked_tables k
+        join pg_trigger t on t.tgrelid = to_regclass(k.relation)
+        join pg_proc p on p.oid = t.tgfoid
+        where k.projection = name and not t.tgisinternal and p.pronamespace <> 'ebbtide'::regnamespace)
+        then 'share row exclusive' else 'row exclusive' end;
+end $$;
+
 create or replace function wake_user_triggers() returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 declare g record;
@@ -455,7 +567,7 @@ begin
             t.id, t.relation, case when t.by_chain then 'where chain_id = $1' else '' end);
         counts := counts || format(' + (select count(*) from deleted_%s)', t.id);
     end loop;
-    perform check_shapes(name);
+    perform check_shapes(name, lock_to_restore(name));
     if sql = '' then
         return 0;
     end if;

@@ -104,8 +104,7 @@ begin
     foreach step in array array['delete', 'update', 'insert'] loop
         for t in select k.*, c.relname from tracked_tables k join pg_class c on c.oid = to_regclass(k.relation)
                  where k.projection = name order by k.id loop
-            select string_agg(format('r.%1$I = n.%1$I', t.columns -> k::text ->> 0), ' and ' order by o) into same_key
-            from unnest(t.keys) with ordinality u(k, o);
+            same_key := keys_equal(to_regclass(t.relation), 'r.', 'n.');
             select string_agg(format('%I', value ->> 0), ', ' order by key::int),
                 string_agg(format('r.%I', value ->> 0), ', ' order by key::int),
                 string_agg(format('n.%I', value ->> 0), ', ' order by key::int)

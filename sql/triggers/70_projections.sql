@@ -27,6 +27,8 @@ begin
                       hint = format('Write it from one function, or select ebbtide.drop_projection(%L).', taken);
         end if;
         perform check_trackable(rel, tables, name);
+        -- Rows of a transaction that is not over yet would be in it all the same, and nobody would know.
+        execute format('lock table %s in share row exclusive mode', relation_name(rel));
         execute format('select exists (select from %s)', relation_name(rel)) into filled;
         if filled then
             raise exception 'table % has rows already, that no block wrote', relation_name(rel)
@@ -165,11 +167,18 @@ language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
 declare t record;
 begin
+    if not exists (select from tracked_tables k where k.projection = forget_undo.name) then
+        raise exception 'there is no projection named % with tables of its own', forget_undo.name
+            using errcode = 'no_data_found', constraint = 'unknown_projection',
+                  hint = 'select name, tables from projections lists them.';
+    end if;
     update checkpoints k set redo_from = 0, halted_reason = null where k.projection = forget_undo.name;
     delete from applied_blocks a where a.projection = forget_undo.name;
     for t in select k.id from tracked_tables k where k.projection = forget_undo.name loop
         execute format('delete from undo_%s', t.id);
     end loop;
+    -- All is made anew at the next block, be it on another table of this name.
+    update tracked_tables k set columns = '{}', shape = '' where k.projection = forget_undo.name;
 end $$;
 comment on function forget_undo is 'Drops the undo of a projection; it is emptied and applied again from its start.';
 

@@ -140,7 +140,11 @@ begin
         select t.token, s.address, s.amount, t.height
         from ebbtide.token_events t
         cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
+        -- What the projection counted: from its start on, and not where no block is.
         where t.chain_id = chain and t.height <= at_height and s.address is not null
+          and t.height >= coalesce((select k.start_height from ebbtide.checkpoints k
+                                    where k.chain_id = chain and k.projection = 'token_balances'), 0)
+          and exists (select from ebbtide.blocks b where b.chain_id = chain and b.height = t.height)
           and not exists (select from ebbtide.rejected_events r
                           where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
                             and r.event_index = t.event_index and r.projection = 'token_balances')

@@ -91,6 +91,7 @@ impl Task {
                     session.write.drop_replica().await?;
                 }
                 self.stuck_at = None;
+                self.forget_failure(session, look).await?;
                 self.prune(session, look).await?;
                 self.show_idle(look);
                 // Heights without a block are passed by each for itself.

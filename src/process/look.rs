@@ -311,6 +311,7 @@ impl Task {
         // Only now, after a look that found no difference: what is final and unchanged needs no journal.
         self.prune(session, &look).await?;
         let Some(start) = start else {
+            self.forget_failure(session, &look).await?;
             self.watcher.looked(&seen(false, true));
             return Ok(Outcome::Idle);
         };
@@ -321,6 +322,7 @@ impl Task {
             if has_first {
                 return self.go_over(session, &look, Some(start), cap, nothing).await;
             }
+            self.forget_failure(session, &look).await?;
             self.watcher.looked(&seen(look.highest.is_some_and(|h| h >= start), true));
             return Ok(Outcome::Idle);
         }
@@ -333,6 +335,7 @@ impl Task {
         };
         match extended {
             Outcome::Idle => {
+                self.forget_failure(session, &look).await?;
                 let above = |h: Height| checkpoint.through.is_none_or(|t| h > t) && h <= cap;
                 self.watcher.looked(&seen(look.highest.is_some_and(above), true));
                 Ok(Outcome::Idle)
@@ -342,6 +345,15 @@ impl Task {
                 Ok(outcome)
             }
         }
+    }
+
+    /// Nothing is left to do: the block that failed is gone, and no other came that would take the note of it away.
+    pub(super) async fn forget_failure(&mut self, session: &Session, look: &Look) -> Result<(), Fault> {
+        if look.checkpoint.failed.is_some() {
+            session.write.forget_failure(self.chain, &self.name, look.checkpoint.seq).await?;
+            self.stuck_at = None;
+        }
+        Ok(())
     }
 
     pub(super) fn show_idle(&self, look: &Look) {

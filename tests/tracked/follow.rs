@@ -297,3 +297,34 @@ async fn reading_the_live_balances_through_a_view_is_found_while_catching_up() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_follower_counts_what_the_ledger_counts() {
+    let mut gold = Gold::new().await;
+    let process = gold.process();
+    for height in 1..=4 {
+        gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
+    }
+    // Blocks below the start are stored and do not count; neither does an event at a height without a block.
+    gold.client
+        .batch_execute(
+            "update chains set start_height = 3, complete_to = 6;
+             insert into token_events (chain_id, height, tx_index, event_index, token, to_address, amount)
+             select chain_id, 5, 0, 0, 'gold', 'stray', 7 from chains",
+        )
+        .await
+        .unwrap();
+    gold.hashes.push("none at 5".to_owned());
+    gold.put(6, &[(None, "a6", 5)]).await;
+    gold.client.batch_execute("update chains set complete_to = 6").await.unwrap();
+    wait_until("the ledger begins at its start, and passes the empty height", async || {
+        let sql = "select 1 from checkpoints where start_height = 3 and height = 6 and redo_from is null";
+        gold.client.query_opt(sql, &[]).await.unwrap()
+    })
+    .await;
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    gold.client.batch_execute(FOLLOW).await.unwrap();
+    gold.settle().await;
+    assert_eq!(gold.agree().await, (Some(3), 3));
+    drop(process);
+}

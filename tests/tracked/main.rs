@@ -7,9 +7,11 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod altered;
 mod examples;
 mod follow;
 mod harness;
+mod order;
 mod random;
 mod refused;
 mod run;

@@ -1,7 +1,9 @@
 //! What could not be undone is refused at once, with the remedy, and leaves nothing half done.
 
+use serde_json::json;
+
 use crate::harness::Mine;
-use crate::support::Pg;
+use crate::support::{Pg, wait_until};
 
 /// The error's fixed word, its text and its hint.
 async fn refusal(client: &tokio_postgres::Client, sql: &str) -> (String, String, String) {
@@ -162,4 +164,65 @@ async fn a_row_of_another_chain() {
     assert!(why.contains("chain_id of a row of public.t is not"), "{why}");
     mine.put(1, &["insert into t select chain_id, 1 from chains"]).await;
     mine.settle().await;
+}
+
+#[tokio::test]
+async fn rows_of_a_transaction_that_is_not_over() {
+    let (pg, client) = database().await;
+    let mut writer = pg.client().await;
+    let open = writer.transaction().await.unwrap();
+    open.batch_execute("insert into public.fine values (1, 1)").await.unwrap();
+    let creating = tokio::spawn(async move {
+        let sql = "select create_projection('mine', 'apply(bigint,bigint)', '{fine}')";
+        (refusal(&client, sql).await, client)
+    });
+    let observer = pg.client().await;
+    let waits = "select 1 from pg_locks where relation = 'public.fine'::regclass and not granted";
+    wait_until("create_projection waits for it", async || observer.query_opt(waits, &[]).await.unwrap()).await;
+    open.commit().await.unwrap();
+    let ((word, message, _), _client) = creating.await.unwrap();
+    assert_eq!(word, "projections_begin_with_empty_tables", "{message}");
+}
+
+#[tokio::test]
+async fn a_projection_made_again_under_its_name_for_another_chain() {
+    let mut mine = Mine::new("create table t (k int primary key)", &["t"]).await;
+    mine.client.batch_execute("insert into chains (name, kind) values ('second', 'other')").await.unwrap();
+    mine.add(&["insert into t values (1)"]).await;
+    mine.client
+        .batch_execute(
+            "begin; select drop_projection('mine'); delete from public.t;
+             select create_projection('mine', 'public.do_as_told(bigint,bigint)', '{public.t}', chain => 'second'); commit",
+        )
+        .await
+        .unwrap();
+    // The first chain goes on, and the ledger with it; nothing of it may come into the table.
+    mine.put(2, &["insert into t values (2)"]).await;
+    mine.client
+        .execute(
+            "select put_block('second', 1, 's1', 'root', now(), '[]', '[]', $1)",
+            &[&json!([{"tx_index": 0, "event_index": 0, "emitter": "test", "name": "do",
+                       "attributes": {"sql": "insert into t values (77)"}}])],
+        )
+        .await
+        .unwrap();
+    wait_until("the second chain's block is applied", async || {
+        mine.client.query_opt("select 1 from public.t where k = 77", &[]).await.unwrap()
+    })
+    .await;
+    // Looks of the first chain's old task come after the ledger's block here.
+    wait_until("the first chain's block is in the ledger", async || {
+        let sql = "select 1 from checkpoints where projection = 'token_balances' and height = 2";
+        mine.client.query_opt(sql, &[]).await.unwrap()
+    })
+    .await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":77}]}"#);
+    let chains: i64 =
+        mine.client.query_one("select count(*) from checkpoints where projection = 'mine'", &[]).await.unwrap().get(0);
+    assert_eq!(chains, 1, "it concerns the second chain alone");
+    for sql in ["pause('main', 'mine')", "resume('main', 'mine')", "replay('main', 0, 'mine')"] {
+        let (word, ..) = refusal(&mine.client, &format!("select {sql}")).await;
+        assert_eq!(word, "projection_concerns_another_chain");
+    }
+    mine.client.batch_execute("select replay('main', 0), replay('second', 0, 'mine')").await.unwrap();
 }

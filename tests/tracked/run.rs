@@ -24,6 +24,27 @@ async fn a_block_that_fails_is_shown_and_tried_again_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_block_that_failed_and_went_is_not_shown_any_more() {
+    let mut mine = Mine::new("create table t (k int primary key)", &["t"]).await;
+    mine.put(1, &["select 1 / 0"]).await;
+    mine.failure().await;
+    // Nothing comes in its place that could be applied and so take the note of it away; at first not even a chain.
+    for height in [1i64, 2] {
+        mine.client.execute("select drop_blocks('main', $1)", &[&height]).await.unwrap();
+        crate::support::wait_until("nothing fails any more", async || {
+            let sql = "select 1 from checkpoints where projection = 'mine' and failed_reason is null and failures = 0";
+            mine.client.query_opt(sql, &[]).await.unwrap()
+        })
+        .await;
+        mine.put(1, &["insert into t values (1)"]).await;
+        mine.settle().await;
+        mine.put(2, &["insert into t values (1)"]).await;
+        mine.failure().await;
+    }
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1}]}"#);
+}
+
+#[tokio::test]
 async fn a_reorganisation_into_a_block_that_fails_leaves_the_old_branch() {
     let mut mine = Mine::new("create table t (k int primary key)", &["t"]).await;
     mine.add(&["insert into t values (1)"]).await;

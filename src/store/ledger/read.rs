@@ -56,7 +56,8 @@ impl LedgerRead {
                 .execute(
                     "insert into checkpoints (chain_id, projection) \
                      select c.chain_id, p.name from chains c, projections p \
-                     where c.chain_id = $1 and p.name = $2 on conflict do nothing",
+                     where c.chain_id = $1 and p.name = $2 and coalesce(p.chain_id, c.chain_id) = c.chain_id \
+                     and coalesce(p.kind, c.kind) = c.kind on conflict do nothing",
                     &[&chain.0, &projection],
                 )
                 .await?;

@@ -180,6 +180,18 @@ impl LedgerWrite {
             .await?;
         Ok(())
     }
+
+    /// Takes the note of a failure away, if the state still is the one that was looked at: nothing is left that fails.
+    pub async fn forget_failure(&self, chain: ChainId, projection: &str, seq: i64) -> Result<(), StoreError> {
+        self.client
+            .execute(
+                "update checkpoints set failed_height = null, failed_reason = null, failures = 0, updated_at = now() \
+                 where chain_id = $1 and projection = $2 and seq = $3 and failed_reason is not null",
+                &[&chain.0, &projection, &seq],
+            )
+            .await?;
+        Ok(())
+    }
 }
 
 impl Switch<'_> {
