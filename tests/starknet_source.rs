@@ -315,6 +315,28 @@ async fn a_range_that_is_too_large_for_a_search_is_said_to_be() {
 }
 
 #[tokio::test]
+async fn pages_without_events_come_to_an_end() {
+    let blocks = lively(300, "a");
+    let node = FakeStarknet::start(blocks.clone()).await;
+    let source = following(&node, tokens(&[TOKEN])).await;
+    // A node that looks at one block for each page is slow, but moves on.
+    node.odd(Oddity::EmptyPages(20));
+    assert_eq!(rows(&source.blocks(range(90, 109)).await.unwrap()), expected(&blocks[90..110], &[TOKEN]));
+    node.heal();
+    node.odd(Oddity::EndlessTokens);
+    let read = tokio::time::timeout(Duration::from_secs(20), source.blocks(range(90, 109)));
+    let error = read.await.expect("an answer at all").unwrap_err();
+    assert!(matches!(error, SourceError::RangeTooLarge { .. }), "a smaller range may be answered: {error:?}");
+    assert!(error.to_string().contains("pages without events"), "{error}");
+    let error = source.blocks(range(90, 90)).await.unwrap_err();
+    assert_eq!(error.kind(), FaultKind::Transient, "{error}");
+    let error = source.events_of(&["0x70c0".into()], range(0, 299)).await.unwrap_err();
+    assert!(matches!(error, SourceError::RangeTooLarge { .. }), "{error:?}");
+    node.heal();
+    assert_eq!(rows(&source.blocks(range(90, 109)).await.unwrap()), expected(&blocks[90..110], &[TOKEN]));
+}
+
+#[tokio::test]
 async fn another_network_behind_the_url_and_an_old_specification_stop_it() {
     let node = FakeStarknet::start(lively(5, "a")).await;
     let source = following(&node, DecodeSettings::default()).await;
