@@ -679,6 +679,27 @@ async fn the_start_is_the_first_deployment_of_what_is_listed() {
 }
 
 #[tokio::test]
+async fn a_vault_that_is_registered_before_it_is_deployed_is_waited_for() {
+    let node = FakeStarknet::start(lively(1_000, "a")).await;
+    let source = StarknetSource::new(settings(&[&node], tokens(&["none"]))).unwrap();
+    source.follow(&["0x12".into()]).await.unwrap();
+    let (kind, words) = fault_of(source.first_height().await);
+    assert!(kind == FaultKind::Transient && words.contains("0x12"), "{words}");
+    // Another one's history does not wait for it.
+    node.set_there(VAULT, 700);
+    source.follow(&["0x12".into(), VAULT.into()]).await.unwrap();
+    assert_eq!(source.first_height().await.unwrap(), height(700));
+    node.set_there("0x12", 999);
+    source.follow(&["0x12".into()]).await.unwrap();
+    assert_eq!(source.first_height().await.unwrap(), height(999));
+    // What the settings name must be there, whoever is registered.
+    let source = StarknetSource::new(settings(&[&node], tokens(&[OTHER]))).unwrap();
+    source.follow(&[VAULT.into()]).await.unwrap();
+    let (kind, words) = fault_of(source.first_height().await);
+    assert!(kind == FaultKind::Permanent && words.contains(OTHER) && words.contains("--start-height"), "{words}");
+}
+
+#[tokio::test]
 async fn tokens_describe_themselves_and_survive_nonsense() {
     let node = FakeStarknet::start(lively(3, "a")).await;
     node.set_answer(TOKEN, "symbol", &["0x455448"]);
