@@ -276,15 +276,28 @@ impl Kind {
 
     /// Whether `text` can be an account of a chain of this kind, in canonical form.
     ///
-    /// EVM: `0x` and 40 lower-case hex digits. Starknet: `0x` and 1 to 64 of them. Gno: specs section 4.1 rule 7.
-    /// Other: any text that is not empty and holds no NUL.
+    /// EVM: `0x` and 40 lower-case hex digits. Starknet: `0x` and 1 to 63 of them without leading zeros, since a felt with
+    /// two texts would be two accounts. Gno: specs section 4.1 rule 7. Other: any text that is not empty and holds no NUL.
     pub fn is_address(self, text: &str) -> bool {
         match self {
             Kind::Evm => text.len() == 42 && is_lower_hex(text),
-            Kind::Starknet => text.len() <= 66 && is_lower_hex(text),
+            Kind::Starknet => text.len() <= 65 && is_lower_hex(text) && (text == "0x0" || !text.starts_with("0x0")),
             Kind::Gno => is_gno_address(text),
             Kind::Other => !text.is_empty() && !text.contains('\0'),
         }
+    }
+
+    /// The canonical form of a text on a chain of this kind: as [`canonical`] has it, and on Starknet without leading zeros.
+    ///
+    /// # Errors
+    /// As for [`canonical`].
+    pub fn canonical(self, given: &str) -> Result<Cow<'_, str>, &'static str> {
+        let text = canonical(given)?;
+        if self != Kind::Starknet || !text.starts_with("0x0") || text == "0x0" || !is_lower_hex(&text) {
+            return Ok(text);
+        }
+        let digits = text[2..].trim_start_matches('0');
+        Ok(Cow::Owned(format!("0x{}", if digits.is_empty() { "0" } else { digits })))
     }
 
     /// Whether `text` can be a token of a chain of this kind.
@@ -389,7 +402,12 @@ mod tests {
         assert!(!Kind::Evm.is_address(&evm.to_uppercase()));
         assert!(!Kind::Evm.is_address("alice"));
         assert!(Kind::Starknet.is_address("0x1"));
-        assert!(!Kind::Starknet.is_address("0x"));
+        assert!(Kind::Starknet.is_address("0x0"));
+        assert!(Kind::Starknet.is_address(&format!("0x7{}", "f".repeat(62))));
+        for text in ["0x", "0x01", "0x00", "0xA"] {
+            assert!(!Kind::Starknet.is_address(text), "{text}");
+        }
+        assert!(!Kind::Starknet.is_address(&format!("0x7{}", "f".repeat(63))));
         assert!(Kind::Other.is_address("alice"));
         assert!(!Kind::Other.is_address(""));
         assert!(Kind::Gno.is_address("g1jg8mtutu9khhfwc4nxmuhcpftf0pajdhfvsqf5"));
@@ -405,6 +423,19 @@ mod tests {
         assert_eq!(canonical("0xzebra").as_deref(), Ok("0xzebra"));
         assert_eq!(canonical(""), Err("empty_text"));
         assert_eq!(canonical("a\0b"), Err("nul_in_text"));
+        for (given, text) in [
+            ("0x00Ab", "0xab"),
+            ("0X0", "0x0"),
+            ("0x000", "0x0"),
+            ("0x10", "0x10"),
+            ("0x0zebra", "0x0zebra"),
+            ("a", "a"),
+        ] {
+            assert_eq!(Kind::Starknet.canonical(given).as_deref(), Ok(text));
+        }
+        assert_eq!(Kind::Starknet.canonical("0x0Zebra"), Err("not_canonical"));
+        assert_eq!(Kind::Evm.canonical("0x00Ab").as_deref(), Ok("0x00ab"));
+        assert_eq!(Kind::Other.canonical("0x00Ab").as_deref(), Ok("0x00ab"));
     }
 
     #[test]

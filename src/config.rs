@@ -153,15 +153,16 @@ impl Settings {
         let mut on_deep_change = HashMap::new();
         for (name, of_theirs) in file.projections.iter().filter(|(name, _)| *name != token_balances::NAME) {
             let settings = of_theirs.settings();
-            if of_theirs.negative_balances.is_some() || of_theirs.on_bad_event.is_some() || of_theirs.history.is_some()
-            {
-                return Err(ConfigError::Unfit(format!(
-                    "[projections.{name}]: only on_deep_change can be set for it; negative_balances, on_bad_event and \
-                     history are those of {}",
-                    token_balances::NAME
-                )));
+            if let Some(foreign) = of_theirs.not_of(name) {
+                return Err(ConfigError::Unfit(format!("[projections.{name}]: {foreign} cannot be set for it")));
             }
             on_deep_change.insert(name.clone(), settings.on_deep_change);
+        }
+        if let Some(foreign) = ledger.not_of(token_balances::NAME) {
+            return Err(ConfigError::Unfit(format!(
+                "[projections.{}]: {foreign} cannot be set for it",
+                token_balances::NAME
+            )));
         }
         let vaults = file.projections.get(option_vaults::NAME).cloned().unwrap_or_default().option_vaults()?;
         let poll_interval = bounded("poll_interval_ms", file.poll_interval_ms.unwrap_or(1_000), 10..=86_400_000)?;

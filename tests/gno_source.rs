@@ -238,6 +238,31 @@ async fn a_block_beyond_the_cap_is_read_by_ranges_of_its_transactions() {
 }
 
 #[tokio::test]
+async fn a_range_without_a_transaction_is_not_the_end_of_a_block_beyond_the_cap() {
+    // Read one at a time: where one was never stored there is nothing, and more behind it.
+    let nine = |_| (0..9).map(|n| vec![transfer(WUGNOT, "", ALICE, n + 1)]).collect();
+    for (lost, place) in
+        [(&[4u64][..], "in the middle"), (&[0], "at the front"), (&[8], "at the end"), (&[3, 4, 7], "several")]
+    {
+        let indexer = FakeIndexer::start(blocks_from(0, 5, None, "a", nine)).await;
+        let source = source(&indexer, |settings| {
+            settings.incomplete_after = Duration::from_millis(20);
+            settings.skip_incomplete = true;
+        })
+        .await;
+        indexer.fault(Fault::Cap(2));
+        lost.iter().for_each(|index| indexer.fault(Fault::MissingTx(3, *index)));
+        let error = blocks(&source, 3, 3).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("lacks {} of its 9", lost.len())), "{place}: {error}");
+        // What is done without is what was lost, and not what comes after it.
+        let read = wait_until("the loss is accepted", async || blocks(&source, 3, 3).await.ok()).await;
+        let there: Vec<u64> = read[0].token_events.iter().map(|event| event.tx_index).collect();
+        assert_eq!(there, (0..9).filter(|index| !lost.contains(index)).collect::<Vec<_>>(), "{place}");
+        assert_eq!(read[0].rejects[0].raw["missing"], json!(lost), "{place}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_null_and_that_is_no_fault() {
     let quiet = blocks_from(0, 10, None, "a", |_| Vec::new());
     let indexer = FakeIndexer::start(quiet.clone()).await;

@@ -315,6 +315,28 @@ async fn a_range_that_is_too_large_for_a_search_is_said_to_be() {
 }
 
 #[tokio::test]
+async fn pages_without_events_come_to_an_end() {
+    let blocks = lively(300, "a");
+    let node = FakeStarknet::start(blocks.clone()).await;
+    let source = following(&node, tokens(&[TOKEN])).await;
+    // A node that looks at one block for each page is slow, but moves on.
+    node.odd(Oddity::EmptyPages(20));
+    assert_eq!(rows(&source.blocks(range(90, 109)).await.unwrap()), expected(&blocks[90..110], &[TOKEN]));
+    node.heal();
+    node.odd(Oddity::EndlessTokens);
+    let read = tokio::time::timeout(Duration::from_secs(20), source.blocks(range(90, 109)));
+    let error = read.await.expect("an answer at all").unwrap_err();
+    assert!(matches!(error, SourceError::RangeTooLarge { .. }), "a smaller range may be answered: {error:?}");
+    assert!(error.to_string().contains("pages without events"), "{error}");
+    let error = source.blocks(range(90, 90)).await.unwrap_err();
+    assert_eq!(error.kind(), FaultKind::Transient, "{error}");
+    let error = source.events_of(&["0x70c0".into()], range(0, 299)).await.unwrap_err();
+    assert!(matches!(error, SourceError::RangeTooLarge { .. }), "{error:?}");
+    node.heal();
+    assert_eq!(rows(&source.blocks(range(90, 109)).await.unwrap()), expected(&blocks[90..110], &[TOKEN]));
+}
+
+#[tokio::test]
 async fn another_network_behind_the_url_and_an_old_specification_stop_it() {
     let node = FakeStarknet::start(lively(5, "a")).await;
     let source = following(&node, DecodeSettings::default()).await;
@@ -654,6 +676,27 @@ async fn the_start_is_the_first_deployment_of_what_is_listed() {
     source.identify().await.unwrap();
     node.fault(Fault::Http(503, ""));
     assert_eq!(fault_of(source.first_height().await).0, FaultKind::Transient);
+}
+
+#[tokio::test]
+async fn a_vault_that_is_registered_before_it_is_deployed_is_waited_for() {
+    let node = FakeStarknet::start(lively(1_000, "a")).await;
+    let source = StarknetSource::new(settings(&[&node], tokens(&["none"]))).unwrap();
+    source.follow(&["0x12".into()]).await.unwrap();
+    let (kind, words) = fault_of(source.first_height().await);
+    assert!(kind == FaultKind::Transient && words.contains("0x12"), "{words}");
+    // Another one's history does not wait for it.
+    node.set_there(VAULT, 700);
+    source.follow(&["0x12".into(), VAULT.into()]).await.unwrap();
+    assert_eq!(source.first_height().await.unwrap(), height(700));
+    node.set_there("0x12", 999);
+    source.follow(&["0x12".into()]).await.unwrap();
+    assert_eq!(source.first_height().await.unwrap(), height(999));
+    // What the settings name must be there, whoever is registered.
+    let source = StarknetSource::new(settings(&[&node], tokens(&[OTHER]))).unwrap();
+    source.follow(&[VAULT.into()]).await.unwrap();
+    let (kind, words) = fault_of(source.first_height().await);
+    assert!(kind == FaultKind::Permanent && words.contains(OTHER) && words.contains("--start-height"), "{words}");
 }
 
 #[tokio::test]

@@ -13,8 +13,9 @@ theirs as (
         case $3
             when 'evm' then (e.token ~ '^0x[0-9a-f]{40}$' and coalesce(e.from_address ~ '^0x[0-9a-f]{40}$', true)
                 and coalesce(e.to_address ~ '^0x[0-9a-f]{40}$', true))
-            when 'starknet' then (e.token ~ '^0x[0-9a-f]{1,64}$' and coalesce(e.from_address ~ '^0x[0-9a-f]{1,64}$', true)
-                and coalesce(e.to_address ~ '^0x[0-9a-f]{1,64}$', true))
+            when 'starknet' then (e.token ~ '^0x(0|[1-9a-f][0-9a-f]{0,62})$'
+                and coalesce(e.from_address ~ '^0x(0|[1-9a-f][0-9a-f]{0,62})$', true)
+                and coalesce(e.to_address ~ '^0x(0|[1-9a-f][0-9a-f]{0,62})$', true))
             when 'other' then true
         end as is_good
     from verify_counted v

@@ -19,6 +19,13 @@ language sql immutable parallel safe as $$
     select case when given ~ '^0[xX][0-9a-fA-F]*$' then lower(given) else given end;
 $$;
 
+-- The same on a chain of some kind: the felts of Starknet have no leading zeros, or one account would be two.
+create or replace function canonical(given text, of_kind text) returns text
+language sql immutable parallel safe set search_path = ebbtide, pg_temp as $$
+    select case when of_kind = 'starknet' and given ~ '^0[xX]0[0-9a-fA-F]*$'
+        then regexp_replace(lower(given), '^0x0*(?=[0-9a-f])', '0x') else canonical(given) end;
+$$;
+
 -- A list of objects keyed by column names. Another key is an error: "from" for from_address would make a mint.
 create or replace function check_keys(list jsonb, what text, known text[], needed text[]) returns void
 language plpgsql immutable set search_path = ebbtide, pg_temp as $$
@@ -68,18 +75,21 @@ language sql immutable set search_path = ebbtide, pg_temp as $$
     from jsonb_to_recordset(list) as t(tx_index bigint, hash text, success boolean);
 $$;
 
-create or replace function given_token_events(list jsonb)
+drop function if exists given_token_events(jsonb);
+create or replace function given_token_events(list jsonb, of_kind text)
 returns table (tx_index bigint, event_index bigint, token text, from_address text, to_address text, amount numeric)
 language sql immutable set search_path = ebbtide, pg_temp as $$
-    select tx_index, event_index, canonical(token), canonical(from_address), canonical(to_address), whole(amount)
+    select tx_index, event_index, canonical(token, of_kind), canonical(from_address, of_kind),
+        canonical(to_address, of_kind), whole(amount)
     from jsonb_to_recordset(list) as e(
         tx_index bigint, event_index bigint, token text, from_address text, to_address text, amount text);
 $$;
 
-create or replace function given_events(list jsonb)
+drop function if exists given_events(jsonb);
+create or replace function given_events(list jsonb, of_kind text)
 returns table (tx_index bigint, event_index bigint, emitter text, name text, keys text[], data text[], attributes jsonb)
 language sql immutable set search_path = ebbtide, pg_temp as $$
-    select tx_index, event_index, canonical(emitter), name,
+    select tx_index, event_index, canonical(emitter, of_kind), name,
         coalesce(keys, '{}'), coalesce(data, '{}'), coalesce(attributes, '{}')
     from jsonb_to_recordset(list) as e(
         tx_index bigint, event_index bigint, emitter text, name text, keys text[], data text[], attributes jsonb);
@@ -90,6 +100,8 @@ create or replace function block_holds(
     cid bigint, at_height bigint, transactions jsonb, token_events jsonb, events jsonb
 ) returns boolean
 language plpgsql stable set search_path = ebbtide, pg_temp set enable_seqscan = off as $$
+declare
+    its_kind constant text := (select c.kind from ebbtide.chains c where c.chain_id = cid);
 begin
     return
         (select coalesce(jsonb_agg(to_jsonb(s) order by tx_index), '[]')
@@ -100,11 +112,11 @@ begin
          from (select e.tx_index, e.event_index, e.token, e.from_address, e.to_address, e.amount
                from ebbtide.token_events e where e.chain_id = cid and e.height = at_height) s)
         = (select coalesce(jsonb_agg(to_jsonb(g) order by tx_index, event_index), '[]')
-           from given_token_events(token_events) g)
+           from given_token_events(token_events, its_kind) g)
     and (select coalesce(jsonb_agg(to_jsonb(s) order by tx_index, event_index), '[]')
          from (select e.tx_index, e.event_index, e.emitter, e.name, e.keys, e.data, e.attributes
                from ebbtide.events e where e.chain_id = cid and e.height = at_height) s)
-        = (select coalesce(jsonb_agg(to_jsonb(g) order by tx_index, event_index), '[]') from given_events(events) g);
+        = (select coalesce(jsonb_agg(to_jsonb(g) order by tx_index, event_index), '[]') from given_events(events, its_kind) g);
 end $$;
 
 create or replace function put_block(
@@ -117,6 +129,7 @@ declare
     cid bigint := chain_named(put_block.chain);
     new_hash text := canonical(put_block.hash);
     new_parent text := canonical(put_block.parent_hash);
+    its_kind constant text := (select c.kind from ebbtide.chains c where c.chain_id = cid);
     old ebbtide.blocks%rowtype;
     outcome text := 'inserted';
 begin
@@ -146,9 +159,9 @@ begin
     insert into ebbtide.transactions (chain_id, height, tx_index, hash, success)
     select cid, put_block.height, t.* from given_transactions(put_block.transactions) t;
     insert into ebbtide.token_events (chain_id, height, tx_index, event_index, token, from_address, to_address, amount)
-    select cid, put_block.height, e.* from given_token_events(put_block.token_events) e;
+    select cid, put_block.height, e.* from given_token_events(put_block.token_events, its_kind) e;
     insert into ebbtide.events (chain_id, height, tx_index, event_index, emitter, name, keys, data, attributes)
-    select cid, put_block.height, e.* from given_events(put_block.events) e;
+    select cid, put_block.height, e.* from given_events(put_block.events, its_kind) e;
     insert into ebbtide.blocks (chain_id, height, hash, parent_hash, time)
     values (cid, put_block.height, new_hash, new_parent, put_block."time");
     return outcome;

@@ -130,9 +130,10 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
     new.address := regexp_replace(lower(trim(new.address)), '^0x0*(?=[0-9a-f])', '0x');
     new.layout := lower(new.layout);
-    -- What the source has stored of it begins where it was told to begin.
-    if tg_op = 'UPDATE' and new.from_height is distinct from old.from_height
-        and new.indexed_through is not distinct from old.indexed_through then
+    -- What the source has stored of it begins where it was told to begin, and is of the vault that the row named.
+    if tg_op = 'UPDATE' and (
+        new.from_height is distinct from old.from_height and new.indexed_through is not distinct from old.indexed_through
+        or (new.chain_id, new.address) <> (old.chain_id, old.address)) then
         new.indexed_through := null;
         new.caught_up := false;
     end if;

@@ -30,11 +30,21 @@ pub(super) struct State {
 impl State {
     /// The state that is asked about.
     pub(super) async fn of(snapshot: &Snapshot<'_>, chain: &ChainState, at: &At) -> Result<State, Failure> {
-        let at = match at {
-            At::Hash(hash) => At::Hash(request::canonical(chain.kind, hash).into_owned()),
-            at => at.clone(),
+        let moment = match at {
+            At::Hash(hash) => {
+                let spelt = request::canonical(chain.kind, hash);
+                match snapshot.moment(chain, &At::Hash(spelt.clone().into_owned())).await? {
+                    // A node's felts have no leading zeros. Whoever writes blocks by hand names them as he likes.
+                    Moment::UnknownBlock => match crate::chain::canonical(hash) {
+                        Ok(given) if given != spelt => snapshot.moment(chain, &At::Hash(given.into_owned())).await?,
+                        _ => Moment::UnknownBlock,
+                    },
+                    known => known,
+                }
+            }
+            at => snapshot.moment(chain, at).await?,
         };
-        match snapshot.moment(chain, &at).await? {
+        match moment {
             Moment::Stands { height, block, through_height } => Ok(State { height, block, through_height }),
             Moment::UnknownBlock => Err(Failure::unknown_block()),
             Moment::BlockReplaced => Err(Failure::block_replaced()),

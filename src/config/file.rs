@@ -233,6 +233,20 @@ pub struct ClassFile {
 }
 
 impl ProjectionFile {
+    /// The first setting given that the projection of this name does not have.
+    pub(super) fn not_of(&self, name: &str) -> Option<&'static str> {
+        let (ledger, vaults) = (name == token_balances::NAME, name == option_vaults::NAME);
+        [
+            ("negative_balances", self.negative_balances.is_some() && !ledger),
+            ("history", self.history.is_some() && !ledger),
+            ("on_bad_event", self.on_bad_event.is_some() && !(ledger || vaults)),
+            ("deployers", !self.deployers.is_empty() && !vaults),
+            ("classes", !self.classes.is_empty() && !vaults),
+        ]
+        .into_iter()
+        .find_map(|(setting, foreign)| foreign.then_some(setting))
+    }
+
     /// The option vaults' settings.
     ///
     /// # Errors
@@ -254,6 +268,12 @@ impl ProjectionFile {
             })?;
             let deployer = class.deployer.as_deref().map(|d| felt("classes.deployer", d)).transpose()?;
             classes.insert(felt("classes", hash)?, option_vaults::Class { layout, deployer });
+        }
+        // A class is told by the deployer's event alone.
+        if self.deployers.is_empty() && !classes.is_empty() {
+            return Err(ConfigError::Unfit(
+                "[projections.option_vaults]: classes are found through deployers, which are missing".to_owned(),
+            ));
         }
         Ok(option_vaults::Settings {
             deployers: self.deployers.iter().map(|d| felt("deployers", d)).collect::<Result<_, _>>()?,

@@ -95,19 +95,19 @@ fn grammar(settings: &FileSettings) -> Result<Grammar, SourceError> {
     let tokens = match decode.tokens.as_slice() {
         [] => None,
         [word] if word == "none" => Some(HashSet::new()),
-        listed => Some(listed.iter().map(|token| canonical(token)).collect()),
+        listed => Some(listed.iter().map(|token| canonical(kind, token)).collect()),
     };
     // Tokens of other kinds of chains are no contracts, and such chains have no logs to find them in.
     if !(kind == Kind::Evm
-        || settings.kind.is_none() && decode.tokens.iter().all(|token| Kind::Evm.is_token(&canonical(token))))
+        || settings.kind.is_none() && decode.tokens.iter().all(|token| Kind::Evm.is_token(&canonical(kind, token))))
     {
         decode.tokens.clear();
     }
     Ok(Grammar { kind, tokens, decoder: Decoder::new(&decode, network)? })
 }
 
-fn canonical(token: &str) -> String {
-    crate::chain::canonical(token).map_or_else(|_| token.to_owned(), Cow::into_owned)
+fn canonical(kind: Kind, token: &str) -> String {
+    kind.canonical(token).map_or_else(|_| token.to_owned(), Cow::into_owned)
 }
 
 impl FileSource {

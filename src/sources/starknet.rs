@@ -327,8 +327,10 @@ impl Source for StarknetSource {
                  for: give --start-height (0 for the whole chain), or list tokens",
             ));
         }
-        let named = &named;
-        self.pool.run(|endpoint| Box::pin(async move { deployment::first_height(&endpoint, named).await })).await
+        let (of_settings, named) = (&self.by_settings.named(), &named);
+        self.pool
+            .run(|endpoint| Box::pin(async move { deployment::first_height(&endpoint, of_settings, named).await }))
+            .await
     }
 
     async fn head(&self) -> Result<Head, SourceError> {

@@ -458,6 +458,20 @@ async fn addresses_are_felts_in_any_spelling() {
 }
 
 #[tokio::test]
+async fn a_block_is_found_by_the_name_it_was_given() {
+    let ledger = registered().await;
+    put(&ledger, 101, 1000, "0x00Ab", "0x00aa", &[]).await;
+    put(&ledger, 102, 1001, "0xac", "0x00ab", &[]).await;
+    process(&ledger);
+    let api = ledger.api().await;
+    for route in ["/vaults", "/tokens/balances"] {
+        at_block(&api, &format!("{route}?at=0x00AB"), 101, "0x00ab").await;
+        at_block(&api, &format!("{route}?at=0x00ac"), 102, "0xac").await;
+        assert_eq!(get(&api, &format!("{route}?at=0x00ad")).await.code(), (404, "unknown_block".into()));
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_named_and_other_methods_are_refused() {
     let ledger = Ledger::new().await;
     let api = ledger.api().await;

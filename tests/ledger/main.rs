@@ -12,6 +12,7 @@ mod ambiguous;
 mod opening;
 mod rejected;
 mod settings;
+mod spelling;
 mod standing;
 #[path = "../support/mod.rs"]
 mod support;

@@ -8,6 +8,7 @@ use crate::bells::{Ear, lines};
 use crate::stored::Registered;
 use crate::story::{R1, V, must, said, told};
 use crate::support::{Ebbtide, wait_until};
+use crate::tables::UDC;
 
 impl Registered {
     /// Puts a block of the story, or an empty one; its hash.
@@ -28,6 +29,15 @@ impl Registered {
             .await
             .unwrap();
         hash
+    }
+
+    /// Applies what is there, with these settings; whether that went well, and what was told.
+    fn process(&self, settings: &str) -> (bool, String) {
+        let config = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(config.path(), settings).unwrap();
+        let args = ["process", "--once", "--config", config.path().to_str().unwrap(), "--database-url", &self.pg.url];
+        let output = Ebbtide::output(&args, &[]);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     async fn settle(&self, hash: &str) {
@@ -205,6 +215,77 @@ async fn made_anew_only_what_differs_is_written_and_told() {
         .unwrap();
     again().await;
     assert_eq!(ear.hear(db).await, []);
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_is_set_aside_or_halts_before_its_block() {
+    for halts in [false, true] {
+        let world = Registered::new(Layout::A).await;
+        let deployed = world.put(101, 1000, "0xaaa", "c0", &told(Layout::A, false)[0].2).await;
+        let mut short = said(V, "Deposit", &[0xa1], &[7, 0, 7, 0, 7]);
+        short.event_index = 1;
+        world.put(102, 1050, &deployed, "c0", &[said(V, "Deposit", &[0xa2], &[5, 0, 5, 0, 5, 0]), short]).await;
+        let on_bad_event = if halts { "halt" } else { "quarantine" };
+        let (well, told) = world.process(&format!("[projections.option_vaults]\non_bad_event = \"{on_bad_event}\"\n"));
+        assert_eq!(well, !halts, "{told}");
+        let sql = "select coalesce(k.through_height, -1), coalesce(k.halted_reason, k.failed_reason, ''),
+                (select coalesce(string_agg(concat_ws('/', height, tx_index, event_index, reason), ', '), '')
+                 from rejected_events),
+                (select coalesce(string_agg(address || ' ' || unlocked_balance, ', '), '') from liquidity_providers)
+            from checkpoints k where k.projection = 'option_vaults'";
+        let row = world.db.query_one(sql, &[]).await.unwrap();
+        let (through, reason, rejected, providers): (i64, &str, &str, &str) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        if halts {
+            assert_eq!((through, rejected, providers), (101, "", ""));
+            assert!(reason.contains("event 1 of transaction 0 cannot be applied: bad_length"), "{reason}");
+        } else {
+            assert_eq!((through, reason, rejected), (102, "", "102/0/1/bad_length"));
+            assert_eq!(providers, "0xa2 5", "the rest of the block is applied");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_vault_of_a_known_class_needs_no_row_in_the_registry() {
+    let section = format!("[projections.option_vaults]\ndeployers = [\"0x0{}\"]\n", &UDC[2..]);
+    let class = "[projections.option_vaults.classes.\"0x00C1A55\"]\nlayout = \"a\"\n";
+    for (deployer, found) in [("", true), ("deployer = \"0x00DE\"\n", true), ("deployer = \"0xdf\"\n", false)] {
+        let world = Registered::new(Layout::A).await;
+        world.db.batch_execute("delete from vault_registry").await.unwrap();
+        let settings = format!("{section}{class}{deployer}");
+        let mut parent = "0xaaa".to_owned();
+        for (height, time, events) in &told(Layout::A, false) {
+            parent = world.put(*height, *time, &parent, "c0", events).await;
+            // Half of the story in each of two runs: what was found is known again.
+            if *height == 104 || *height == 108 {
+                let (well, told) = world.process(&settings);
+                assert!(well, "{told}");
+                assert_eq!(
+                    world.lines().await,
+                    if found { must(*height) } else { Vec::new() },
+                    "{deployer:?} {height}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn settings_of_one_projection_are_refused_for_another() {
+    let world = Registered::new(Layout::A).await;
+    let class = "[projections.option_vaults.classes.\"0x1\"]\nlayout = \"a\"\n";
+    for (settings, word) in [
+        ("[projections.option_vaults]\nhistory = \"full\"\n", "history"),
+        ("[projections.option_vaults]\nnegative_balances = \"show\"\n", "negative_balances"),
+        ("[projections.mine]\non_bad_event = \"halt\"\n", "on_bad_event"),
+        ("[projections.token_balances]\ndeployers = [\"0x1\"]\n", "deployers"),
+        ("[projections.mine.classes.\"0x1\"]\nlayout = \"a\"\n", "classes"),
+        (class, "deployers, which are missing"),
+    ] {
+        let (well, told) = world.process(settings);
+        assert!(!well && told.contains(word), "{settings}{told}");
+    }
 }
 
 #[tokio::test]

@@ -55,6 +55,10 @@ pub enum Oddity {
     ReversedReceipts(u64),
     /// `starknet_getEvents` gives the same token again and again.
     RepeatedToken,
+    /// `starknet_getEvents` gives empty pages and a new token with each.
+    EndlessTokens,
+    /// So many empty pages come before each one that holds events, as from nodes that scan a few blocks at a time.
+    EmptyPages(u64),
     /// `starknet_getEvents` gives an event of another contract.
     StrayEvent,
     /// `starknet_getEvents` gives an event of a block that is not confirmed.
@@ -465,7 +469,17 @@ impl State {
                 event
             }));
         }
-        let start: usize = filter["continuation_token"].as_str().map_or(0, |token| token.parse().unwrap());
+        let mut token = filter["continuation_token"].as_str().unwrap_or("0").split('/');
+        let start: usize = token.next().unwrap().parse().unwrap();
+        let empty: u64 = token.next().map_or(0, |empty| empty.parse().unwrap());
+        let due = |odd: &Oddity| match odd {
+            Oddity::EndlessTokens => true,
+            Oddity::EmptyPages(pages) => empty < *pages,
+            _ => false,
+        };
+        if self.is_odd(due) {
+            return Ok(json!({ "events": [], "continuation_token": format!("{start}/{}", empty + 1) }));
+        }
         let end = (start + usize::try_from(size).unwrap()).min(all.len());
         let repeated = self.is_odd(|odd| matches!(odd, Oddity::RepeatedToken));
         let mut page = json!({ "events": all[start.min(end)..end] });

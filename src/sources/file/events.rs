@@ -282,13 +282,13 @@ impl<'a> Fields<'a> {
     fn token_event(&self, grammar: &Grammar, texts: &mut Interner) -> Result<TokenEvent, Fault> {
         let (tx_index, event_index) = self.place(&[Key::Emitter, Key::Name, Key::Keys, Key::Data, Key::Attributes])?;
         let mut read = || -> Result<TokenEvent, &'static str> {
-            let token = name(self.needed(Key::Token)?, texts)?;
+            let token = name(grammar.kind, self.needed(Key::Token)?, texts)?;
             if !grammar.kind.is_token(&token) {
                 return Err("bad_token");
             }
             let mut side = |key| match self.column(key) {
                 None | Some("null") => Ok(None),
-                Some(raw) => match name(raw, texts)? {
+                Some(raw) => match name(grammar.kind, raw, texts)? {
                     address if grammar.kind.is_address(&address) => Ok(Some(address)),
                     _ => Err("bad_address"),
                 },
@@ -306,7 +306,7 @@ impl<'a> Fields<'a> {
     fn event(&self, grammar: &Grammar, texts: &mut Interner) -> Result<Event, Fault> {
         let (tx_index, event_index) = self.place(&[Key::Token, Key::FromAddress, Key::ToAddress, Key::Amount])?;
         let mut read = || -> Result<Event, &'static str> {
-            let emitter = name(self.needed(Key::Emitter)?, texts)?;
+            let emitter = name(grammar.kind, self.needed(Key::Emitter)?, texts)?;
             // On gno.land a realm speaks, not an account.
             if !(grammar.kind.is_address(&emitter) || grammar.kind == Kind::Gno) {
                 return Err("bad_address");
@@ -315,7 +315,7 @@ impl<'a> Fields<'a> {
                 tx_index,
                 event_index,
                 emitter,
-                name: name(self.needed(Key::Name)?, texts)?,
+                name: name(grammar.kind, self.needed(Key::Name)?, texts)?,
                 keys: self.list(Key::Keys)?,
                 data: self.list(Key::Data)?,
                 attributes: match self.column(Key::Attributes) {
@@ -342,12 +342,12 @@ impl<'a> Fields<'a> {
 }
 
 /// A token, an address or a name: text in canonical form of 1 to 512 bytes.
-fn name(raw: &str, texts: &mut Interner) -> Result<Text, &'static str> {
+fn name(kind: Kind, raw: &str, texts: &mut Interner) -> Result<Text, &'static str> {
     let given = text::string(raw).ok_or("bad_type")?;
     if given.len() > LONGEST_TEXT {
         return Err("text_too_long");
     }
-    Ok(texts.text(&canonical(&given)?))
+    Ok(texts.text(&kind.canonical(&given)?))
 }
 
 #[cfg(test)]

@@ -173,7 +173,8 @@ impl LineReader {
         let missing = |key| BadLine::new(format!("is an opening balance without {key:?}"));
         let mut side = |given: &Option<Cow<'_, str>>, key, fits: fn(Kind, &str) -> bool| {
             let given = given.as_deref().ok_or_else(|| missing(key))?;
-            let text = canonical(given).map_err(|why| BadLine::new(format!("has a {key} that is no {key}: {why}")))?;
+            let text = self.grammar.kind.canonical(given);
+            let text = text.map_err(|why| BadLine::new(format!("has a {key} that is no {key}: {why}")))?;
             if !fits(self.grammar.kind, &text) {
                 let kind = self.grammar.kind.as_str();
                 return Err(BadLine::new(format!("has a {key} that no chain of kind {kind} has: {}", short(&text))));

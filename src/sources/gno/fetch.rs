@@ -231,17 +231,18 @@ impl Fetch<'_> {
         let count = blocks.get_blocks.as_deref().and_then(|blocks| blocks.first()).map_or(0, |block| block.num_txs);
         let mut transactions = Vec::new();
         let (mut from, mut width) = (0, PART);
+        // The count is the server's word, and a transaction that it never stored leaves a range empty: where nothing is,
+        // the next range is twice as wide, so that few questions tell whether anything comes after it.
         while from < count {
-            let indexes = Indexes { from, to_exclusive: (from + width).min(count) };
-            let size = if width > 1 { Size::Divisible } else { Size::Least };
+            let indexes = Indexes { from, to_exclusive: from.saturating_add(width).min(count) };
+            let size = if indexes.to_exclusive - from > 1 { Size::Divisible } else { Size::Least };
             let query = Query::transactions(height, indexes, self.decoder.require_func);
             match self.endpoint.ask::<PageData>(&query, size).await {
-                Err(SourceError::RangeTooLarge { .. }) => width = (width / 2).max(1),
+                Err(SourceError::RangeTooLarge { .. }) => width = ((indexes.to_exclusive - from) / 2).max(1),
                 part => {
                     let part = part?.get_transactions.unwrap_or_default();
-                    // The count is the server's word: where nothing is, there is no use in asking on.
                     if part.is_empty() {
-                        break;
+                        width = width.saturating_mul(2);
                     }
                     transactions.extend(part);
                     from = indexes.to_exclusive;

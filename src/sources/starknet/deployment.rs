@@ -14,18 +14,33 @@ use crate::sources::rpc::fault::Verdict;
 /// The specification's error for an address without a contract.
 const CONTRACT_NOT_FOUND: i64 = 20;
 
-/// The lowest height at which one of these contracts is there, by bisection.
+/// The lowest height at which one of these contracts is there, by bisection. Those that were registered may come later:
+/// an address is known before its contract is.
 ///
 /// # Errors
-/// Permanent, naming `--start-height`, when a contract is not there at the head or the node keeps no old state.
-pub(super) async fn first_height(endpoint: &Endpoint, contracts: &BTreeSet<Felt>) -> Result<Height, SourceError> {
+/// Permanent, naming `--start-height`, when a contract of the settings is not there at the head or the node keeps no old
+/// state. Transient, when no contract is there.
+pub(super) async fn first_height(
+    endpoint: &Endpoint,
+    of_settings: &BTreeSet<Felt>,
+    registered: &BTreeSet<Felt>,
+) -> Result<Height, SourceError> {
+    let contracts: BTreeSet<Felt> = of_settings.union(registered).copied().collect();
     let head = endpoint.ask_one(Call::new("starknet_blockHashAndNumber", json!([]))).await?;
     let head = wire::numbered(&head).map_err(|what| endpoint.transient(what))?.height;
-    let there = are_there(endpoint, contracts, head).await?;
-    if let Some((contract, _)) = contracts.iter().zip(there).find(|(_, there)| !there) {
+    let there = are_there(endpoint, &contracts, head).await?;
+    let (there, missing): (Vec<_>, Vec<_>) = contracts.into_iter().zip(there).partition(|(_, there)| *there);
+    if let Some((contract, _)) = missing.iter().find(|(contract, _)| of_settings.contains(contract)) {
         return Err(SourceError::permanent(format!(
             "{contract} is no contract at block {head}, so where to begin is not known: is the address right? \
              Otherwise give --start-height"
+        )));
+    }
+    let contracts: BTreeSet<Felt> = there.into_iter().map(|(contract, _)| contract).collect();
+    if let (true, Some((vault, _))) = (contracts.is_empty(), missing.first()) {
+        return Err(SourceError::transient(format!(
+            "vault {vault} is registered, but no contract is there at block {head}: it is waited for. Is the address \
+             right? Otherwise correct vault_registry"
         )));
     }
     // Some contract is there at `high`; none is below `low`.
@@ -33,7 +48,7 @@ pub(super) async fn first_height(endpoint: &Endpoint, contracts: &BTreeSet<Felt>
     while low < high {
         let middle = low + (high - low) / 2;
         let height = Height::new(middle).unwrap_or(Height::MAX);
-        if are_there(endpoint, contracts, height).await?.contains(&true) {
+        if are_there(endpoint, &contracts, height).await?.contains(&true) {
             high = middle;
         } else {
             low = middle + 1;

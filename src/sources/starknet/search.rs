@@ -18,6 +18,9 @@ pub(super) const GET_EVENTS: &str = "starknet_getEvents";
 pub(super) const BLOCKS_AT_ONCE: usize = 64;
 /// Events asked for at once; what most nodes give at most.
 const PAGE: u64 = 1_000;
+/// Pages in a row that may come without an event, where the range does not bound them: some nodes look at so many blocks
+/// and no more for each page.
+const MOST_EMPTY: u64 = 1_000;
 /// The specification's error for more than a node gives at once.
 const PAGE_TOO_BIG: i64 = 31;
 
@@ -39,6 +42,8 @@ struct Open<'w> {
     tokens: HashSet<String>,
     heights: usize,
     last: Option<Height>,
+    /// Pages without an event since the last one that held any.
+    empty: u64,
 }
 
 /// The blocks at these heights that hold such events. With `at_most`, it may stop at a height below the last one, so
@@ -50,7 +55,8 @@ pub(super) async fn holding(
     at_most: Option<usize>,
 ) -> Result<Holding, SourceError> {
     let mut holding = Holding { through: *heights.end(), ..Holding::default() };
-    let open = |wanted| Open { wanted, token: None, tokens: HashSet::new(), heights: 0, last: None };
+    let open = |wanted| Open { wanted, token: None, tokens: HashSet::new(), heights: 0, last: None, empty: 0 };
+    let span = heights.end().get().saturating_sub(heights.start().get()).saturating_add(1);
     let mut questions: Vec<Open<'_>> = wanted.iter().map(open).collect();
     let mut page_size = PAGE;
     while !questions.is_empty() {
@@ -66,10 +72,7 @@ pub(super) async fn holding(
                     unfinished.push(open);
                     continue;
                 }
-                Err(error) => {
-                    let span = heights.end().get() - heights.start().get() + 1;
-                    return Err(endpoint.refused(call, &error, Some(span)));
-                }
+                Err(error) => return Err(endpoint.refused(call, &error, Some(span))),
             };
             let page = wire::page(&raw).map_err(|what| endpoint.transient(what))?;
             for event in &page.events {
@@ -79,6 +82,17 @@ pub(super) async fn holding(
             let Some(token) = page.continuation_token.filter(|token| !token.is_empty()) else { continue };
             if !open.tokens.insert(token.clone()) {
                 return Err(endpoint.transient(format!("{GET_EVENTS} gives one continuation token twice")));
+            }
+            // A page moves on by a block at least; more of them than there are blocks never end.
+            open.empty = if page.events.is_empty() { open.empty + 1 } else { 0 };
+            if open.empty > span.min(MOST_EMPTY) {
+                let what = format!("{GET_EVENTS} gives {} pages without events, and a token for another", open.empty);
+                return Err(match endpoint.transient(what) {
+                    SourceError::Transient { what, .. } if span > 1 => {
+                        SourceError::RangeTooLarge { what, at_most: None }
+                    }
+                    alone => alone,
+                });
             }
             match open.last.and_then(Height::prev) {
                 Some(before) if at_most.is_some_and(|most| open.heights > most) => {
