@@ -21,9 +21,9 @@ $$;
 
 -- The same on a chain of some kind: the felts of Starknet have no leading zeros, or one account would be two.
 create or replace function canonical(given text, of_kind text) returns text
-language sql immutable parallel safe set search_path = ebbtide, pg_temp as $$
+language sql immutable parallel safe as $$
     select case when of_kind = 'starknet' and given ~ '^0[xX]0[0-9a-fA-F]*$'
-        then regexp_replace(lower(given), '^0x0*(?=[0-9a-f])', '0x') else canonical(given) end;
+        then regexp_replace(lower(given), '^0x0*(?=[0-9a-f])', '0x') else ebbtide.canonical(given) end;
 $$;
 
 -- A list of objects keyed by column names. Another key is an error: "from" for from_address would make a mint.
