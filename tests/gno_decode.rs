@@ -353,6 +353,7 @@ fn listed_tokens_alone_are_kept() {
         ("gno.land/r/gnoland/wugnot", vec![WUGNOT]),
         ("gno.land/r/gnoland/wugno", vec![]),
         ("gno.land/r/gnoswap/gns", vec![other]),
+        ("none", vec![]),
     ] {
         let found = decoded(&with(|settings| settings.tokens = vec![listed.into()]), &events);
         assert_eq!(found.token_events.iter().map(|e| &*e.token).collect::<Vec<_>>(), kept, "{listed}");
@@ -371,7 +372,8 @@ fn evidence_can_be_stored() {
 #[test]
 fn settings_that_cannot_be_used_are_named() {
     type Change = fn(&mut DecodeSettings);
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 7] = [
+        ("tokens", |s| s.tokens = vec![WUGNOT.into(), "none".into()]),
         ("trusted_grc20_packages", |s| s.trusted_grc20_packages = vec!["grc20".into()]),
         ("trusted_grc20_packages", |s| s.trusted_grc20_packages = vec!["gno.land/p/x.Y".into()]),
         ("tokens", |s| s.tokens = vec!["wugnot".into()]),

@@ -55,7 +55,7 @@ pub struct WireEvent {
 pub struct DecodeSettings {
     /// Libraries that are believed about any realm's token. Defaults to both paths of the GRC20 library.
     pub trusted_grc20_packages: Vec<String>,
-    /// Token ids, `realm.SYMBOL` or realm paths to keep; none: every token.
+    /// Token ids, `realm.SYMBOL` or realm paths to keep. Empty: every token. The one word `none`: no token at all.
     pub tokens: Vec<String>,
     /// Types of other events to keep, such as `Approval`; none of them by default.
     pub events: Vec<String>,
@@ -131,7 +131,8 @@ pub struct Decoded {
 #[derive(Debug)]
 pub struct Decoder {
     trusted: HashSet<String>,
-    tokens: HashSet<String>,
+    /// None: every token.
+    tokens: Option<HashSet<String>>,
     events: HashSet<String>,
     pub(super) require_func: bool,
 }
@@ -150,7 +151,12 @@ impl Decoder {
                 return refuse("trusted_grc20_packages", package, "a package path is wanted, as gno.land/p/demo/x");
             }
         }
-        for token in &settings.tokens {
+        let tokens = match settings.tokens.as_slice() {
+            [] => None,
+            [only] if only == "none" => Some(HashSet::new()),
+            listed => Some(listed.iter().cloned().collect::<HashSet<_>>()),
+        };
+        for token in tokens.iter().flatten() {
             if !Kind::Gno.is_token(token) {
                 return refuse("tokens", token, "a token id or a realm path is wanted, as gno.land/r/demo/wugnot");
             }
@@ -165,7 +171,7 @@ impl Decoder {
         }
         Ok(Decoder {
             trusted: settings.trusted_grc20_packages.into_iter().collect(),
-            tokens: settings.tokens.into_iter().collect(),
+            tokens,
             events: settings.events.into_iter().collect(),
             require_func: settings.require_func,
         })
@@ -237,13 +243,13 @@ impl Decoder {
     }
 
     fn wants(&self, movement: &Movement) -> bool {
+        let Some(tokens) = &self.tokens else { return true };
         let without_sequence = || {
             let symbol = movement.symbol.as_ref()?;
-            Some(self.tokens.contains(&format!("{}.{symbol}", movement.realm_path)))
+            Some(tokens.contains(&format!("{}.{symbol}", movement.realm_path)))
         };
-        self.tokens.is_empty()
-            || self.tokens.contains(&movement.token_path)
-            || self.tokens.contains(&movement.realm_path)
+        tokens.contains(&movement.token_path)
+            || tokens.contains(&movement.realm_path)
             || without_sequence().unwrap_or_default()
     }
 
