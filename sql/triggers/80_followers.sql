@@ -112,6 +112,20 @@ begin
             where k.chain_id = chain and k.projection = f.name;
         end;
     end loop;
+    -- Whoever was not taken along must not look as if it had been once the same block stands on other ones.
+    with left_behind as (
+        select k.projection
+        from ebbtide.checkpoints k
+        join ebbtide.projections p on p.name = k.projection
+        where k.chain_id = chain and p.after = parent and k.height > coalesce(to_height, -1)
+        order by k.projection
+        -- One that is held moves by itself or is compared, which may last: the other does not wait for it.
+        for update of k skip locked
+    )
+    update ebbtide.checkpoints k
+    set redo_from = least(k.redo_from, coalesce(to_height + 1, 0)), updated_at = now()
+    from left_behind l
+    where k.chain_id = chain and k.projection = l.projection;
     return followed;
 end $$;
 
@@ -138,9 +152,12 @@ begin
         select o.token, o.address, o.amount, -1 as height from ebbtide.opening_balances o where o.chain_id = chain
         union all
         select t.token, s.address, s.amount, t.height
-        from ebbtide.token_events t
+        from ebbtide.chains c
+        -- What lies below the start, or at a height without a block, is in no balance.
+        join ebbtide.blocks b on b.chain_id = c.chain_id and b.height >= coalesce(c.start_height, 0) and b.height <= at_height
+        join ebbtide.token_events t on t.chain_id = b.chain_id and t.height = b.height
         cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
-        where t.chain_id = chain and t.height <= at_height and s.address is not null
+        where c.chain_id = chain and s.address is not null
           and not exists (select from ebbtide.rejected_events r
                           where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
                             and r.event_index = t.event_index and r.projection = 'token_balances')

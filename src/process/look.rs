@@ -284,12 +284,7 @@ impl Task {
         let checkpoint = &look.checkpoint;
         let name = self.name.clone();
         let seen = |broken: bool, idle: bool| seen(&look, &name, broken, idle);
-        let cap = match (checkpoint.paused, checkpoint.pause_at) {
-            (true, None) => None,
-            (true, Some(at)) => Some(at),
-            (false, _) => Some(Height::MAX),
-        };
-        let (Some(cap), None) = (cap, &checkpoint.halted_reason) else {
+        let Some(cap) = checkpoint.stops_at() else {
             self.watcher.looked(&seen(false, true));
             return Ok(Outcome::Idle);
         };
@@ -298,7 +293,7 @@ impl Task {
             Some(after) => after.block.as_ref().map_or(cap, |b| cap.min(b.height)),
             None => cap,
         };
-        let start = look.start_height.or(look.lowest).map(|s| look.projection_start.map_or(s, |p| p.max(s)));
+        let start = look.start();
         if let Some(difference) = self.difference(session, &look, start, cap).await? {
             if checkpoint.deep_change && self.on_deep_change() == OnDeepChange::Halt {
                 let reason = "the chain changed at or below its final height; `ebbtide resume` rebuilds";
@@ -311,6 +306,7 @@ impl Task {
         // Only now, after a look that found no difference: what is final and unchanged needs no journal.
         self.prune(session, &look).await?;
         let Some(start) = start else {
+            self.forget_failure(session, &look).await?;
             self.watcher.looked(&seen(false, true));
             return Ok(Outcome::Idle);
         };
@@ -321,6 +317,7 @@ impl Task {
             if has_first {
                 return self.go_over(session, &look, Some(start), cap, nothing).await;
             }
+            self.forget_failure(session, &look).await?;
             self.watcher.looked(&seen(look.highest.is_some_and(|h| h >= start), true));
             return Ok(Outcome::Idle);
         }
@@ -333,6 +330,7 @@ impl Task {
         };
         match extended {
             Outcome::Idle => {
+                self.forget_failure(session, &look).await?;
                 let above = |h: Height| checkpoint.through.is_none_or(|t| h > t) && h <= cap;
                 self.watcher.looked(&seen(look.highest.is_some_and(above), true));
                 Ok(Outcome::Idle)
@@ -346,6 +344,14 @@ impl Task {
 
     pub(super) fn show_idle(&self, look: &Look) {
         self.watcher.looked(&seen(look, &self.name, false, true));
+    }
+
+    /// Nothing is left to do: what could not be applied is not there any more.
+    pub(super) async fn forget_failure(&self, session: &Session, look: &Look) -> Result<(), StoreError> {
+        if look.checkpoint.failed.is_some() {
+            session.write.forget_failure(self.chain, &self.name, look.checkpoint.seq).await?;
+        }
+        Ok(())
     }
 
     async fn go_over(

@@ -63,7 +63,11 @@ impl Task {
             Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
         } else if settings.history == History::Window && deep || beyond_history(look, ancestor.as_ref()) {
             ancestor = None;
-            tx.empty().await.map_err(&failed)?
+            let undone = tx.empty().await.map_err(&failed)?;
+            if let (true, Some(old_tip)) = (followed, &old_tip) {
+                tx.undo_followers(old_tip, None).await.map_err(&failed)?;
+            }
+            undone
         } else {
             if deep {
                 tx.unlimited().await?;
@@ -125,7 +129,8 @@ impl Task {
                 let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
                 let below = before.as_ref().map(|(b, _)| b.clone());
                 applied_blocks += chunk.len() as u64;
-                let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
+                let mut batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
+                batch.apply.history |= followed;
                 applied_events += batch.events;
                 refused += batch.refused;
                 match tx.apply(&batch.apply).await.map_err(&failed)? {

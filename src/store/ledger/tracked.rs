@@ -162,6 +162,18 @@ impl LedgerWrite {
         Ok(())
     }
 
+    /// Takes the note of [`note_failure`](Self::note_failure) away, for a state that has nothing left to do.
+    pub async fn forget_failure(&self, chain: ChainId, projection: &str, seq: i64) -> Result<(), StoreError> {
+        self.client
+            .execute(
+                "update checkpoints set failed_height = null, failed_reason = null, failures = 0, updated_at = now() \
+                 where chain_id = $1 and projection = $2 and seq = $3",
+                &[&chain.0, &projection, &seq],
+            )
+            .await?;
+        Ok(())
+    }
+
     /// Notes that a block could not be applied; the next one that can be takes the note away.
     pub async fn note_failure(
         &self,
