@@ -75,6 +75,26 @@ begin
     return followed;
 end $$;
 
+-- Whoever was not taken back must not look as if it had been, once the same block stands on other ones: it goes back itself.
+create or replace function leave_followers_behind(chain bigint, parent text, to_height bigint) returns void
+language plpgsql set enable_nestloop = on set plan_cache_mode = auto as $$
+#variable_conflict use_variable
+begin
+    with left_behind as (
+        select k.projection
+        from ebbtide.checkpoints k
+        join ebbtide.projections p on p.name = k.projection
+        where k.chain_id = chain and p.after = parent and k.height > coalesce(to_height, -1)
+        order by k.projection
+        -- One that is held moves by itself or is compared, which may last: the other does not wait for it.
+        for update of k skip locked
+    )
+    update ebbtide.checkpoints k
+    set redo_from = least(k.redo_from, coalesce(to_height + 1, 0)), updated_at = now()
+    from left_behind l
+    where k.chain_id = chain and k.projection = l.projection;
+end $$;
+
 -- Takes back the blocks above an ancestor for all followers that stand where their projection stands.
 create or replace function undo_followers(
     chain bigint, parent text, from_height bigint, from_hash text, to_height bigint, to_hash text
@@ -112,6 +132,7 @@ begin
             where k.chain_id = chain and k.projection = f.name;
         end;
     end loop;
+    perform ebbtide.leave_followers_behind(chain, parent, to_height);
     return followed;
 end $$;
 
@@ -138,13 +159,12 @@ begin
         select o.token, o.address, o.amount, -1 as height from ebbtide.opening_balances o where o.chain_id = chain
         union all
         select t.token, s.address, s.amount, t.height
-        from ebbtide.token_events t
+        from ebbtide.chains c
+        -- What lies below the start, or at a height without a block, is in no balance.
+        join ebbtide.blocks b on b.chain_id = c.chain_id and b.height >= coalesce(c.start_height, 0) and b.height <= at_height
+        join ebbtide.token_events t on t.chain_id = b.chain_id and t.height = b.height
         cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
-        -- What the projection counted: from its start on, and not where no block is.
-        where t.chain_id = chain and t.height <= at_height and s.address is not null
-          and t.height >= coalesce((select k.start_height from ebbtide.checkpoints k
-                                    where k.chain_id = chain and k.projection = 'token_balances'), 0)
-          and exists (select from ebbtide.blocks b where b.chain_id = chain and b.height = t.height)
+        where c.chain_id = chain and s.address is not null
           and not exists (select from ebbtide.rejected_events r
                           where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
                             and r.event_index = t.event_index and r.projection = 'token_balances')

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::extend::{bad_event, batch, read_chunk};
-use super::look::{Failed, Fault, Outcome, Task};
+use super::look::{Difference, Failed, Fault, Outcome, Task};
 use super::{Done, Of, Session};
 use crate::chain::{BlockRef, Height};
 use crate::projections::token_balances::{NAME, OnBadEvent};
@@ -46,7 +46,9 @@ impl Task {
             }
             let (block, revision) = (prepared.block.clone(), prepared.revision);
             let below = before.0.clone();
-            let batch = batch(look, &settings, Some(&(before.0, before.1)), start, journalled, vec![prepared]);
+            let mut batch = batch(look, &settings, Some(&(before.0, before.1)), start, journalled, vec![prepared]);
+            // They read what the block changed, whether or not it is kept.
+            batch.apply.history = true;
             let record = batch.apply.final_height.is_none_or(|f| block.height > f);
             journalled |= record;
             let failed = |error| {
@@ -80,10 +82,14 @@ impl Task {
         after: &After,
     ) -> Result<Option<Outcome>, Fault> {
         let checkpoint = &look.checkpoint;
+        let stops_at = checkpoint.stops_at();
         let in_step = |block: &BlockRef| {
             checkpoint.block.as_ref() == Some(block)
                 && checkpoint.redo_from.is_none()
+                // Another start may lead to the same block.
+                && checkpoint.begun_at == look.start()
                 && self.digest(look) == checkpoint.digest
+                && stops_at.is_none_or(|at| block.height <= at)
         };
         match &after.block {
             Some(block) if in_step(block) => {
@@ -94,12 +100,12 @@ impl Task {
                 self.forget_failure(session, look).await?;
                 self.prune(session, look).await?;
                 self.show_idle(look);
-                // Heights without a block are passed by each for itself.
-                let through = look.checkpoint.through;
-                let passed = if look.complete_to > through {
-                    self.pass_empty_blocks(session, look, Height::MAX).await?
-                } else {
-                    Outcome::Idle
+                // Heights without a block are passed by each for itself, and passed back where they are empty no longer.
+                let passed = match stops_at {
+                    Some(at) if look.complete_to.is_some() || checkpoint.through != Some(block.height) => {
+                        self.pass_empty_blocks(session, look, at).await?
+                    }
+                    _ => Outcome::Idle,
                 };
                 Ok(Some(passed))
             }
@@ -108,7 +114,16 @@ impl Task {
                 self.has_replica = true;
                 Ok(None)
             }
+            // It left its last block without this one: nothing stands any more.
+            None if checkpoint.block.is_some() && stops_at.is_some() => {
+                let rebuild = Some("the projection that it follows has no block");
+                let all = Difference { ancestor: None, deep: true, down: Vec::new(), same_branch: false, rebuild };
+                self.switch_tracked(session, look, None, Height::MAX, all).await.map(Some)
+            }
             _ => {
+                if after.block.is_none() && stops_at.is_some() {
+                    self.forget_failure(session, look).await?;
+                }
                 self.show_idle(look);
                 Ok(Some(Outcome::Idle))
             }

@@ -284,12 +284,7 @@ impl Task {
         let checkpoint = &look.checkpoint;
         let name = self.name.clone();
         let seen = |broken: bool, idle: bool| seen(&look, &name, broken, idle);
-        let cap = match (checkpoint.paused, checkpoint.pause_at) {
-            (true, None) => None,
-            (true, Some(at)) => Some(at),
-            (false, _) => Some(Height::MAX),
-        };
-        let (Some(cap), None) = (cap, &checkpoint.halted_reason) else {
+        let Some(cap) = checkpoint.stops_at() else {
             self.watcher.looked(&seen(false, true));
             return Ok(Outcome::Idle);
         };
@@ -298,7 +293,7 @@ impl Task {
             Some(after) => after.block.as_ref().map_or(cap, |b| cap.min(b.height)),
             None => cap,
         };
-        let start = look.start_height.or(look.lowest).map(|s| look.projection_start.map_or(s, |p| p.max(s)));
+        let start = look.start();
         if let Some(difference) = self.difference(session, &look, start, cap).await? {
             if checkpoint.deep_change && self.on_deep_change() == OnDeepChange::Halt {
                 let reason = "the chain changed at or below its final height; `ebbtide resume` rebuilds";

@@ -93,6 +93,9 @@ impl Task {
         if deep && old_tip.is_some() {
             tracing::info!(chain = %look.chain_name, projection = NAME, reason, "Rebuilding");
         }
+        if look.followed && !followed {
+            tx.leave_followers_behind(ancestor.as_ref()).await.map_err(&failed)?;
+        }
         let undone = if anew {
             tx.build_beside().await.map_err(&failed)?
         } else if let Some(old_tip) = &old_tip {
@@ -228,7 +231,9 @@ impl Task {
             let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
             let below = before.as_ref().map(|(b, _)| b.clone());
             branch.blocks += chunk.len() as u64;
-            let batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
+            let mut batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
+            // They read what the block changed, whether or not it is kept.
+            batch.apply.history |= followed;
             branch.events += batch.events;
             branch.refused += batch.refused;
             match tx.apply(&batch.apply).await.map_err(Trouble::Write)? {

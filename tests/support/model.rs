@@ -104,8 +104,20 @@ impl Chain {
         counted
     }
 
+    /// How far heights count as applied once the block at `tip` is the last one applied.
+    pub fn through(&self, tip: i64, cap: i64) -> i64 {
+        let next_stored = self.blocks.range(tip + 1..).next().map_or(i64::MAX, |(h, _)| *h);
+        let empty_to = self.complete_to.unwrap_or(-1).min(cap);
+        if empty_to > tip && next_stored > empty_to { empty_to } else { tip }
+    }
+
     /// What must have been applied once nothing is left to do, going no higher than `cap`.
     pub fn ledger(&self, cap: i64) -> Ledger {
+        self.ledger_along(cap, |_, _| {})
+    }
+
+    /// [`Chain::ledger`], shown after each of its blocks.
+    pub fn ledger_along(&self, cap: i64, mut show: impl FnMut(i64, &Ledger)) -> Ledger {
         let counted: Vec<i64> = self.counting().into_iter().filter(|h| *h <= cap).collect();
         let (Some(tip), Some(start)) = (counted.last().copied(), self.first()) else { return Ledger::default() };
         let mut ledger = Ledger::default();
@@ -129,11 +141,10 @@ impl Chain {
             for ((token, address), delta) in net {
                 ledger.change(&token, &address, *height, delta);
             }
+            show(*height, &ledger);
         }
         ledger.block = Some((tip, self.blocks[&tip].hash.clone()));
-        let next_stored = self.blocks.range(tip + 1..).next().map_or(i64::MAX, |(h, _)| *h);
-        let empty_to = self.complete_to.unwrap_or(-1).min(cap);
-        ledger.through = Some(if empty_to > tip && next_stored > empty_to { empty_to } else { tip });
+        ledger.through = Some(self.through(tip, cap));
         ledger
     }
 }
@@ -165,7 +176,8 @@ impl Ledger {
     }
 }
 
-fn first_difference<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+/// The first row in which `seen` is not as it must be.
+pub fn first_difference<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
     what: &str,
     must: &BTreeMap<K, V>,
     seen: &BTreeMap<K, V>,

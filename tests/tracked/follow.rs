@@ -55,6 +55,13 @@ impl Gold {
         self.hashes.push(hash);
     }
 
+    /// A block of a fixed name with one coin for somebody.
+    async fn put_at(&self, height: i64, to: &str) {
+        let event = json!([{"tx_index": 0, "event_index": 0, "token": "gold", "from_address": null, "to_address": to, "amount": 1}]);
+        let sql = "select put_block('main', $1::bigint, 'h' || $1::bigint, 'h' || $1::bigint - 1, now(), '[]', $2)";
+        self.client.execute(sql, &[&height, &event]).await.unwrap();
+    }
+
     async fn settle(&self) {
         let tip = self.hashes.last().unwrap();
         let mut last = Vec::new();
@@ -327,4 +334,26 @@ async fn a_follower_counts_what_the_ledger_counts() {
     gold.settle().await;
     assert_eq!(gold.agree().await, (Some(3), 3));
     drop(process);
+}
+
+/// The model test found it: without undo that reaches below it, the ledger begins anew and comes back to the same last block,
+/// and the follower stood there still.
+#[tokio::test]
+async fn a_follower_is_not_left_on_a_block_that_was_edited_under_its_name() {
+    let gold = Gold::new().await;
+    gold.client.batch_execute("update chains set finality_depth = 3").await.unwrap();
+    let once = || Ebbtide::succeed(&["process", "--once", "--history", "window", "--database-url", &gold.pg.url], &[]);
+    for (height, to) in [(3, "a"), (4, "b"), (5, "c")] {
+        gold.put_at(height, to).await;
+    }
+    once();
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    gold.client.batch_execute(FOLLOW).await.unwrap();
+    gold.client.batch_execute("update chains set complete_to = 9 where true").await.unwrap();
+    once();
+    assert_eq!(gold.holders().await, Some(3));
+    gold.client.batch_execute("delete from blocks where height = 3").await.unwrap();
+    gold.put_at(3, "b").await;
+    once();
+    assert_eq!(gold.holders().await, Some(2), "of b and c; a is gone with the edit");
 }

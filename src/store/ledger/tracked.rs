@@ -53,6 +53,7 @@ pub(super) struct TrackedStatements {
     apply_on_replica: Statement,
     follow_block: Statement,
     undo_followers: Statement,
+    leave_followers_behind: Statement,
     begin_block: Statement,
     enter_block: Statement,
     leave_block: Statement,
@@ -69,6 +70,7 @@ impl TrackedStatements {
             apply_sql_block: client.prepare(&["select apply_sql_block", STEP].concat()).await?,
             apply_on_replica: client.prepare(&["select apply_sql_block_on_replica", STEP].concat()).await?,
             follow_block: client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)").await?,
+            leave_followers_behind: client.prepare("select leave_followers_behind($1, $2, $3)").await?,
             undo_followers: client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)").await?,
             begin_block: client.prepare(&["select begin_block", STEP].concat()).await?,
             enter_block: client.prepare("select check_shapes($1), enter_block($1, $2, $3, $4)").await?,
@@ -275,6 +277,14 @@ impl Switch<'_> {
                 ],
             )
             .await?;
+        Ok(())
+    }
+
+    /// Before an undo that takes nobody along: whoever follows and stands above the ancestor goes back by itself.
+    pub async fn leave_followers_behind(&self, ancestor: Option<&BlockRef>) -> Result<(), StoreError> {
+        let to = ancestor.map(|b| b.height.to_sql());
+        let statement = &self.statements.tracked.leave_followers_behind;
+        self.tx.execute(statement, &[&self.chain.0, &self.projection, &to]).await?;
         Ok(())
     }
 

@@ -75,6 +75,24 @@ pub struct Checkpoint {
     pub failed: Option<(Option<Height>, String)>,
 }
 
+impl Look {
+    /// The height at which the projection begins; none: no block is there, and no start is set.
+    pub fn start(&self) -> Option<Height> {
+        self.start_height.or(self.lowest).map(|s| self.projection_start.map_or(s, |p| p.max(s)))
+    }
+}
+
+impl Checkpoint {
+    /// Up to where blocks may be applied; none: it stays where it is, paused or halted.
+    pub fn stops_at(&self) -> Option<Height> {
+        match (&self.halted_reason, self.paused, self.pause_at) {
+            (Some(_), ..) | (None, true, None) => None,
+            (None, true, Some(at)) => Some(at),
+            (None, false, _) => Some(Height::MAX),
+        }
+    }
+}
+
 /// A row of `reorgs`.
 #[derive(Debug, Clone)]
 pub struct ReorgNote {

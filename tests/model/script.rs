@@ -1,60 +1,53 @@
-//! Random scripts drive a pure model and the real thing; they must agree after every step.
-//!
-//! `EBBTIDE_MODEL_SEED=n` runs one script and prints its steps; `make soak` goes on for `EBBTIDE_SOAK_SECONDS`.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
-
-mod support;
+//! A random script: what it does to the chain tables and asks of the processor, and what must have followed from it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ebbtide::process::{ProcessSettings, Unwatched, run};
 use ebbtide::projections::token_balances::{History, Settings};
-use ebbtide::store::{Store, StoreSettings, Wake, WakeMode};
+use ebbtide::store::{Store, Wake, WakeMode};
 use num_bigint::BigInt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use support::model::{Block, Chain, Ledger, Movement};
-use support::{Ebbtide, Pg};
 use tokio_postgres::{Client, GenericClient};
 use tokio_util::sync::CancellationToken;
 
-/// Seeds that once failed; they run first.
-const FAILED_ONCE: &[u64] = &[39, 3_136_187_724, 3_136_187_799];
+use crate::support::model::{Block, Chain, Ledger, Movement};
+use crate::tracked::{Compared, TROUBLE, Tracked};
+
 /// No account of an EVM chain.
 const NOBODY: &str = "nobody";
-const STEPS: std::ops::Range<usize> = 8..24;
+/// Makes another seed of a seed.
+const ASIDE: u64 = 0x7261_636b_6564;
 
-/// Counts, so that a pass over nothing shows.
-#[derive(Default)]
-struct Counts {
-    scripts: u64,
-    steps: u64,
-    blocks: u64,
-    reorgs: i64,
-}
-
-struct Script {
-    rng: StdRng,
-    name: String,
-    id: i64,
-    chain: Chain,
+/// A random script, its model and what it did.
+pub struct Script {
+    pub rng: StdRng,
+    /// What concerns projections is drawn from here, so that they leave the rest of a script as it is.
+    pub aside: StdRng,
+    pub name: String,
+    pub id: i64,
+    pub chain: Chain,
     is_evm: bool,
     settings: ProcessSettings,
     /// Highest block to be applied; none: stays where it is.
-    cap: Option<i64>,
+    pub cap: Option<i64>,
     /// What the last step left.
-    ledger: Ledger,
-    names: u64,
-    steps: Vec<String>,
-    blocks: u64,
+    pub ledger: Ledger,
+    pub tracked: Vec<Tracked>,
+    /// Something changed while a processor ran, since the last comparison.
+    pub raced: bool,
+    pub names: u64,
+    pub steps: Vec<String>,
+    pub blocks: u64,
+    pub compared: Compared,
 }
 
-type Failure = String;
+pub type Failure = String;
 
 impl Script {
-    async fn begin(db: &Client, seed: u64) -> Script {
+    pub async fn begin(db: &Client, seed: u64) -> Script {
         let mut rng = StdRng::seed_from_u64(seed);
         let is_evm = rng.random_bool(0.25);
         let start = if rng.random_bool(0.4) { Some(rng.random_range(0..6i64)) } else { None };
@@ -77,10 +70,30 @@ impl Script {
             Chain { start, impossible: if is_evm { vec![NOBODY.to_owned()] } else { Vec::new() }, ..Chain::default() };
         let steps = vec![format!("{kind}, start {start:?}, finality {depth}, batch {batch}, {history:?}")];
         let ledger = Ledger::default();
-        Script { rng, name, id, chain, is_evm, settings, cap: Some(i64::MAX), ledger, names: 0, steps, blocks: 0 }
+        let mut aside = StdRng::seed_from_u64(seed ^ ASIDE);
+        let tracked = Tracked::choose(db, &mut aside).await;
+        let mut script = Script {
+            rng,
+            aside,
+            name,
+            id,
+            chain,
+            is_evm,
+            settings,
+            cap: Some(i64::MAX),
+            ledger,
+            tracked,
+            raced: false,
+            names: 0,
+            steps,
+            blocks: 0,
+            compared: Compared::default(),
+        };
+        script.begin_tracked(db).await;
+        script
     }
 
-    fn say(&mut self, step: String) {
+    pub fn say(&mut self, step: String) {
         self.steps.push(step);
     }
 
@@ -237,7 +250,7 @@ impl Script {
     }
 
     /// One change of the chain tables, or of what is asked of the processor.
-    async fn change<C: GenericClient>(&mut self, db: &C) {
+    pub async fn change<C: GenericClient>(&mut self, db: &C) {
         let Some(height) = self.some_height() else { return self.extend(db).await };
         match self.rng.random_range(0..26) {
             0..6 => self.extend(db).await,
@@ -407,13 +420,14 @@ impl Script {
         }
     }
 
-    async fn resume(&mut self, db: &Client) {
+    pub async fn resume(&mut self, db: &Client) {
         self.say("resume".to_owned());
         db.execute("select resume($1, 'token_balances')", &[&self.name]).await.unwrap();
         self.cap = Some(i64::MAX);
     }
 
-    async fn step(&mut self, store: &Store, db: &mut Client) -> Result<(), Failure> {
+    pub async fn step(&mut self, store: &Store, db: &mut Client) -> Result<(), Failure> {
+        self.steer_tracked(db).await;
         if self.chance(7) {
             self.steer(db).await;
         } else if self.chance(4) {
@@ -436,6 +450,7 @@ impl Script {
             let running = tokio::spawn(process(store.clone(), self.settings.clone()));
             self.change(db).await;
             running.await.map_err(|e| e.to_string())??;
+            self.raced = true;
         } else {
             for _ in 0..self.rng.random_range(1..3) {
                 self.change(db).await;
@@ -449,17 +464,19 @@ impl Script {
     }
 
     /// Lets the processor do what is to be done, and compares.
-    async fn settle(&mut self, store: &Store, db: &Client) -> Result<(), Failure> {
+    pub async fn settle(&mut self, store: &Store, db: &Client) -> Result<(), Failure> {
+        let refused;
         if self.chance(5) {
             self.say("two processors".to_owned());
             let other = tokio::spawn(process(store.clone(), self.settings.clone()));
-            process(store.clone(), self.settings.clone()).await?;
-            other.await.map_err(|e| e.to_string())??;
+            let one = process(store.clone(), self.settings.clone()).await?;
+            refused = other.await.map_err(|e| e.to_string())?? || one;
         } else {
             self.say("process".to_owned());
-            process(store.clone(), self.settings.clone()).await?;
+            refused = process(store.clone(), self.settings.clone()).await?;
         }
-        self.compare(db).await
+        self.compare(db).await?;
+        self.compare_tracked(db, refused).await
     }
 
     async fn compare(&mut self, db: &Client) -> Result<(), Failure> {
@@ -510,11 +527,13 @@ impl Script {
     }
 }
 
-async fn process(store: Store, settings: ProcessSettings) -> Result<(), Failure> {
+/// Runs a processor until nothing is left to do. Whether it ended because a projection's function failed.
+async fn process(store: Store, settings: ProcessSettings) -> Result<bool, Failure> {
     let wake = Wake::start(&store, WakeMode::Poll);
     let end = run(store, settings, wake, Arc::new(Unwatched), CancellationToken::new());
     match tokio::time::timeout(Duration::from_secs(30), end).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => Ok(false),
+        Ok(Err(error)) if error.to_string().contains(TROUBLE) => Ok(true),
         Ok(Err(error)) => Err(format!("the processor gave up: {error}")),
         Err(_) => Err("the processor does not come to an end".to_owned()),
     }
@@ -523,7 +542,8 @@ async fn process(store: Store, settings: ProcessSettings) -> Result<(), Failure>
 /// The ledger as it stands, and up to where its history was pruned.
 async fn read_ledger(db: &Client, chain: i64) -> (Ledger, Option<i64>) {
     let big = |text: &str| text.parse::<BigInt>().unwrap();
-    let sql = "select height, hash, through_height, history_from from checkpoints where chain_id = $1";
+    let sql = "select height, hash, through_height, history_from from checkpoints
+               where chain_id = $1 and projection = 'token_balances'";
     let (block, through, pruned_to) = match db.query_opt(sql, &[&chain]).await.unwrap() {
         Some(row) => {
             let block = row.get::<_, Option<i64>>(0).map(|height| (height, row.get(1)));
@@ -549,141 +569,4 @@ async fn read_ledger(db: &Client, chain: i64) -> (Ledger, Option<i64>) {
         .map(|row| ((row.get(0), row.get(1), row.get(2)), (big(row.get(3)), big(row.get(4)), row.get(5))))
         .collect();
     (Ledger { block, through, balances, changes }, pruned_to)
-}
-
-async fn run_script(store: &Store, db: &mut Client, seed: u64, counts: &mut Counts) -> Result<(), Vec<String>> {
-    let mut script = Script::begin(db, seed).await;
-    let mut failure = None;
-    for _ in 0..script.rng.random_range(STEPS) {
-        counts.steps += 1;
-        if let Err(why) = script.step(store, db).await {
-            failure = Some(why);
-            break;
-        }
-    }
-    if failure.is_none() {
-        script.resume(db).await;
-        failure = script.settle(store, db).await.err();
-    }
-    if failure.is_none() {
-        let findings = store.verify(Some(&script.name), 5).await.unwrap();
-        if findings.differences > 0 {
-            failure = Some(format!("verify: {}", findings.lines.join("\n  ")));
-        }
-    }
-    // A reorg leads from a tip down to an ancestor and up again.
-    let row = db
-        .query_one(
-            "select count(*), count(*) filter (where depth < 1 or ancestor >= old_tip_height or new_tip_height < ancestor
-                 or blocks_applied < 0 or new_tip_height is null and blocks_applied > 0)
-             from reorgs where chain_id = $1",
-            &[&script.id],
-        )
-        .await
-        .unwrap();
-    let (reorgs, implausible): (i64, i64) = (row.get(0), row.get(1));
-    if failure.is_none() && implausible > 0 {
-        failure = Some(format!("{implausible} rows of reorgs make no sense"));
-    }
-    counts.scripts += 1;
-    counts.blocks += script.blocks;
-    counts.reorgs += reorgs;
-    if let Some(why) = failure {
-        let mut lines = vec![format!("seed {seed}: {why}")];
-        lines.append(&mut script.steps);
-        return Err(lines);
-    }
-    if std::env::var_os("EBBTIDE_KEEP_DATABASES").is_none() {
-        db.execute("select drop_chain($1)", &[&script.name]).await.unwrap();
-    }
-    Ok(())
-}
-
-/// Runs scripts, two at a time, until the budget is used up; fails with the shortest script that failed.
-async fn run_scripts(seeds: impl Iterator<Item = u64>, budget: Duration) {
-    let seeds = std::sync::Mutex::new(seeds);
-    let begun = Instant::now();
-    let worker = async || {
-        let pg = Pg::new().await;
-        let mut db = pg.client().await;
-        let store = Store::open(&pg.url, StoreSettings::default()).unwrap();
-        let (mut counts, mut failed) = (Counts::default(), Vec::new());
-        while begun.elapsed() < budget && failed.len() < 3 {
-            let Some(seed) = seeds.lock().unwrap().next() else { break };
-            if let Err(steps) = run_script(&store, &mut db, seed, &mut counts).await {
-                println!("failed: {}", steps.join("\n  "));
-                failed.push(steps);
-                db.execute("select drop_chain(name) from chains", &[]).await.unwrap();
-            }
-        }
-        (counts, failed)
-    };
-    let (one, two) = tokio::join!(worker(), worker());
-    let (mut all, mut failed) = (Counts::default(), Vec::new());
-    for (counts, mut more) in [one, two] {
-        all.scripts += counts.scripts;
-        all.steps += counts.steps;
-        all.blocks += counts.blocks;
-        all.reorgs += counts.reorgs;
-        failed.append(&mut more);
-    }
-    let Counts { scripts, steps, blocks, reorgs } = all;
-    println!("{scripts} scripts, {steps} steps, {blocks} blocks, {reorgs} reorgs");
-    failed.sort_by_key(Vec::len);
-    if let Some(shortest) = failed.first() {
-        panic!("{} scripts failed (their steps are above); the shortest: {}", failed.len(), shortest[0]);
-    }
-    assert!(scripts > 0 && reorgs > 0, "nothing was tried");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_scripts_leave_postgres_as_the_model_says() {
-    if let Ok(seed) = std::env::var("EBBTIDE_MODEL_SEED") {
-        return run_scripts(std::iter::once(seed.parse().unwrap()), Duration::from_secs(60)).await;
-    }
-    // The same scripts each time, so that a failure is of the change at hand; `make soak` goes on to others.
-    run_scripts(FAILED_ONCE.iter().copied().chain(1..=220), Duration::MAX).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn soak_random_scripts_leave_postgres_as_the_model_says() {
-    let Some(seconds) = std::env::var("EBBTIDE_SOAK_SECONDS").ok().and_then(|s| s.parse().ok()) else {
-        println!("skipped: EBBTIDE_SOAK_SECONDS is not set (make soak)");
-        return;
-    };
-    let first: u64 = rand::random::<u32>().into();
-    println!("seeds from {first}");
-    run_scripts(first.., Duration::from_secs(seconds)).await;
-}
-
-/// The built program, killed in the midst of it again and again, ends up where the model is.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_processor_killed_at_any_moment_goes_on_rightly() {
-    let pg = Pg::new().await;
-    let db = pg.client().await;
-    let store = Store::open(&pg.url, StoreSettings::default()).unwrap();
-    let mut script = Script::begin(&db, 77).await;
-    let mut kills = 0;
-    let begun = Instant::now();
-    while kills < 15 && begun.elapsed() < Duration::from_secs(40) {
-        let mut program = Ebbtide::spawn(&["process", "--database-url", &pg.url], &[]);
-        let sql =
-            "select from pg_stat_activity where datname = current_database() and application_name = 'ebbtide process'";
-        support::wait_until("the program is there", async || db.query(sql, &[]).await.unwrap().pop()).await;
-        let until = Instant::now() + Duration::from_millis(script.rng.random_range(50..300));
-        while Instant::now() < until {
-            script.change(&db).await;
-        }
-        program.kill();
-        kills += 1;
-        if kills % 3 == 0
-            && let Err(why) = script.settle(&store, &db).await
-        {
-            panic!("after {kills} kills: {why}\n{}", script.steps.join("\n"));
-        }
-    }
-    script.settle(&store, &db).await.unwrap_or_else(|why| panic!("{why}\n{}", script.steps.join("\n")));
-    let findings = store.verify(None, 5).await.unwrap();
-    assert_eq!(findings.differences, 0, "{:?}", findings.lines);
-    println!("{kills} kills, {} steps, {} blocks", script.steps.len(), script.blocks);
 }
