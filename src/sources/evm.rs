@@ -6,6 +6,7 @@
 
 mod abi;
 mod balances;
+pub mod check;
 pub mod decode;
 mod deployment;
 mod factory;
@@ -14,7 +15,7 @@ mod follow;
 mod metadata;
 mod signature;
 mod signatures;
-mod wire;
+pub mod wire;
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,10 +27,11 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
+use self::check::BloomTrust;
 use self::decode::{DecodeSettings, Decoder};
 pub use self::factory::FactorySettings;
 use self::factory::Following;
-use self::fetch::{BloomTrust, Fetch, NEAR_HEAD};
+use self::fetch::{Fetch, NEAR_HEAD};
 use self::follow::{Follow, Ticket};
 use super::http::{HttpClient, parse_url};
 use super::rpc::endpoint::{Call, Endpoint};

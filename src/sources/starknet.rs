@@ -11,7 +11,7 @@ mod fetch;
 pub mod follow;
 mod metadata;
 mod search;
-mod wire;
+pub mod wire;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;

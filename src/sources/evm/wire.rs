@@ -11,22 +11,26 @@ use crate::chain::{Hash, Height, Link};
 
 /// A block's header, as far as we use it.
 #[derive(Debug, Clone)]
-pub(super) struct Header {
-    pub(super) link: Link,
+pub struct Header {
+    /// Its names.
+    pub link: Link,
     /// None when the chain's clock is beyond what a timestamp can hold.
-    pub(super) time: Option<jiff::Timestamp>,
+    pub time: Option<jiff::Timestamp>,
     /// None when the node leaves it out.
-    pub(super) bloom: Option<Box<[u8; 256]>>,
+    pub bloom: Option<Box<[u8; 256]>>,
 }
 
 /// A log and the block it is said to belong to.
 #[derive(Debug, Clone)]
-pub(super) struct PlacedLog {
-    pub(super) height: Height,
-    pub(super) block_hash: Hash,
+pub struct PlacedLog {
+    /// Its block's height.
+    pub height: Height,
+    /// Its block's hash.
+    pub block_hash: Hash,
     /// The node took it back: it is of a block that was replaced.
-    pub(super) removed: bool,
-    pub(super) log: RawLog,
+    pub removed: bool,
+    /// What it says; each text is hex of the right length.
+    pub log: RawLog,
 }
 
 #[derive(Deserialize)]
@@ -59,7 +63,7 @@ struct WireLog {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn header(raw: &RawValue) -> Result<Option<Header>, String> {
+pub fn header(raw: &RawValue) -> Result<Option<Header>, String> {
     let wire: Option<WireHeader> = serde_json::from_str(raw.get()).map_err(|e| format!("not a block: {e}"))?;
     let Some(wire) = wire else { return Ok(None) };
     let height = quantity(&wire.number).and_then(Height::new).ok_or("a block whose number is no height")?;
@@ -84,7 +88,7 @@ pub(super) fn header(raw: &RawValue) -> Result<Option<Header>, String> {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn logs(raw: &RawValue) -> Result<Vec<PlacedLog>, String> {
+pub fn logs(raw: &RawValue) -> Result<Vec<PlacedLog>, String> {
     let wire: Option<Vec<WireLog>> = serde_json::from_str(raw.get()).map_err(|e| format!("not logs: {e}"))?;
     // Nodes that do not know a block answer null where others answer with an error.
     wire.ok_or("null for logs")?.into_iter().map(placed).collect()
