@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-use alloy_primitives::hex;
+use alloy_primitives::{Address, B256};
 
 use super::decode::{LogFilter, RawLog, read_word};
 use super::parse_address;
@@ -120,7 +120,7 @@ impl Check<'_> {
                 return Err(Fault::lie(height, "a log that was not asked for"));
             }
             if let Some(bloom) = header.bloom.as_ref().filter(|_| self.blooms == BloomTrust::Exact)
-                && !items(&log).all(|item| blooms.may_hold(bloom, &item))
+                && !items(&log).all(|item| blooms.may_hold(bloom, item.as_ref()))
             {
                 let what =
                     "a log that the header's bloom rules out (if this chain keeps no blooms: check_bloom = false)";
@@ -144,7 +144,7 @@ impl Check<'_> {
     pub(super) fn whole(self, header: &Header, all: Vec<RawLog>, blooms: &mut Blooms) -> Result<Vec<RawLog>, Fault> {
         let mut bits = [0u8; 256];
         for item in all.iter().flat_map(items) {
-            blooms.add(&mut bits, &item);
+            blooms.add(&mut bits, item.as_ref());
         }
         // Bits too many are a log that the bloom rules out: `logs` sees to that.
         let promised = header.bloom.iter().flat_map(|bloom| bloom.iter());
@@ -181,13 +181,30 @@ impl Check<'_> {
 }
 
 fn matches(filter: &LogFilter, log: &RawLog) -> bool {
-    let address = parse_address(&log.address);
-    let topic = log.topics.first().and_then(|topic| read_word(topic));
-    (filter.topics0.is_empty() || topic.is_some_and(|topic| filter.topics0.contains(&topic)))
-        && (filter.addresses.is_empty() || address.is_some_and(|a| filter.addresses.binary_search(&a).is_ok()))
+    let topic = || log.topics.first().and_then(|topic| read_word(topic));
+    let address = || parse_address(&log.address);
+    (filter.topics0.is_empty() || topic().is_some_and(|topic| filter.topics0.contains(&topic)))
+        && (filter.addresses.is_empty() || address().is_some_and(|a| filter.addresses.binary_search(&a).is_ok()))
 }
 
 /// What a log puts into its block's bloom.
-fn items(log: &RawLog) -> impl Iterator<Item = Vec<u8>> {
-    std::iter::once(&log.address).chain(&log.topics).map(|text| hex::decode(text).unwrap_or_default())
+fn items(log: &RawLog) -> impl Iterator<Item = Item> {
+    let address = Item::Address(parse_address(&log.address).unwrap_or_default());
+    let topics = log.topics.iter().map(|topic| Item::Topic(read_word(topic).unwrap_or_default()));
+    std::iter::once(address).chain(topics)
+}
+
+/// Bytes of one or the other length.
+enum Item {
+    Address(Address),
+    Topic(B256),
+}
+
+impl AsRef<[u8]> for Item {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Item::Address(address) => address.as_slice(),
+            Item::Topic(topic) => topic.as_slice(),
+        }
+    }
 }
