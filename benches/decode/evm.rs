@@ -27,18 +27,26 @@ const EVENTS: [&str; 2] = [
 struct Reader {
     decoder: Decoder,
     filters: Vec<LogFilter>,
+    blooms: BloomTrust,
 }
 
 pub(crate) fn cases(size: &Size) -> Vec<Case> {
+    let whats = [
+        (BloomTrust::Exact, "decode rate, evm: logs of 100 blocks at once, a fifth of them no Transfers"),
+        (BloomTrust::None, "decode rate, evm: the same with `check_bloom = false`"),
+    ];
+    whats.map(|(blooms, what)| case(size, blooms, what)).into()
+}
+
+fn case(size: &Size, blooms: BloomTrust, what: &'static str) -> Case {
     let events = EVENTS.map(str::to_owned).to_vec();
     let decoder = Decoder::new(&DecodeSettings { events, ..DecodeSettings::default() }, Some(1)).unwrap();
-    let reader = Reader { filters: decoder.filters(), decoder };
+    let reader = Reader { filters: decoder.filters(), decoder, blooms };
     // One for the logs, one for the wrapped native token's deposits and withdrawals.
     assert_eq!(reader.filters.len(), 2);
     let (mut dice, mut holds) = (Dice::new(), Tally::default());
     let answers = (0..size.of(20, 2)).map(|n| answer(1 + n * BLOCKS, &mut dice, &mut holds)).collect();
-    let what = "decode rate, evm: logs of 100 blocks at once, a fifth of them events with tuples and such";
-    vec![Case { what, answers, holds, read: Box::new(move |_, bodies| reader.read(bodies)) }]
+    Case { what, answers, holds, read: Box::new(move |_, bodies| reader.read(bodies)) }
 }
 
 impl Reader {
@@ -51,7 +59,7 @@ impl Reader {
         for raw in results(logs) {
             take_range(wire::logs(&raw).unwrap(), &range, &mut by_block).unwrap();
         }
-        let check = Check { filters: &self.filters, blooms: BloomTrust::Exact };
+        let check = Check { filters: &self.filters, blooms: self.blooms };
         check.blocks(&headers, &mut by_block).unwrap();
         let mut tally = Tally::default();
         for header in headers {

@@ -1,11 +1,12 @@
 //! How fast a node's answers become chain values: no network, no database, one thread.
 //!
-//! `cargo bench --bench decode`, or with a word to run only the lines whose name holds it. `EBBTIDE_BENCH_SCALE` (default
-//! 1) multiplies the number of blocks, `EBBTIDE_BENCH_ROUNDS` (default 3) the repetitions. The answers are made here, in
-//! the shape that nodes give them, and read by the functions that the sources read them with: the envelope first, then
-//! what is in it, every check that needs nobody to be asked, and the decoder. The floor is serde_json reading the same
-//! bytes into a `Value`, which checks and keeps nothing but the text. Product and floor take turns; what was read is
-//! compared with what was put in, each time.
+//! `cargo bench --bench decode`, or with a word to run only the lines whose name holds it. `EBBTIDE_BENCH_SCALE` and
+//! `EBBTIDE_BENCH_ROUNDS` multiply blocks and repetitions as in the other bench.
+//!
+//! The answers are made here, in the shape that nodes give them, and read by the functions that the sources read them
+//! with: what is in the envelope, every check that needs nobody to be asked, and the decoder. The floor is serde_json
+//! reading the same bytes into a `Value`, which checks and keeps nothing but the text. Product and floor take turns; what
+//! was read is compared with what was put in, each time.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod evm;
@@ -42,13 +43,15 @@ pub(crate) struct Tally {
 /// Bodies of HTTP answers that are read together.
 pub(crate) type Bodies = Vec<Vec<u8>>;
 
+/// Reads the answer of this number.
+pub(crate) type Read = Box<dyn Fn(u64, &[Vec<u8>]) -> Tally>;
+
 /// A line to be measured.
 pub(crate) struct Case {
     pub(crate) what: &'static str,
     pub(crate) answers: Vec<Bodies>,
     pub(crate) holds: Tally,
-    /// Reads the answer of this number.
-    pub(crate) read: Box<dyn Fn(u64, &[Vec<u8>]) -> Tally>,
+    pub(crate) read: Read,
 }
 
 impl Tally {
@@ -146,7 +149,8 @@ pub(crate) fn hash_of(kind: &str, n: u64) -> [u8; 32] {
 
 fn main() {
     let size = Size::asked_for();
-    let parts: [(&str, fn(&Size) -> Vec<Case>); 4] = [
+    type Cases = fn(&Size) -> Vec<Case>;
+    let parts: [(&str, Cases); 4] = [
         ("decode evm", evm::cases),
         ("decode gno", gno::cases),
         ("decode starknet", starknet::cases),
