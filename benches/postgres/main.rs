@@ -14,6 +14,7 @@ mod node;
 mod ponder;
 mod report;
 mod server;
+mod size;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod tracked;
@@ -21,36 +22,10 @@ mod workload;
 
 use report::Line;
 use server::Server;
-
-/// How much is done.
-pub(crate) struct Size {
-    scale: f64,
-    pub(crate) rounds: usize,
-    only: Option<String>,
-}
-
-impl Size {
-    /// So many, scaled, at least `least`.
-    pub(crate) fn of(&self, count: u64, least: u64) -> u64 {
-        ((count as f64 * self.scale) as u64).max(least)
-    }
-
-    fn wants(&self, part: &str) -> bool {
-        self.only.as_ref().is_none_or(|word| part.contains(word.as_str()))
-    }
-}
-
-fn number_from(variable: &str, default: f64) -> f64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).filter(|n| *n > 0.0).unwrap_or(default)
-}
+use size::Size;
 
 fn main() {
-    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    let size = Size {
-        scale: number_from("EBBTIDE_BENCH_SCALE", 1.0),
-        rounds: number_from("EBBTIDE_BENCH_ROUNDS", 3.0) as usize,
-        only,
-    };
+    let size = Size::asked_for();
     let folder = match std::env::var_os("EBBTIDE_BENCH_DIR") {
         Some(place) => tempfile::tempdir_in(place),
         None => tempfile::tempdir(),
@@ -62,7 +37,8 @@ fn main() {
 async fn run(size: &Size, folder: &std::path::Path) {
     let begun = std::time::Instant::now();
     let server = Server::start(folder).await;
-    report::print_machine(&server.version().await, &server::SETTINGS);
+    report::print_machine();
+    report::print_server(&server.version().await, &server::SETTINGS);
     // A bench that is stopped leaves no server behind.
     let lines = tokio::select! {
         lines = measure(&server, size) => lines,
@@ -122,7 +98,7 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
         lines.extend(node::to_balances(server, size).await);
     }
     // Asked for by name alone: it takes minutes and packages that nothing else needs.
-    if size.only.as_deref() == Some("ponder") {
+    if size.names("ponder") {
         lines.extend(ponder::beside(server, size).await);
     }
     if size.wants("memory") {

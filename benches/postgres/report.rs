@@ -117,9 +117,9 @@ fn field(file: &str, name: &str) -> String {
     value.map_or("unknown", |(_, v)| v.trim()).to_owned()
 }
 
-/// Processor, memory, server and commit, in two lines.
+/// Processor, memory and commit, in two lines.
 #[expect(clippy::print_stdout, reason = "as above")]
-pub(crate) fn print_machine(server: &str, settings: &[&str]) {
+pub(crate) fn print_machine() {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!(
@@ -128,6 +128,11 @@ pub(crate) fn print_machine(server: &str, settings: &[&str]) {
         field("/proc/meminfo", "MemTotal"),
         load.split(' ').next().unwrap_or("unknown"),
     );
-    println!("{server}; {}", settings.join(", "));
     println!("commit {}\n", first_line("git", &["describe", "--always", "--dirty", "--abbrev=10"]));
+}
+
+/// The server and what it was started with, in a line.
+#[expect(clippy::print_stdout, reason = "as above")]
+pub(crate) fn print_server(version: &str, settings: &[&str]) {
+    println!("{version}; {}\n", settings.join(", "));
 }

@@ -6,6 +6,7 @@
 
 mod abi;
 mod balances;
+pub mod check;
 pub mod decode;
 mod deployment;
 mod factory;
@@ -14,28 +15,26 @@ mod follow;
 mod metadata;
 mod signature;
 mod signatures;
-mod wire;
+pub mod wire;
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alloy_primitives::{Address, U256, hex};
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
+use self::check::BloomTrust;
 use self::decode::{DecodeSettings, Decoder};
 pub use self::factory::FactorySettings;
 use self::factory::Following;
-use self::fetch::{BloomTrust, Fetch, NEAR_HEAD};
+use self::fetch::{Fetch, NEAR_HEAD};
 use self::follow::{Follow, Ticket};
-use super::http::{HttpClient, parse_url};
 use super::rpc::endpoint::{Call, Endpoint};
 use super::rpc::heads::Bell;
 use super::rpc::pool::Pool;
-use super::rpc::{Changes, Dialect, fault, opinion};
+use super::rpc::{Changes, Dialect, Seen, fault, opinion};
 use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
 use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 
@@ -43,8 +42,6 @@ use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 const LOGS_BESIDE_BLOOMS: [&str; 3] = ["137", "80001", "80002"];
 /// Networks that people start on their own machine (anvil, hardhat, geth --dev): there genesis is a fine start.
 const DEV_NETWORKS: [&str; 2] = ["31337", "1337"];
-/// How long the other URLs may take to name their network at the start.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Tokens described by one call of ours, so that no request grows without bound.
 const TOKENS_AT_ONCE: usize = 100;
 const SUBSCRIBE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"eth_subscribe","params":["newHeads"]}"#;
@@ -114,11 +111,10 @@ pub struct EvmSource {
     follow: Follow,
     check_bloom: bool,
     confirm_grace: Duration,
-    /// The newest head seen, plus one; 0: none yet.
-    head: AtomicU64,
-    /// The newest block that a node called final, plus one; 0: none yet.
-    finalized: AtomicU64,
-    looked_at_all: AtomicBool,
+    /// The newest head seen.
+    head: Seen,
+    /// The newest block that a node called final.
+    finalized: Seen,
     changes: Changes,
     bell: Bell,
 }
@@ -129,29 +125,17 @@ impl EvmSource {
     /// # Errors
     /// Permanent, naming the setting that is wrong.
     pub fn new(settings: EvmSettings) -> Result<EvmSource, SourceError> {
-        let least = |setting: &str, ok: bool, bound: &str| {
-            if ok { Ok(()) } else { Err(SourceError::permanent(format!("{setting} must be at least {bound}"))) }
-        };
-        least("url: their number", !settings.urls.is_empty(), "1")?;
-        least("request_timeout", settings.request_timeout >= Duration::from_millis(10), "10 ms")?;
-        least("body_limit", settings.body_limit >= 64 << 10, "64 KiB")?;
-        least("concurrency", settings.concurrency >= 1, "1")?;
+        let pool =
+            Pool::new(&settings.urls, settings.request_timeout, settings.body_limit, settings.concurrency, &DIALECT)?;
+        let bell = Bell::new(settings.ws_url.as_deref(), SUBSCRIBE)?;
         let decode = DecodeSettings {
             tokens: settings.tokens,
             events: settings.events,
             wrapped_native: settings.wrapped_native,
         };
         let early_decoder = Decoder::with_factories(&decode, &settings.factories, None)?;
-        let client = HttpClient::new(settings.request_timeout, settings.body_limit)?;
-        let gate = Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)));
-        let mut endpoints = Vec::with_capacity(settings.urls.len());
-        for text in &settings.urls {
-            let url = parse_url("url", text, &["http", "https"])?;
-            endpoints.push(Endpoint::new(url, client.clone(), Arc::clone(&gate), &DIALECT));
-        }
-        let ws_url = settings.ws_url.map(|text| parse_url("ws_url", &text, &["ws", "wss"])).transpose()?;
         Ok(EvmSource {
-            pool: Pool::new(endpoints),
+            pool,
             decode,
             factories: settings.factories,
             early_decoder,
@@ -159,11 +143,10 @@ impl EvmSource {
             follow: Follow::default(),
             check_bloom: settings.check_bloom,
             confirm_grace: settings.confirm_grace,
-            head: AtomicU64::new(0),
-            finalized: AtomicU64::new(0),
-            looked_at_all: AtomicBool::new(false),
+            head: Seen::default(),
+            finalized: Seen::default(),
             changes: Changes::default(),
-            bell: Bell::new(ws_url, SUBSCRIBE),
+            bell,
         })
     }
 
@@ -203,11 +186,10 @@ impl EvmSource {
         // Not every node knows the word, and none knows a block before the first is final. Once one was named, a node
         // that names none (a busy one, or another one after a fail-over) must not make it look as if all were final.
         if let Some(finalized) = fetch::read_header(&endpoint, &calls[2], finalized).ok().flatten() {
-            self.finalized.store(finalized.link.height.get() + 1, Ordering::Relaxed);
+            self.finalized.set(finalized.link.height);
         }
-        let finalized = self.finalized.load(Ordering::Relaxed).checked_sub(1).and_then(Height::new);
-        let finalized = finalized.map(|finalized| finalized.min(height));
-        self.head.store(height.get() + 1, Ordering::Relaxed);
+        let finalized = self.finalized.get().map(|finalized| finalized.min(height));
+        self.head.set(height);
         Ok(Head { block: latest.link.block_ref(), finalized, position: None, last: false, truth: false })
     }
 
@@ -227,7 +209,7 @@ impl EvmSource {
     }
 
     fn fetch<'f>(&self, endpoint: &'f Endpoint, decoder: &'f Decoder) -> Fetch<'f> {
-        let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
+        let old_to = self.head.below(NEAR_HEAD);
         Fetch { endpoint, decoder, blooms: self.blooms(), old_to }
     }
 
@@ -287,10 +269,7 @@ impl EvmSource {
 impl Source for EvmSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
         self.pool.run(|endpoint| Box::pin(async move { self.pool.name_network_again(&endpoint).await })).await?;
-        if !self.looked_at_all.load(Ordering::Relaxed) {
-            self.pool.look_at_others(FIRST_LOOK).await?;
-            self.looked_at_all.store(true, Ordering::Relaxed);
-        }
+        self.pool.look_at_others().await?;
         Ok(Identity { kind: Kind::Evm, network_id: self.pool.network_id() })
     }
 

@@ -9,9 +9,10 @@ pub mod decode;
 mod endpoint;
 mod fetch;
 mod gaps;
+pub mod page;
 mod pool;
 mod wake;
-mod wire;
+pub mod wire;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -27,8 +28,9 @@ use tokio::time::{Instant, timeout};
 
 use self::decode::{DecodeSettings, Decoder};
 use self::endpoint::Endpoint;
-use self::fetch::{Fetch, Page, Place};
+use self::fetch::Fetch;
 use self::gaps::Gaps;
+use self::page::{Page, Place};
 use self::pool::Pool;
 use self::wake::Pushes;
 use super::http::{HttpClient, parse_url};

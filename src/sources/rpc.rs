@@ -8,13 +8,13 @@ pub(in crate::sources) mod pool;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
 use self::fault::Verdict;
 use super::SourceError;
-use crate::chain::{BlockRef, Link};
+use crate::chain::{BlockRef, Height, Link};
 
 /// How often in a row the chain may change under a read before that is a fault of the node: "look again at once" must
 /// not become a storm of requests.
@@ -59,6 +59,28 @@ impl Changes {
                 read
             }
         }
+    }
+}
+
+/// The height last seen of something that moves: the head, the newest final block.
+#[derive(Debug, Default)]
+pub(in crate::sources) struct Seen {
+    /// Plus one; 0: none yet.
+    height: AtomicU64,
+}
+
+impl Seen {
+    pub(in crate::sources) fn set(&self, height: Height) {
+        self.height.store(height.get() + 1, Ordering::Relaxed);
+    }
+
+    pub(in crate::sources) fn get(&self) -> Option<Height> {
+        self.height.load(Ordering::Relaxed).checked_sub(1).and_then(Height::new)
+    }
+
+    /// The height `n` below it, if there is one.
+    pub(in crate::sources) fn below(&self, n: u64) -> Option<Height> {
+        self.get()?.get().checked_sub(n).and_then(Height::new)
     }
 }
 

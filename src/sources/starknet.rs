@@ -11,34 +11,29 @@ mod fetch;
 pub mod follow;
 mod metadata;
 mod search;
-mod wire;
+pub mod wire;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::decode::{DEPLOYED, DecodeSettings, Decoder, ROUND_DEPLOYED, felt};
 use self::fetch::{Fetch, NEAR_HEAD};
 use self::follow::{Found, Turns};
-use super::http::{HttpClient, parse_url};
 use super::rpc::endpoint::{Call, Endpoint};
 use super::rpc::fault::{self, Verdict};
 use super::rpc::heads::Bell;
 use super::rpc::pool::Pool;
-use super::rpc::{Changes, Dialect, opinion};
+use super::rpc::{Changes, Dialect, Seen, opinion};
 use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
 use crate::chain::felt::Felt;
 use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, Text};
 
-/// How long the other URLs may take to name their network at the start.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// The newest block on the settlement layer is asked for this often: it moves every few hours.
 const LOOK_AT_L1: Duration = Duration::from_secs(30);
 /// The oldest version of the specification that has all that is asked for.
@@ -114,12 +109,11 @@ pub struct StarknetSource {
     decoder: RwLock<Arc<Decoder>>,
     turns: Turns,
     confirm_grace: Duration,
-    /// The newest head seen, plus one; 0: none yet.
-    head: AtomicU64,
-    /// The newest block on the settlement layer, plus one; 0: none yet.
-    on_l1: AtomicU64,
+    /// The newest head seen.
+    head: Seen,
+    /// The newest block on the settlement layer.
+    on_l1: Seen,
     looked_at_l1: Mutex<Option<Instant>>,
-    looked_at_all: AtomicBool,
     changes: Changes,
     bell: Bell,
 }
@@ -130,34 +124,21 @@ impl StarknetSource {
     /// # Errors
     /// Permanent, naming the setting that is wrong.
     pub fn new(settings: StarknetSettings) -> Result<StarknetSource, SourceError> {
-        let least = |setting: &str, ok: bool, bound: &str| {
-            if ok { Ok(()) } else { Err(SourceError::permanent(format!("{setting} must be at least {bound}"))) }
-        };
-        least("url: their number", !settings.urls.is_empty(), "1")?;
-        least("request_timeout", settings.request_timeout >= Duration::from_millis(10), "10 ms")?;
-        least("body_limit", settings.body_limit >= 64 << 10, "64 KiB")?;
-        least("concurrency", settings.concurrency >= 1, "1")?;
+        let pool =
+            Pool::new(&settings.urls, settings.request_timeout, settings.body_limit, settings.concurrency, &DIALECT)?;
+        let bell = Bell::new(settings.ws_url.as_deref(), SUBSCRIBE)?;
         let decoder = Decoder::new(&settings.decode)?;
-        let client = HttpClient::new(settings.request_timeout, settings.body_limit)?;
-        let gate = Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)));
-        let mut endpoints = Vec::with_capacity(settings.urls.len());
-        for text in &settings.urls {
-            let url = parse_url("url", text, &["http", "https"])?;
-            endpoints.push(Endpoint::new(url, client.clone(), Arc::clone(&gate), &DIALECT));
-        }
-        let ws_url = settings.ws_url.map(|text| parse_url("ws_url", &text, &["ws", "wss"])).transpose()?;
         Ok(StarknetSource {
-            pool: Pool::new(endpoints),
+            pool,
             decoder: RwLock::new(Arc::new(decoder.clone())),
             by_settings: decoder,
             turns: Turns::default(),
             confirm_grace: settings.confirm_grace,
-            head: AtomicU64::new(0),
-            on_l1: AtomicU64::new(0),
+            head: Seen::default(),
+            on_l1: Seen::default(),
             looked_at_l1: Mutex::new(None),
-            looked_at_all: AtomicBool::new(false),
             changes: Changes::default(),
-            bell: Bell::new(ws_url, SUBSCRIBE),
+            bell,
         })
     }
 
@@ -198,13 +179,12 @@ impl StarknetSource {
             // after a fail-over) must not make it look as if the chain itself called nothing final.
             let header = fetch::read_header(&endpoint, &calls[2], next()?).ok().flatten();
             if let Some(header) = header.filter(|header| header.on_l1) {
-                self.on_l1.store(header.link.height.get() + 1, Ordering::Relaxed);
+                self.on_l1.set(header.link.height);
             }
             *self.looked_at_l1.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        let finalized = self.on_l1.load(Ordering::Relaxed).checked_sub(1).and_then(Height::new);
-        let finalized = finalized.map(|finalized| finalized.min(block.height));
-        self.head.store(block.height.get() + 1, Ordering::Relaxed);
+        let finalized = self.on_l1.get().map(|finalized| finalized.min(block.height));
+        self.head.set(block.height);
         Ok(Head { block, finalized, position: None, last: false, truth: false })
     }
 
@@ -218,7 +198,7 @@ impl StarknetSource {
     }
 
     fn fetch<'f>(&'f self, endpoint: &'f Endpoint) -> Fetch<'f> {
-        let old_to = self.head.load(Ordering::Relaxed).checked_sub(1 + NEAR_HEAD).and_then(Height::new);
+        let old_to = self.head.below(NEAR_HEAD);
         Fetch { endpoint, decoder: self.decoder(), turns: &self.turns, old_to }
     }
 
@@ -244,10 +224,7 @@ impl StarknetSource {
 impl Source for StarknetSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
         self.pool.run(|endpoint| Box::pin(self.name_itself(endpoint))).await?;
-        if !self.looked_at_all.load(Ordering::Relaxed) {
-            self.pool.look_at_others(FIRST_LOOK).await?;
-            self.looked_at_all.store(true, Ordering::Relaxed);
-        }
+        self.pool.look_at_others().await?;
         Ok(Identity { kind: Kind::Starknet, network_id: self.pool.network_id() })
     }
 

@@ -13,17 +13,16 @@ pub mod chain;
 pub mod query;
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
+use super::http::{self, Reply};
 pub use chain::{FakeBlock, FakeTx, blocks_from, hash_of, new_token, transfer};
 pub use query::{Asked, Bounds};
 
@@ -188,7 +187,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>, announce: broad
                     if upgrade {
                         serve_pushes(stream, announce).await;
                     } else {
-                        serve_http(stream, state).await;
+                        http::serve(stream, "", |head, body| reply(&state, head, body)).await;
                     }
                     return;
                 }
@@ -240,51 +239,6 @@ async fn serve_pushes(stream: TcpStream, announce: broadcast::Sender<String>) ->
             }
         }
     }
-}
-
-/// HTTP by hand, since a server library would not let us break it.
-async fn serve_http(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
-    let mut seen = Vec::new();
-    loop {
-        let body_at = loop {
-            if let Some(at) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
-                break at + 4;
-            }
-            if stream.read_buf(&mut seen).await.ok()? == 0 {
-                return None;
-            }
-        };
-        let head = String::from_utf8_lossy(&seen[..body_at]).to_lowercase();
-        let size: usize = head.split("content-length: ").nth(1)?.split("\r\n").next()?.parse().ok()?;
-        while seen.len() < body_at + size {
-            if stream.read_buf(&mut seen).await.ok()? == 0 {
-                return None;
-            }
-        }
-        let body: Vec<u8> = seen.drain(..body_at + size).skip(body_at).collect();
-        let (status, headers, body, cut) = match reply(&state, &head, &body) {
-            Reply::Whole(status, headers, body) => (status, headers, body, false),
-            Reply::Cut(body) => (200, String::new(), body, true),
-            Reply::Hang => {
-                tokio::time::sleep(Duration::from_secs(3600)).await;
-                return None;
-            }
-            Reply::Drop => return None,
-        };
-        let head = format!("HTTP/1.1 {status} Said\r\n{headers}content-length: {}\r\n\r\n", body.len());
-        let cut_at = if cut { body.len() / 2 } else { body.len() };
-        stream.write_all(&[head.as_bytes(), &body.as_bytes()[..cut_at]].concat()).await.ok()?;
-        if cut {
-            return None;
-        }
-    }
-}
-
-enum Reply {
-    Whole(u16, String, String),
-    Cut(String),
-    Hang,
-    Drop,
 }
 
 fn reply(state: &Mutex<State>, head: &str, body: &[u8]) -> Reply {

@@ -14,16 +14,15 @@ pub mod read;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::http::{self, Reply};
 pub use blocks::{FakeBlock, chain, data_file, data_lines, data_text, follow, transfer};
 
 /// A way to misbehave; it hits every request until [`FakeNode::heal`].
@@ -256,59 +255,12 @@ pub type Answerer = Arc<dyn Fn(&Value) -> Reply + Send + Sync>;
 pub async fn accept_http(listener: TcpListener, answer: Answerer) {
     let mut open = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        open.spawn(serve_http(stream, Arc::clone(&answer)));
+        let answer = Arc::clone(&answer);
+        open.spawn(http::serve(stream, "content-type: application/json\r\n", move |head, body| {
+            assert!(head.contains("user-agent: ebbtide/") || head.contains("user-agent: curl"), "{head}");
+            serde_json::from_slice(body).map_or(Reply::Drop, |request| answer(&request))
+        }));
     }
-}
-
-/// HTTP by hand, since a server library would not let us break it.
-async fn serve_http(mut stream: TcpStream, answer: Answerer) -> Option<()> {
-    let mut seen = Vec::new();
-    loop {
-        let body_at = loop {
-            if let Some(at) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
-                break at + 4;
-            }
-            if stream.read_buf(&mut seen).await.ok()? == 0 {
-                return None;
-            }
-        };
-        let head = String::from_utf8_lossy(&seen[..body_at]).to_lowercase();
-        assert!(head.contains("user-agent: ebbtide/") || head.contains("user-agent: curl"), "{head}");
-        let size: usize = head.split("content-length: ").nth(1)?.split("\r\n").next()?.parse().ok()?;
-        while seen.len() < body_at + size {
-            if stream.read_buf(&mut seen).await.ok()? == 0 {
-                return None;
-            }
-        }
-        let request: Value = serde_json::from_slice(&seen[body_at..body_at + size]).ok()?;
-        seen.drain(..body_at + size);
-        let (status, headers, body, cut) = match answer(&request) {
-            Reply::Whole(status, headers, body) => (status, headers, body, false),
-            Reply::Cut(body) => (200, String::new(), body, true),
-            Reply::Hang => {
-                tokio::time::sleep(Duration::from_secs(3600)).await;
-                return None;
-            }
-            Reply::Drop => return None,
-        };
-        let head = format!(
-            "HTTP/1.1 {status} Said\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\n\r\n",
-            body.len()
-        );
-        let cut_at = if cut { body.len() / 2 } else { body.len() };
-        // In one piece: two small writes would meet Nagle and the delayed ACK, 40 ms each time.
-        stream.write_all(&[head.as_bytes(), &body.as_bytes()[..cut_at]].concat()).await.ok()?;
-        if cut {
-            return None;
-        }
-    }
-}
-
-pub enum Reply {
-    Whole(u16, String, String),
-    Cut(String),
-    Hang,
-    Drop,
 }
 
 fn reply(state: &Mutex<State>, request: &Value) -> Reply {

@@ -9,6 +9,7 @@ pub mod check;
 pub mod fake_indexer;
 pub mod fake_node;
 pub mod fake_starknet;
+pub mod http;
 pub mod model;
 pub mod own_pg;
 pub mod pg;

@@ -1,14 +1,10 @@
-//! Felts as events carry them: text in, exact values out.
+//! Felts as vaults' events carry them: what may stand where, and what is wrong with what may not.
 
-use ruint::aliases::U256;
-use ruint::uint;
-
+use crate::chain::felt::{Felt, NoFelt};
 use crate::chain::{Amount, Text};
 
-/// The order of the field, 2^251 + 17 * 2^192 + 1: every felt is below it.
-const P: U256 = uint!(0x0800000000000011000000000000000000000000000000000000000000000001_U256);
-/// 2^127: the size of the lowest i128.
-const LOWEST_I128: U256 = uint!(0x80000000000000000000000000000000_U256);
+/// `0x` and as many digits as a felt can have.
+const LONGEST: usize = 66;
 
 /// What is wrong with one felt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,17 +38,15 @@ impl FeltFault {
     }
 }
 
-/// The value of a felt; leading zeros and capitals are taken.
-///
-/// # Errors
-/// What is not the text of a felt.
-pub fn parse(text: &str) -> Result<U256, FeltFault> {
-    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).ok_or(FeltFault::NotHex)?;
-    if !(1..=64).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+/// A felt; leading zeros and capitals are taken, but no more digits than a felt can have.
+fn felt(text: &str) -> Result<Felt, FeltFault> {
+    if text.len() > LONGEST {
         return Err(FeltFault::NotHex);
     }
-    let value = U256::from_str_radix(digits, 16).map_err(|_| FeltFault::NotHex)?;
-    if value < P { Ok(value) } else { Err(FeltFault::OutOfField) }
+    Felt::parse(text).map_err(|why| match why {
+        NoFelt::NoHex => FeltFault::NotHex,
+        NoFelt::TooLarge => FeltFault::OutOfField,
+    })
 }
 
 /// The canonical text of a felt: lower case, no leading zeros, zero is `0x0`.
@@ -60,11 +54,11 @@ pub fn parse(text: &str) -> Result<U256, FeltFault> {
 /// # Errors
 /// What is not the text of a felt.
 pub fn canonical(text: &Text) -> Result<Text, FeltFault> {
-    let value = parse(text)?;
+    let felt = felt(text)?;
     let is_canonical = text.as_bytes().starts_with(b"0x")
         && (text.as_bytes()[2] != b'0' || text.len() == 3)
         && !text.bytes().any(|b| b.is_ascii_uppercase());
-    Ok(if is_canonical { text.clone() } else { format!("{value:#x}").into() })
+    Ok(if is_canonical { text.clone() } else { felt.text() })
 }
 
 /// A whole number of at most 128 bits.
@@ -72,7 +66,7 @@ pub fn canonical(text: &Text) -> Result<Text, FeltFault> {
 /// # Errors
 /// What is not a felt, or is larger.
 pub fn u128(text: &str) -> Result<u128, FeltFault> {
-    u128::try_from(parse(text)?).map_err(|_| FeltFault::TooLarge)
+    felt(text)?.to_u128().ok_or(FeltFault::TooLarge)
 }
 
 /// A u256 from its two felts, the low half first.
@@ -90,7 +84,7 @@ pub fn u256(low: &str, high: &str) -> Result<Amount, (usize, FeltFault)> {
 /// # Errors
 /// What is not a felt, or is larger.
 pub fn u63(text: &str) -> Result<u64, FeltFault> {
-    u64::try_from(parse(text)?).ok().filter(|n| *n <= i64::MAX as u64).ok_or(FeltFault::TooLarge)
+    felt(text)?.to_u64().filter(|n| *n <= i64::MAX as u64).ok_or(FeltFault::TooLarge)
 }
 
 /// A signed number: the negative ones count down from the order of the field.
@@ -98,32 +92,28 @@ pub fn u63(text: &str) -> Result<u64, FeltFault> {
 /// # Errors
 /// What is not a felt, or has more than 127 bits beside its sign.
 pub fn i128(text: &str) -> Result<i128, FeltFault> {
-    let value = parse(text)?;
-    if value < LOWEST_I128 {
-        return i128::try_from(value).map_err(|_| FeltFault::TooLarge);
-    }
-    let size = P - value;
-    if size > LOWEST_I128 {
-        return Err(FeltFault::TooLarge);
-    }
-    // -2^127 has no positive counterpart: one less, negated, and one less again.
-    i128::try_from(size - U256::from(1)).map(|n| -n - 1).map_err(|_| FeltFault::TooLarge)
+    felt(text)?.to_i128().ok_or(FeltFault::TooLarge)
 }
 
 #[cfg(test)]
 mod tests {
+    use ruint::aliases::U256;
+    use ruint::uint;
+
     use super::*;
 
+    const P: U256 = uint!(0x0800000000000011000000000000000000000000000000000000000000000001_U256);
+    const LOWEST_I128: U256 = uint!(0x80000000000000000000000000000000_U256);
     const HIGHEST: &str = "0x800000000000011000000000000000000000000000000000000000000000000";
     const ORDER: &str = "0x800000000000011000000000000000000000000000000000000000000000001";
 
     #[test]
     fn a_felt_lies_in_the_field() {
-        assert_eq!(parse("0x0"), Ok(U256::ZERO));
-        assert!(parse(HIGHEST).is_ok());
-        assert_eq!(parse(ORDER), Err(FeltFault::OutOfField));
+        assert_eq!(felt("0x0"), Ok(Felt::ZERO));
+        assert!(felt(HIGHEST).is_ok());
+        assert_eq!(felt(ORDER), Err(FeltFault::OutOfField));
         for bad in ["", "0x", "1", "0xg", "0x 1", "0x-1", "0x_1", &format!("0x{}", "0".repeat(65))] {
-            assert_eq!(parse(bad), Err(FeltFault::NotHex), "{bad}");
+            assert_eq!(felt(bad), Err(FeltFault::NotHex), "{bad}");
         }
     }
 

@@ -94,11 +94,11 @@ pub struct Decoded {
 
 /// Which contracts' logs with which first topics are of interest, as nodes understand it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LogFilter {
-    /// Empty: any contract.
-    pub(super) addresses: Vec<Address>,
+pub struct LogFilter {
+    /// Sorted. Empty: any contract.
+    pub addresses: Vec<Address>,
     /// Empty: any, or none at all.
-    pub(super) topics0: Vec<B256>,
+    pub topics0: Vec<B256>,
 }
 
 /// Turns logs into events, by settings that were checked once.
@@ -229,7 +229,7 @@ impl Decoder {
     }
 
     /// What to ask nodes for: together these match every log that [`decode`](Decoder::decode) makes something of.
-    pub(super) fn filters(&self) -> Vec<LogFilter> {
+    pub fn filters(&self) -> Vec<LogFilter> {
         let mut by_addresses: BTreeMap<Vec<Address>, Vec<B256>> = BTreeMap::new();
         let mut want = |mut addresses: Vec<Address>, topic: B256| {
             addresses.sort();

@@ -3,40 +3,24 @@
 //! Near the head logs are asked for by block hash, so that an answer can only be of that block. Deep in history they
 //! are asked for by range, and the hash in each log is compared with the header at its height.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use alloy_primitives::hex;
 use serde_json::{Value, json};
 
+use super::check::{self, BloomTrust, Check, Fault, Logs};
 use super::decode::{Decoder, LogFilter, RawLog};
 use super::factory::{Following, Made};
-use super::wire::{self, Blooms, Header, PlacedLog};
-use super::{parse_address, wire::quantity};
-use crate::chain::{Block, Hash, Height, Link};
+use super::wire::{self, Blooms, Header, PlacedLog, quantity};
+use crate::chain::{Block, Height, Link};
 use crate::sources::SourceError;
 use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
 use crate::sources::rpc::fault::Verdict;
 
 /// Blocks that are read by hash in one go.
 const BY_HASH_AT_ONCE: u64 = 64;
-/// Most addresses of a filter that are looked up in each bloom one by one: with more, some address nearly always
-/// seems to be there.
-const ADDRESSES_LOOKED_UP: usize = 8;
-
 /// How far below the head blocks are read by hash.
 pub(super) const NEAR_HEAD: u64 = 64;
-
-/// What headers' blooms are good for on a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BloomTrust {
-    /// They hold what the block's logs hold.
-    Exact,
-    /// There are logs beside them, but what they hold, some log holds.
-    Promise,
-    /// Nothing.
-    None,
-}
 
 /// What a fetch needs to know besides the heights and what to look for.
 pub(super) struct Fetch<'f> {
@@ -180,12 +164,23 @@ impl Fetch<'_> {
         logs: &mut Logs,
         by_range: bool,
     ) -> Result<(), SourceError> {
-        let suspects = self.check(filters, headers, logs)?;
+        let suspects = self.check(filters).blocks(headers, logs).map_err(|fault| self.fault(fault))?;
         let suspects: Vec<&Header> = headers.iter().filter(|h| suspects.contains(&h.link.hash)).collect();
         if by_range {
             self.read_again(filters, &suspects, logs).await
         } else {
             self.prove_complete(filters, &suspects, logs).await
+        }
+    }
+
+    fn check<'c>(&self, filters: &'c [LogFilter]) -> Check<'c> {
+        Check { filters, blooms: self.blooms }
+    }
+
+    fn fault(&self, fault: Fault) -> SourceError {
+        match fault {
+            Fault::Changed { height } => SourceError::Changed { height },
+            Fault::Lie { height, what } => self.endpoint.lies(height, what),
         }
     }
 
@@ -198,16 +193,8 @@ impl Fetch<'_> {
         let heights = last.get() - first.get() + 1;
         for (call, answer) in calls.iter().zip(answers) {
             let raw = answer.map_err(|error| self.endpoint.refused(call, &error, Some(heights)))?;
-            for placed in wire::logs(&raw).map_err(|what| self.endpoint.transient(what))? {
-                if !(first..=last).contains(&placed.height) {
-                    let what = format!("its log was given for the range {first} to {last}");
-                    return Err(self.endpoint.lies(placed.height, what));
-                }
-                if placed.removed {
-                    return Err(SourceError::Changed { height: placed.height });
-                }
-                logs.entry(placed.block_hash).or_default().push(placed.log);
-            }
+            let placed = wire::logs(&raw).map_err(|what| self.endpoint.transient(what))?;
+            check::take_range(placed, &(first..=last), &mut logs).map_err(|fault| self.fault(fault))?;
         }
         Ok(logs)
     }
@@ -253,67 +240,6 @@ impl Fetch<'_> {
         Ok(logs)
     }
 
-    /// Compares logs with headers, and drops exact copies. Returns the blocks that may hold more than was given.
-    fn check(&self, filters: &[LogFilter], headers: &[Header], logs: &mut Logs) -> Result<HashSet<Hash>, SourceError> {
-        let known: HashSet<&Hash> = headers.iter().map(|header| &header.link.hash).collect();
-        if let Some(stray) = logs.keys().find(|hash| !known.contains(hash)) {
-            // The headers end early, the block was replaced between two calls, or two nodes behind one URL differ.
-            tracing::debug!(block = %stray, "logs of a block that is not among the headers");
-            let height = headers.last().map(|header| header.link.height).unwrap_or_default();
-            return Err(SourceError::Changed { height });
-        }
-        let mut blooms = Blooms::default();
-        let mut suspects = HashSet::new();
-        for header in headers {
-            let found = logs.remove(&header.link.hash).unwrap_or_default();
-            let found = self.check_logs(filters, header, found, &mut blooms)?;
-            let bloom = header.bloom.as_ref().filter(|_| self.blooms != BloomTrust::None);
-            if bloom.is_some_and(|bloom| may_hold_more(filters, bloom, &found, &mut blooms)) {
-                suspects.insert(header.link.hash.clone());
-            }
-            if !found.is_empty() {
-                logs.insert(header.link.hash.clone(), found);
-            }
-        }
-        Ok(suspects)
-    }
-
-    /// Checks one block's logs: asked for, in its bloom, and no two of them at one place.
-    fn check_logs(
-        &self,
-        filters: &[LogFilter],
-        header: &Header,
-        logs: Vec<RawLog>,
-        blooms: &mut Blooms,
-    ) -> Result<Vec<RawLog>, SourceError> {
-        let height = header.link.height;
-        let mut by_place: BTreeMap<(u64, u64), RawLog> = BTreeMap::new();
-        let mut transactions: HashMap<u64, String> = HashMap::new();
-        for log in logs {
-            if !filters.iter().any(|filter| matches(filter, &log)) {
-                return Err(self.endpoint.lies(height, "a log that was not asked for"));
-            }
-            if let Some(bloom) = header.bloom.as_ref().filter(|_| self.blooms == BloomTrust::Exact)
-                && !items(&log).all(|item| blooms.may_hold(bloom, &item))
-            {
-                let what =
-                    "a log that the header's bloom rules out (if this chain keeps no blooms: check_bloom = false)";
-                return Err(self.endpoint.lies(height, what));
-            }
-            let tx_hash = transactions.entry(log.tx_index).or_insert_with(|| log.tx_hash.clone());
-            if *tx_hash != log.tx_hash {
-                return Err(self.endpoint.lies(height, format!("two hashes for transaction {}", log.tx_index)));
-            }
-            if let Some(other) = by_place.get(&(log.tx_index, log.log_index))
-                && *other != log
-            {
-                return Err(self.endpoint.lies(height, format!("two logs at place {}", log.log_index)));
-            }
-            by_place.insert((log.tx_index, log.log_index), log);
-        }
-        Ok(by_place.into_values().collect())
-    }
-
     /// History: asks again, by hash, for blocks whose bloom promises more. Blooms promise too much now and then.
     async fn read_again(
         &self,
@@ -327,7 +253,7 @@ impl Fetch<'_> {
         let again = self.logs_by_hash(filters, suspects).await?;
         let mut blooms = Blooms::default();
         for (header, found) in by_header(suspects, again) {
-            let found = self.check_logs(filters, header, found, &mut blooms)?;
+            let found = self.check(filters).logs(header, found, &mut blooms).map_err(|fault| self.fault(fault))?;
             let before = logs.get(&header.link.hash).map_or(0, Vec::len);
             if found.len() < before {
                 return Err(self.endpoint.lies(header.link.height, "fewer logs by hash than by range"));
@@ -357,19 +283,7 @@ impl Fetch<'_> {
         let all = self.ask_by_hash(suspects, &calls).await?;
         let mut blooms = Blooms::default();
         for (header, found) in by_header(suspects, all) {
-            let mut bits = [0u8; 256];
-            for item in found.iter().flat_map(items) {
-                blooms.add(&mut bits, &item);
-            }
-            // Bits too many are a log that the bloom rules out: `check_logs` sees to that.
-            let promised = header.bloom.iter().flat_map(|bloom| bloom.iter());
-            if promised.zip(&bits).any(|(promised, given)| promised & !given != 0) {
-                let what = "its logs do not make up its bloom, some are missing (if this chain's blooms are not of \
-                            its logs: check_bloom = false)";
-                return Err(self.endpoint.lies(header.link.height, what));
-            }
-            let ours = found.into_iter().filter(|log| filters.iter().any(|filter| matches(filter, log))).collect();
-            let ours = self.check_logs(filters, header, ours, &mut blooms)?;
+            let ours = self.check(filters).whole(header, found, &mut blooms).map_err(|fault| self.fault(fault))?;
             logs.insert(header.link.hash.clone(), ours);
         }
         Ok(())
@@ -391,9 +305,6 @@ impl Reading {
     }
 }
 
-/// Logs by the hash of their block.
-type Logs = HashMap<Hash, Vec<RawLog>>;
-
 fn by_header<'h>(headers: &[&'h Header], mut logs: Logs) -> Vec<(&'h Header, Vec<RawLog>)> {
     headers.iter().map(|header| (*header, logs.remove(&header.link.hash).unwrap_or_default())).collect()
 }
@@ -412,37 +323,6 @@ fn logs_call(place: &[(&str, Value)], filter: Option<&LogFilter>) -> Call {
         }
     }
     Call::new("eth_getLogs", json!([object]))
-}
-
-fn matches(filter: &LogFilter, log: &RawLog) -> bool {
-    let address = parse_address(&log.address);
-    let topic = log.topics.first().and_then(|topic| super::decode::read_word(topic));
-    (filter.topics0.is_empty() || topic.is_some_and(|topic| filter.topics0.contains(&topic)))
-        && (filter.addresses.is_empty() || address.is_some_and(|a| filter.addresses.binary_search(&a).is_ok()))
-}
-
-/// What a log puts into its block's bloom.
-fn items(log: &RawLog) -> impl Iterator<Item = Vec<u8>> {
-    std::iter::once(&log.address).chain(&log.topics).map(|text| hex::decode(text).unwrap_or_default())
-}
-
-/// Whether the bloom promises logs, for some filter or for some token of it, of which there is none.
-fn may_hold_more(filters: &[LogFilter], bloom: &[u8; 256], logs: &[RawLog], blooms: &mut Blooms) -> bool {
-    filters.iter().any(|filter| {
-        let any_topic = filter.topics0.is_empty();
-        if !any_topic && !filter.topics0.iter().any(|topic| blooms.may_hold(bloom, topic.as_slice())) {
-            return false;
-        }
-        let mine = || logs.iter().filter(|log| matches(filter, log));
-        if filter.addresses.is_empty() {
-            return mine().next().is_none();
-        }
-        let mut promised = filter.addresses.iter().filter(|a| blooms.may_hold(bloom, a.as_slice())).peekable();
-        if filter.addresses.len() > ADDRESSES_LOOKED_UP {
-            return promised.peek().is_some() && mine().next().is_none();
-        }
-        promised.any(|address| !mine().any(|log| parse_address(&log.address).as_ref() == Some(address)))
-    })
 }
 
 /// A height out of an answer that is a bare number.

@@ -1,5 +1,6 @@
 //! What nodes send, checked on entry: nothing behind this file has to doubt a hash or a number.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use alloy_primitives::{U256, hex, keccak256};
@@ -11,22 +12,26 @@ use crate::chain::{Hash, Height, Link};
 
 /// A block's header, as far as we use it.
 #[derive(Debug, Clone)]
-pub(super) struct Header {
-    pub(super) link: Link,
+pub struct Header {
+    /// Its names.
+    pub link: Link,
     /// None when the chain's clock is beyond what a timestamp can hold.
-    pub(super) time: Option<jiff::Timestamp>,
+    pub time: Option<jiff::Timestamp>,
     /// None when the node leaves it out.
-    pub(super) bloom: Option<Box<[u8; 256]>>,
+    pub bloom: Option<Box<[u8; 256]>>,
 }
 
 /// A log and the block it is said to belong to.
 #[derive(Debug, Clone)]
-pub(super) struct PlacedLog {
-    pub(super) height: Height,
-    pub(super) block_hash: Hash,
+pub struct PlacedLog {
+    /// Its block's height.
+    pub height: Height,
+    /// Its block's hash.
+    pub block_hash: Hash,
     /// The node took it back: it is of a block that was replaced.
-    pub(super) removed: bool,
-    pub(super) log: RawLog,
+    pub removed: bool,
+    /// What it says; each text is hex of the right length.
+    pub log: RawLog,
 }
 
 #[derive(Deserialize)]
@@ -42,15 +47,21 @@ struct WireHeader {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct WireLog {
+struct WireLog<'r> {
     address: String,
     topics: Vec<String>,
     data: String,
-    block_number: String,
-    block_hash: String,
-    transaction_hash: String,
-    transaction_index: String,
-    log_index: String,
+    // Only read, so not copied: a log comes by the million.
+    #[serde(borrow)]
+    block_number: Cow<'r, str>,
+    #[serde(borrow)]
+    block_hash: Cow<'r, str>,
+    #[serde(borrow)]
+    transaction_hash: Cow<'r, str>,
+    #[serde(borrow)]
+    transaction_index: Cow<'r, str>,
+    #[serde(borrow)]
+    log_index: Cow<'r, str>,
     #[serde(default)]
     removed: Option<bool>,
 }
@@ -59,7 +70,7 @@ struct WireLog {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn header(raw: &RawValue) -> Result<Option<Header>, String> {
+pub fn header(raw: &RawValue) -> Result<Option<Header>, String> {
     let wire: Option<WireHeader> = serde_json::from_str(raw.get()).map_err(|e| format!("not a block: {e}"))?;
     let Some(wire) = wire else { return Ok(None) };
     let height = quantity(&wire.number).and_then(Height::new).ok_or("a block whose number is no height")?;
@@ -84,13 +95,21 @@ pub(super) fn header(raw: &RawValue) -> Result<Option<Header>, String> {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn logs(raw: &RawValue) -> Result<Vec<PlacedLog>, String> {
-    let wire: Option<Vec<WireLog>> = serde_json::from_str(raw.get()).map_err(|e| format!("not logs: {e}"))?;
+pub fn logs(raw: &RawValue) -> Result<Vec<PlacedLog>, String> {
+    let wire: Option<Vec<WireLog<'_>>> = serde_json::from_str(raw.get()).map_err(|e| format!("not logs: {e}"))?;
     // Nodes that do not know a block answer null where others answer with an error.
-    wire.ok_or("null for logs")?.into_iter().map(placed).collect()
+    let wire = wire.ok_or("null for logs")?;
+    let mut placed: Vec<PlacedLog> = Vec::with_capacity(wire.len());
+    for log in wire {
+        // A block's logs come together: one text for all of them.
+        let same = placed.last().map(|before| &before.block_hash).filter(|hash| hash.as_str() == log.block_hash);
+        let block_hash = same.cloned().or_else(|| word(&log.block_hash)).ok_or("a log without a block hash")?;
+        placed.push(place(log, block_hash)?);
+    }
+    Ok(placed)
 }
 
-fn placed(wire: WireLog) -> Result<PlacedLog, String> {
+fn place(wire: WireLog<'_>, block_hash: Hash) -> Result<PlacedLog, String> {
     let topics = wire.topics.iter().all(|topic| read_word(topic).is_some());
     let data = wire.data.strip_prefix("0x").is_some_and(hex::check_raw);
     if wire.topics.len() > 4 || !topics || !data || super::parse_address(&wire.address).is_none() {
@@ -102,10 +121,12 @@ fn placed(wire: WireLog) -> Result<PlacedLog, String> {
     };
     Ok(PlacedLog {
         height: quantity(&wire.block_number).and_then(Height::new).ok_or("a log without a height")?,
-        block_hash: word(&wire.block_hash).ok_or("a log without a block hash")?,
+        block_hash,
         removed: wire.removed == Some(true),
         log: RawLog {
-            tx_hash: word(&wire.transaction_hash).ok_or("a log without a transaction hash")?.as_str().to_owned(),
+            tx_hash: read_word(&wire.transaction_hash)
+                .map(hex::encode_prefixed)
+                .ok_or("a log without a transaction hash")?,
             tx_index,
             log_index,
             address: wire.address,
@@ -118,6 +139,9 @@ fn placed(wire: WireLog) -> Result<PlacedLog, String> {
 /// A number as nodes write it: `0x` and hex digits.
 pub(super) fn quantity(text: &str) -> Option<u64> {
     let digits = text.strip_prefix("0x")?;
+    if (1..=16).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return u64::from_str_radix(digits, 16).ok();
+    }
     // Wider than 64 bits only when it is padded: leading zeros are let pass.
     u64::try_from(U256::from_str_radix(digits, 16).ok().filter(|_| !digits.is_empty())?).ok()
 }
@@ -185,6 +209,29 @@ mod tests {
         assert_eq!(ours, theirs.0.0);
         assert!(blooms.may_hold(&ours, &[7; 20]));
         assert!(!blooms.may_hold(&[0; 256], &[7; 20]));
+    }
+
+    #[test]
+    fn each_log_has_its_own_blocks_hash_in_one_form() {
+        let (a, b) = (format!("0x{}", "ab".repeat(32)), format!("0x{}", "cd".repeat(32)));
+        let log = |block_hash: &str, escaped: bool| {
+            let index = if escaped { "\\u0030x7" } else { "0x7" };
+            format!(
+                r#"{{"address":"0x{}","topics":[],"data":"0x","blockNumber":"0x1","blockHash":"{block_hash}",
+                "transactionHash":"{}","transactionIndex":"0x0","logIndex":"{index}"}}"#,
+                "11".repeat(20),
+                a.to_uppercase().replace("0X", "0x"),
+            )
+        };
+        let upper = a.to_uppercase().replace("0X", "0x");
+        let all = [log(&a, false), log(&a, true), log(&upper, false), log(&b, false), log(&a, false)];
+        let raw = RawValue::from_string(format!("[{}]", all.join(","))).expect("JSON");
+        let placed = logs(&raw).expect("logs");
+        let hashes: Vec<&str> = placed.iter().map(|log| log.block_hash.as_str()).collect();
+        assert_eq!(hashes, [&a, &a, &a, &b, &a]);
+        assert!(placed.iter().all(|placed| placed.log.tx_hash == a && placed.log.log_index == 7));
+        let bad = RawValue::from_string(format!("[{}]", log("0xab", false))).expect("JSON");
+        assert_eq!(logs(&bad).err().as_deref(), Some("a log without a block hash"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
-use super::fetch::Gap;
+use super::page::Gap;
 use crate::chain::Height;
 use crate::sources::SourceError;
 

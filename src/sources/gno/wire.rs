@@ -90,18 +90,21 @@ fn transaction_fields(func: bool) -> String {
 
 /// A whole answer.
 #[derive(Debug, Deserialize)]
-pub(super) struct Answer<T> {
+pub struct Answer<T> {
+    /// What was asked for.
     #[serde(default = "Option::default")]
-    pub(super) data: Option<T>,
+    pub data: Option<T>,
+    /// With any of them the data is void.
     #[serde(default)]
-    pub(super) errors: Option<Vec<WireError>>,
+    pub errors: Option<Vec<WireError>>,
 }
 
 /// One of an answer's errors.
 #[derive(Debug, Deserialize)]
-pub(super) struct WireError {
+pub struct WireError {
+    /// Its words.
     #[serde(default)]
-    pub(super) message: Value,
+    pub message: Value,
 }
 
 impl WireError {
@@ -126,18 +129,21 @@ pub(super) struct HeadData {
     pub(super) latest_block_height: i64,
 }
 
-/// `null` where nothing matches.
+/// Blocks and transactions; `null` where nothing matches.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PageData {
+pub struct PageData {
+    /// In any order.
     #[serde(default)]
-    pub(super) get_blocks: Option<Vec<WireBlock>>,
+    pub get_blocks: Option<Vec<WireBlock>>,
+    /// In any order.
     #[serde(default)]
-    pub(super) get_transactions: Option<Vec<WireTransaction>>,
+    pub get_transactions: Option<Vec<WireTransaction>>,
 }
 
+/// A block as the indexer gives it; nothing in it is trusted.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct WireBlock {
+pub struct WireBlock {
     pub(super) height: u64,
     pub(super) hash: String,
     pub(super) last_block_hash: String,
@@ -146,8 +152,9 @@ pub(super) struct WireBlock {
     pub(super) num_txs: u64,
 }
 
+/// A transaction as the indexer gives it; nothing in it is trusted.
 #[derive(Debug, Deserialize)]
-pub(super) struct WireTransaction {
+pub struct WireTransaction {
     pub(super) block_height: u64,
     pub(super) index: u64,
     pub(super) hash: String,
@@ -155,10 +162,12 @@ pub(super) struct WireTransaction {
     pub(super) response: WireResponse,
 }
 
+/// What a transaction came to.
 #[derive(Debug, Deserialize)]
-pub(super) struct WireResponse {
+pub struct WireResponse {
+    /// Its events in order; `null` stands for none.
     #[serde(default)]
-    pub(super) events: Option<Vec<Option<WireEvent>>>,
+    pub events: Option<Vec<Option<WireEvent>>>,
 }
 
 /// Whether this is 32 bytes in base64 with padding, as the chain names blocks.

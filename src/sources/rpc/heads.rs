@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::sources::http::shown;
-use crate::sources::websocket;
+use crate::sources::http::{parse_url, shown};
+use crate::sources::{SourceError, websocket};
 
 /// Shortest time between two wakes: a node that rings without end must not be asked without end.
 const BETWEEN_WAKES: Duration = Duration::from_millis(20);
@@ -33,9 +33,13 @@ pub(in crate::sources) struct Bell {
 }
 
 impl Bell {
-    /// `subscribe`: the request that makes the node ring at new heads.
-    pub(in crate::sources) fn new(url: Option<Url>, subscribe: &'static str) -> Bell {
-        Bell { url, subscribe, heads: OnceLock::new(), last_wake: Mutex::new(None) }
+    /// `subscribe`: the request that makes the node at `url` ring at new heads. Asks nobody yet.
+    ///
+    /// # Errors
+    /// Permanent: the URL is no WebSocket's.
+    pub(in crate::sources) fn new(url: Option<&str>, subscribe: &'static str) -> Result<Bell, SourceError> {
+        let url = url.map(|text| parse_url("ws_url", text, &["ws", "wss"])).transpose()?;
+        Ok(Bell { url, subscribe, heads: OnceLock::new(), last_wake: Mutex::new(None) })
     }
 
     /// Returns when there may be something new, at the latest after `at_most`.

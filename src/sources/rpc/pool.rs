@@ -1,18 +1,23 @@
 //! Several URLs for one chain: one is current, and the next takes over when it fails.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::Since;
 use super::endpoint::{Call, Endpoint};
+use super::{Dialect, Since};
 use crate::chain::BlockRef;
+use crate::sources::http::{HttpClient, parse_url};
 use crate::sources::{FaultKind, SourceError};
+
+/// How long the other URLs may take to name their network at the start.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// The endpoints of one chain.
 #[derive(Debug)]
@@ -21,15 +26,44 @@ pub(in crate::sources) struct Pool {
     current: AtomicUsize,
     /// The first network id that was seen: every endpoint must give it.
     network_id: Mutex<Option<String>>,
+    looked_at_others: AtomicBool,
     /// Since when no other endpoint could be asked about an undo.
     alone: Since,
 }
 
 impl Pool {
-    /// `endpoints` must not be empty.
-    pub(in crate::sources) fn new(endpoints: Vec<Endpoint>) -> Pool {
-        let endpoints = endpoints.into_iter().map(Arc::new).collect();
-        Pool { endpoints, current: AtomicUsize::new(0), network_id: Mutex::new(None), alone: Since::default() }
+    /// Endpoints at these URLs, with at most `concurrency` requests under way over all of them. Asks nobody yet.
+    ///
+    /// # Errors
+    /// Permanent, naming the setting that is wrong.
+    pub(in crate::sources) fn new(
+        urls: &[String],
+        request_timeout: Duration,
+        body_limit: usize,
+        concurrency: usize,
+        dialect: &'static Dialect,
+    ) -> Result<Pool, SourceError> {
+        let least = |setting: &str, ok: bool, bound: &str| {
+            if ok { Ok(()) } else { Err(SourceError::permanent(format!("{setting} must be at least {bound}"))) }
+        };
+        least("url: their number", !urls.is_empty(), "1")?;
+        least("request_timeout", request_timeout >= Duration::from_millis(10), "10 ms")?;
+        least("body_limit", body_limit >= 64 << 10, "64 KiB")?;
+        least("concurrency", concurrency >= 1, "1")?;
+        let client = HttpClient::new(request_timeout, body_limit)?;
+        let gate = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
+        let mut endpoints = Vec::with_capacity(urls.len());
+        for text in urls {
+            let url = parse_url("url", text, &["http", "https"])?;
+            endpoints.push(Arc::new(Endpoint::new(url, client.clone(), Arc::clone(&gate), dialect)));
+        }
+        Ok(Pool {
+            endpoints,
+            current: AtomicUsize::new(0),
+            network_id: Mutex::new(None),
+            looked_at_others: AtomicBool::new(false),
+            alone: Since::default(),
+        })
     }
 
     /// The network id, once it is known.
@@ -135,11 +169,14 @@ impl Pool {
         Err(SourceError::transient(format!("no second node to confirm block {new}: {}", faults.join("; "))))
     }
 
-    /// Asks the endpoints that were not asked yet for their network, within `patience`: a wrong URL in the settings
+    /// Asks the endpoints that were not asked yet for their network, once and not for long: a wrong URL in the settings
     /// should be told at the start, not on the night when it is needed.
-    pub(in crate::sources) async fn look_at_others(&self, patience: Duration) -> Result<(), SourceError> {
+    pub(in crate::sources) async fn look_at_others(&self) -> Result<(), SourceError> {
+        if self.looked_at_others.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let others = self.others();
-        let looks = others.iter().map(|other| timeout(patience, self.verify(other)));
+        let looks = others.iter().map(|other| timeout(FIRST_LOOK, self.verify(other)));
         for (other, look) in others.iter().zip(join_all(looks).await) {
             match look {
                 Ok(Err(error @ SourceError::Permanent { .. })) => return Err(error),
@@ -147,6 +184,7 @@ impl Pool {
                 _ => tracing::warn!(node = %other.shown, "This node does not answer: it cannot take over for now"),
             }
         }
+        self.looked_at_others.store(true, Ordering::Relaxed);
         Ok(())
     }
 

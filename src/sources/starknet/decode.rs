@@ -12,6 +12,7 @@
 //! settings, because an `OptionRoundDeployed` of such a contract names them, or because the universal deployer made them of
 //! the vaults' class.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
@@ -77,10 +78,14 @@ pub struct DecodeSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawFelt(Result<Felt, String>);
 
+/// A text that is only read, and copied where it has to be.
+#[derive(Deserialize)]
+struct Written<'r>(#[serde(borrow)] Cow<'r, str>);
+
 impl<'de> Deserialize<'de> for RawFelt {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<RawFelt, D::Error> {
-        let text = String::deserialize(from)?;
-        Ok(RawFelt(Felt::parse(&text).map_err(|_| text)))
+        let Written(text) = Written::deserialize(from)?;
+        Ok(RawFelt(Felt::parse(&text).map_err(|_| text.into_owned())))
     }
 }
 
@@ -100,7 +105,7 @@ impl RawFelt {
 
 /// Reads a felt where nothing else can be meant.
 pub(super) fn strict<'de, D: Deserializer<'de>>(from: D) -> Result<Felt, D::Error> {
-    let text = String::deserialize(from)?;
+    let Written(text) = Written::deserialize(from)?;
     Felt::parse(&text).map_err(|why| serde::de::Error::custom(format!("{text:.80?} is {why}")))
 }
 

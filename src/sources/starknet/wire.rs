@@ -11,13 +11,15 @@ use crate::chain::{BlockRef, Hash, Height, Link};
 
 /// A block's header, with its transactions as far as they were asked for.
 #[derive(Debug, Clone)]
-pub(super) struct Confirmed<T> {
-    pub(super) link: Link,
+pub struct Confirmed<T> {
+    /// Its names.
+    pub link: Link,
     /// None when the chain's clock is beyond what a timestamp can hold.
-    pub(super) time: Option<jiff::Timestamp>,
+    pub time: Option<jiff::Timestamp>,
     /// The settlement layer has it: it will not be replaced.
-    pub(super) on_l1: bool,
-    pub(super) transactions: Vec<T>,
+    pub on_l1: bool,
+    /// In the block's order.
+    pub transactions: Vec<T>,
 }
 
 /// The hash of a transaction.
@@ -27,22 +29,26 @@ pub(super) struct TxHash(#[serde(deserialize_with = "strict")] pub(super) Felt);
 
 /// An event as `starknet_getEvents` gives it, as far as it tells where to look.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct PlacedEvent {
+pub struct PlacedEvent {
+    /// Who said it.
     #[serde(deserialize_with = "strict")]
-    pub(super) from_address: Felt,
+    pub from_address: Felt,
     /// None: of a block that is not confirmed.
     #[serde(default)]
-    pub(super) block_number: Option<u64>,
+    pub block_number: Option<u64>,
+    /// As with its number.
     #[serde(default, deserialize_with = "maybe")]
-    pub(super) block_hash: Option<Felt>,
+    pub block_hash: Option<Felt>,
 }
 
 /// One page of `starknet_getEvents`.
 #[derive(Debug, Deserialize)]
-pub(super) struct Page {
-    pub(super) events: Vec<PlacedEvent>,
+pub struct Page {
+    /// In chain order.
+    pub events: Vec<PlacedEvent>,
+    /// What to ask for the next page with; none, or empty: this was the last one.
     #[serde(default)]
-    pub(super) continuation_token: Option<String>,
+    pub continuation_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -104,7 +110,7 @@ fn maybe<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Felt>, D::Error> {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn with_hashes(raw: &RawValue) -> Result<Option<Confirmed<Felt>>, String> {
+pub fn with_hashes(raw: &RawValue) -> Result<Option<Confirmed<Felt>>, String> {
     let Some(Counted { block, .. }) = block::<TxHash>(raw)? else { return Ok(None) };
     let Confirmed { link, time, on_l1, transactions } = block;
     let transactions: Vec<Felt> = transactions.into_iter().map(|hash| hash.0).collect();
@@ -116,7 +122,7 @@ pub(super) fn with_hashes(raw: &RawValue) -> Result<Option<Confirmed<Felt>>, Str
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn with_receipts(raw: &RawValue) -> Result<Option<Confirmed<RawTransaction>>, String> {
+pub fn with_receipts(raw: &RawValue) -> Result<Option<Confirmed<RawTransaction>>, String> {
     let Some(Counted { block, event_count }) = block::<WireReceipted>(raw)? else { return Ok(None) };
     let Confirmed { link, time, on_l1, transactions: receipted } = block;
     let mut transactions = Vec::with_capacity(receipted.len());
@@ -157,7 +163,7 @@ pub(super) fn numbered(raw: &RawValue) -> Result<BlockRef, String> {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn page(raw: &RawValue) -> Result<Page, String> {
+pub fn page(raw: &RawValue) -> Result<Page, String> {
     serde_json::from_str(raw.get()).map_err(|e| format!("not a page of events: {e}"))
 }
 
