@@ -186,12 +186,15 @@ comment on function forget_undo is 'Drops the undo of a projection; it is emptie
 -- tables, the projection's own, what is in public.
 create or replace function enter_block(name text, chain bigint, at_height bigint, tracking text) returns void
 language plpgsql as $$
+declare around record;
 begin
+    select * into around from ebbtide.surroundings(name);
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.chain_id', chain::text, true),
         set_config('ebbtide.height', at_height::text, true), set_config('ebbtide.tracking', tracking, true),
-        set_config('ebbtide.untracked_writes', ebbtide.untracked_writes(name)::text, true),
+        set_config('ebbtide.imaged', '', true),
+        set_config('ebbtide.untracked_writes', coalesce(ebbtide.rows_written(around.others)::text, ''), true),
         set_config('ebbtide.search_path', current_setting('search_path'), true),
-        set_config('search_path', ebbtide.apply_path(name), true);
+        set_config('search_path', around.path, true);
     if current_setting('ebbtide.settled', true) = 'on' then
         perform ebbtide.defer_again(name);
     end if;
@@ -213,45 +216,68 @@ begin
     end loop;
 end $$;
 
--- Rows written so far in this session's transaction to tables that are not the projection's, by table.
-create or replace function untracked_writes(name text) returns jsonb
-language plpgsql stable set search_path = ebbtide, pg_temp as $$
+-- Rows written to these tables, by table, so far: in this transaction, and in those before it of this session whose counts
+-- were not sent off yet. Within a transaction they only grow.
+create or replace function rows_written(tables oid[]) returns jsonb
+language plpgsql stable as $$
 begin
-    return coalesce((
-        select jsonb_object_agg(w.relation, w.rows)
-        from (
-            select format('%I.%I', n.nspname, c.relname) as relation, n.nspname = 'ebbtide' as ours,
-                pg_stat_get_xact_tuples_inserted(c.oid) + pg_stat_get_xact_tuples_updated(c.oid)
-                + pg_stat_get_xact_tuples_deleted(c.oid) as rows
-            from pg_class c join pg_namespace n on n.oid = c.relnamespace
-            where c.relkind = 'r' and c.relpersistence <> 't'
-              and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
-        ) w
-        where w.rows > 0
-          and not exists (select from tracked_tables k
-                          where k.projection = untracked_writes.name
-                            and (k.relation = w.relation or w.ours and w.relation = 'ebbtide.undo_' || k.id))
-          and w.relation <> 'ebbtide.rejected_events'), '{}');
+    return (select jsonb_object_agg(w.t, w.rows)
+            from (select t, pg_stat_get_xact_tuples_inserted(t) + pg_stat_get_xact_tuples_updated(t)
+                      + pg_stat_get_xact_tuples_deleted(t) as rows
+                  from unnest(tables) t) w
+            where w.rows > 0);
+end $$;
+
+-- What a block's code may find, and the tables that it may not write: all but the projection's own. Looking through the
+-- catalog costs as much as a small block, so a session keeps what it saw for a second, or until a table is made: that one
+-- has a number above all others (or, after four billion of them, waits for the second to end).
+create or replace function surroundings(name text, out path text, out others oid[])
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    kept text[] := nullif(current_setting('ebbtide.around_' || name, true), '');
+    newest text := (select c.oid::text from pg_class c order by c.oid desc limit 1);
+begin
+    if kept[1] = name and kept[2] = newest and kept[3]::timestamptz > clock_timestamp() then
+        path := kept[4];
+        others := kept[5];
+        return;
+    end if;
+    path := apply_path(name);
+    others := array(
+        select c.oid
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relkind = 'r' and c.relpersistence <> 't'
+          and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
+          and c.oid <> 'ebbtide.rejected_events'::regclass
+          and not exists (select from tracked_tables k where k.projection = name
+                          and c.oid in (to_regclass(k.relation), to_regclass('ebbtide.undo_' || k.id))));
+    perform set_config('ebbtide.around_' || name,
+        array[name, newest, (clock_timestamp() + interval '1 second')::text, path, others::text]::text, false);
 end $$;
 
 -- The block's writes are done: nothing may be left over for the commit, and nothing else may have been written.
 create or replace function leave_block(name text) returns void
 language plpgsql as $$
 declare
-    before_block jsonb := current_setting('ebbtide.untracked_writes')::jsonb;
+    before_block jsonb := nullif(current_setting('ebbtide.untracked_writes'), '');
+    after_block jsonb;
     other text;
 begin
     set constraints all immediate;
-    perform set_config('ebbtide.settled', 'on', true);
-    select w.key into other from pg_catalog.jsonb_each_text(ebbtide.untracked_writes(name)) w
-    where w.value::bigint > coalesce((before_block ->> w.key)::bigint, 0) order by w.key limit 1;
-    if other is not null then
-        raise exception 'the projection % wrote %, which is not one of its tables: that could not be undone', name, other
-            using errcode = 'object_not_in_prerequisite_state', constraint = 'projections_write_their_own_tables',
-                  hint = 'Name that table in create_projection(…, tables => …), or write it elsewhere.';
+    select ebbtide.rows_written(s.others) into after_block from ebbtide.surroundings(name) s;
+    if after_block is distinct from before_block then
+        select ebbtide.relation_name(w.key::oid) into other
+        from jsonb_each_text(after_block) w
+        where w.value::bigint > coalesce((before_block ->> w.key)::bigint, 0)
+        order by 1 limit 1;
+        if found then
+            raise exception 'the projection % wrote %, which is not one of its tables: that could not be undone', name, other
+                using errcode = 'object_not_in_prerequisite_state', constraint = 'projections_write_their_own_tables',
+                      hint = 'Name that table in create_projection(…, tables => …), or write it elsewhere.';
+        end if;
     end if;
-    perform set_config('ebbtide.projection', '', true), set_config('ebbtide.tracking', '', true),
-        set_config('search_path', current_setting('ebbtide.search_path'), true);
+    perform set_config('ebbtide.settled', 'on', true), set_config('ebbtide.projection', '', true),
+        set_config('ebbtide.tracking', '', true), set_config('search_path', current_setting('ebbtide.search_path'), true);
 end $$;
 
 -- Moves a checkpoint over one block, if the blocks to hold are what they were when they were looked at and nobody else
