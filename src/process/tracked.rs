@@ -192,10 +192,10 @@ impl Task {
         let of = Of { chain: &look.chain_name, projection: &self.name };
         let ancestor = ancestor.filter(|_| !empties);
         // A block of the new branch that fails must not keep the state on the old one; a rebuild keeps it, for readers.
-        let cap = match self.stuck_at.filter(|_| !empties && old_tip.is_some()) {
-            Some(stuck) => cap.min(stuck.prev().unwrap_or_default()),
-            None => cap,
-        };
+        let stuck = self.stuck_at.filter(|_| !empties && old_tip.is_some());
+        // At height 0 there is nothing below it to apply.
+        let start = start.filter(|_| stuck.is_none_or(|stuck| stuck.prev().is_some()));
+        let cap = stuck.and_then(Height::prev).map_or(cap, |below| cap.min(below));
         let what = match &old_tip {
             Some(tip) => format!("going over from {tip}"),
             None => "the start".to_owned(),

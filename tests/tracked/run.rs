@@ -1,6 +1,9 @@
 //! Projections as they run: each at its own pace, none in the way of another.
 
+use serde_json::json;
+
 use crate::harness::Mine;
+use crate::support::wait_until;
 
 #[tokio::test]
 async fn a_block_that_fails_is_shown_and_tried_again_and_others_go_on() {
@@ -12,7 +15,7 @@ async fn a_block_that_fails_is_shown_and_tried_again_and_others_go_on() {
     let why = mine.failure().await;
     assert_eq!(why, "block 2 (h2n2): division by zero");
     // The ledger has gone on.
-    crate::support::wait_until("token_balances is at 3", async || {
+    wait_until("token_balances is at 3", async || {
         let sql = "select height from checkpoints where projection = 'token_balances' and height = 3";
         mine.client.query_opt(sql, &[]).await.unwrap()
     })
@@ -31,7 +34,7 @@ async fn a_block_that_failed_and_went_is_not_shown_any_more() {
     // Nothing comes in its place that could be applied and so take the note of it away; at first not even a chain.
     for height in [1i64, 2] {
         mine.client.execute("select drop_blocks('main', $1)", &[&height]).await.unwrap();
-        crate::support::wait_until("nothing fails any more", async || {
+        wait_until("nothing fails any more", async || {
             let sql = "select 1 from checkpoints where projection = 'mine' and failed_reason is null and failures = 0";
             mine.client.query_opt(sql, &[]).await.unwrap()
         })
@@ -54,7 +57,7 @@ async fn a_reorganisation_into_a_block_that_fails_leaves_the_old_branch() {
     mine.put(3, &["select 1 / 0"]).await;
     let why = mine.failure().await;
     assert!(why.contains("division by zero"), "{why}");
-    crate::support::wait_until("it stands below the block that fails", async || {
+    wait_until("it stands below the block that fails", async || {
         let dump = mine.dump().await.to_string();
         (dump == r#"{"t":[{"k":1},{"k":20}]}"#).then_some(())
     })
@@ -62,6 +65,34 @@ async fn a_reorganisation_into_a_block_that_fails_leaves_the_old_branch() {
     mine.put(3, &["insert into t values (30)"]).await;
     mine.settle().await;
     assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1},{"k":20},{"k":30}]}"#);
+}
+
+#[tokio::test]
+async fn a_reorganisation_at_height_0_into_a_block_that_fails_leaves_nothing() {
+    let mine = Mine::new("create table t (k int primary key)", &["t"]).await;
+    let put = async |hash: &str, sql: &str| {
+        let event =
+            json!([{"tx_index": 0, "event_index": 0, "emitter": "test", "name": "do", "attributes": {"sql": sql}}]);
+        let put = "select put_block('main', 0, $1, 'root', now(), '[]', '[]', $2)";
+        mine.client.execute(put, &[&hash, &event]).await.unwrap();
+    };
+    let stands = async |wanted: Option<&str>| {
+        wait_until("it stands there", async || {
+            let sql = "select hash, failed_reason from checkpoints where projection = 'mine'";
+            let row = mine.client.query_opt(sql, &[]).await.unwrap()?;
+            let fails = row.get::<_, Option<&str>>(1).is_some();
+            (row.get::<_, Option<&str>>(0) == wanted && fails == wanted.is_none()).then_some(())
+        })
+        .await;
+    };
+    put("a0", "insert into t values (1)").await;
+    stands(Some("a0")).await;
+    put("b0", "insert into t values (1 / 0)").await;
+    stands(None).await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[]}"#, "of the old branch nothing is left");
+    put("c0", "insert into t values (3)").await;
+    stands(Some("c0")).await;
+    assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":3}]}"#);
 }
 
 #[tokio::test]
@@ -81,7 +112,7 @@ async fn a_changed_function_has_its_tables_made_anew() {
         .await
         .unwrap();
     mine.add(&[]).await;
-    crate::support::wait_until("the view shows the new state", async || {
+    wait_until("the view shows the new state", async || {
         let sum: Option<i64> = mine.client.query_one("select v from public.seen", &[]).await.unwrap().get(0);
         (sum == Some(2100)).then_some(())
     })
