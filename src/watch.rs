@@ -139,7 +139,7 @@ impl Watcher for ProcessWatch {
             watched.metrics.blocks_applied.inc_by(done.blocks);
             watched.metrics.events_applied.inc_by(done.events);
             watched.metrics.apply_seconds.observe(done.took.as_secs_f64());
-            watched.metrics.negative_balances.set(gauge(done.negative));
+            watched.metrics.negative_balances.inc_by(done.negative);
             watched.reporter.alive();
         });
         if done.refused > 0 {

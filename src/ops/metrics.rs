@@ -57,7 +57,7 @@ struct Families {
     applied_height: Family<ProjectionLabels, Gauge>,
     lag_blocks: Family<ProjectionLabels, Gauge>,
     lag_seconds: Family<ProjectionLabels, Seconds>,
-    negative_balances: Family<ProjectionLabels, Gauge>,
+    negative_balances: Family<ProjectionLabels, Counter>,
 }
 
 /// Depths from 1 to 1024 blocks.
@@ -119,8 +119,8 @@ pub struct ProjectionMetrics {
     pub lag_blocks: Gauge,
     /// Seconds since the newest applied block's own time; 0 when nothing is waiting.
     pub lag_seconds: Seconds,
-    /// Balances below zero among those the last transaction touched: history is missing.
-    pub negative_balances: Gauge,
+    /// Balances that a transaction left below zero, counted each time: history is missing.
+    pub negative_balances: Counter,
 }
 
 impl Default for Metrics {
@@ -174,7 +174,11 @@ impl Metrics {
         r.register("applied_height", "Height up to which the projection is applied", f.applied_height.clone());
         r.register("lag_blocks", "Blocks between the projection and the newest block", f.lag_blocks.clone());
         r.register("lag_seconds", "Age of the newest applied block while others wait", f.lag_seconds.clone());
-        r.register("negative_balances", "Balances below zero: history is missing", f.negative_balances.clone());
+        r.register(
+            "negative_balances",
+            "Balances that a transaction left below zero: history is missing",
+            f.negative_balances.clone(),
+        );
         r.register("listener_connected", "1 while the LISTEN connection stands", listener_connected.clone());
         r.register("listener_reconnects", "Times the LISTEN connection was made again", listener_reconnects.clone());
         r.register("db_reconnects", "Times the database was reached again after it was lost", db_reconnects.clone());
