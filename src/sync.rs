@@ -3,16 +3,18 @@
 //! One syncer per chain (advisory lock). History is fetched by several requests at once and written by COPY; near
 //! the head the same code fetches a block at a time.
 
+mod behind;
 mod error;
 mod fetch;
 mod registry;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use self::behind::Behind;
 use self::error::Fault;
 pub use self::error::SyncError;
 use self::fetch::Fetcher;
@@ -84,6 +86,8 @@ pub async fn run(
         described: HashSet::new(),
         registry: Registry::default(),
         started_well: false,
+        behind: Behind::default(),
+        trouble: None,
     };
     let mut pause = FIRST_PAUSE;
     while !shutdown.is_cancelled() {
@@ -124,6 +128,9 @@ struct Syncer {
     registry: Registry,
     /// Whether a round went well in this run: from then on faults are waited out.
     started_well: bool,
+    behind: Behind,
+    /// What is wrong although every round goes well.
+    trouble: Option<String>,
 }
 
 /// How a round ended.
@@ -210,7 +217,11 @@ impl Syncer {
     fn went_well(&mut self, pause: &mut Duration) {
         self.started_well = true;
         *pause = FIRST_PAUSE;
-        self.watcher.well(&self.settings.chain.name);
+        let name = &self.settings.chain.name;
+        match &self.trouble {
+            Some(reason) => self.watcher.troubled(name, reason, false),
+            None => self.watcher.well(name),
+        }
     }
 
     /// The chain's lock; waits while another syncer has it. None: told to stop meanwhile.
@@ -260,6 +271,13 @@ impl Syncer {
             tip.as_ref().map(|t| t.height.get()),
             final_height.max(chain.final_height).map(Height::get),
         );
+        let behind = self.behind.look(tip.as_ref().map(|t| t.height), &head, Instant::now());
+        self.trouble = behind.map(|(reason, is_first)| {
+            if is_first {
+                tracing::warn!(chain = %chain.name, "{reason}");
+            }
+            reason
+        });
         let (ancestor, down) = match self.compare(lock, &chain, tip.as_ref(), &head).await? {
             Compared::Known => {
                 let known_tip = tip.as_ref() == Some(&head.block);

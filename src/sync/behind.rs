@@ -1,0 +1,68 @@
+//! A source whose newest block is older than what is stored: it lags, or began anew on the same chain.
+
+use std::time::{Duration, Instant};
+
+use crate::chain::Height;
+use crate::sources::Head;
+
+/// That is a moment's lag at first; from here on a person should know. Nothing is taken back for it.
+const BEHIND_AFTER: Duration = Duration::from_secs(60);
+
+/// How long it has been so.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    since: Option<Instant>,
+    said: bool,
+}
+
+impl Behind {
+    /// What to say of it, once it is worth a word, and whether that is the first word.
+    pub(super) fn look(&mut self, stored: Option<Height>, head: &Head, now: Instant) -> Option<(String, bool)> {
+        let newest = head.block.height;
+        let Some(stored) = stored.filter(|stored| newest < *stored && !head.truth) else {
+            *self = Behind::default();
+            return None;
+        };
+        let long = now.duration_since(*self.since.get_or_insert(now));
+        (long >= BEHIND_AFTER).then(|| {
+            let reason = format!(
+                "the source's newest block is {newest}, below {stored}, which is stored, for {} s: it lags, or began anew",
+                long.as_secs()
+            );
+            (reason, !std::mem::replace(&mut self.said, true))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::chain::{BlockRef, Hash};
+
+    fn head(height: u32, truth: bool) -> Head {
+        let block = BlockRef { height: Height::from(height), hash: Hash::new(format!("0x{height}")) };
+        Head { block, finalized: None, truth, last: false, position: None }
+    }
+
+    #[test]
+    fn it_is_told_after_a_minute_until_the_source_has_come_up() {
+        let (mut behind, begun) = (Behind::default(), Instant::now());
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let stored = Some(Height::from(9u32));
+        assert_eq!(behind.look(stored, &head(8, false), begun), None);
+        assert_eq!(behind.look(stored, &head(8, false), after(59)), None);
+        let (reason, is_first) = behind.look(stored, &head(8, false), after(60)).unwrap();
+        assert!(is_first);
+        assert!(reason.contains("block is 8, below 9, which is stored, for 60 s"), "{reason}");
+        assert!(!behind.look(stored, &head(8, false), after(70)).unwrap().1);
+        // As far as what is stored: the next time counts anew.
+        assert_eq!(behind.look(stored, &head(9, false), after(80)), None);
+        assert_eq!(behind.look(stored, &head(8, false), after(90)), None);
+        assert!(behind.look(stored, &head(8, false), after(150)).unwrap().1);
+        // A file's end is the truth, and with nothing stored there is nothing below.
+        assert_eq!(behind.look(stored, &head(8, true), after(300)), None);
+        assert_eq!(behind.look(None, &head(8, false), after(400)), None);
+    }
+}
