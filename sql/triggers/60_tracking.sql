@@ -189,7 +189,7 @@ end $$;
 
 -- The number of the statement whose triggers fire at this depth. Cascades of foreign keys belong to the one that set them off.
 create or replace function fired_statement(at_depth integer) returns bigint
-language plpgsql set search_path = ebbtide, pg_temp as $$
+language plpgsql as $$
 declare
     begun bigint[] := current_setting('ebbtide.begun');
     in_statement bigint := abs(begun[at_depth]);

@@ -232,18 +232,26 @@ end $$;
 -- catalog costs as much as a small block, so a session keeps what it saw for a second, or until a table is made: that one
 -- has a number above all others (or, after four billion of them, waits for the second to end).
 create or replace function surroundings(name text, out path text, out others oid[])
-language plpgsql set search_path = ebbtide, pg_temp as $$
+language plpgsql as $$
 declare
     kept text[] := nullif(current_setting('ebbtide.around_' || name, true), '');
-    newest text := (select c.oid::text from pg_class c order by c.oid desc limit 1);
+    newest text := (select c.oid::text from pg_catalog.pg_class c order by c.oid desc limit 1);
 begin
-    if kept[1] = name and kept[2] = newest and kept[3]::timestamptz > clock_timestamp() then
-        path := kept[4];
-        others := kept[5];
+    if kept[1] = newest and kept[2]::timestamptz > clock_timestamp() then
+        path := kept[3];
+        others := kept[4];
         return;
     end if;
-    path := apply_path(name);
-    others := array(
+    path := ebbtide.apply_path(name);
+    others := ebbtide.other_tables(name);
+    perform set_config('ebbtide.around_' || name,
+        array[newest, (clock_timestamp() + interval '1 second')::text, path, others::text]::text, false);
+end $$;
+
+create or replace function other_tables(name text) returns oid[]
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return array(
         select c.oid
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.relkind = 'r' and c.relpersistence <> 't'
@@ -251,8 +259,6 @@ begin
           and c.oid <> 'ebbtide.rejected_events'::regclass
           and not exists (select from tracked_tables k where k.projection = name
                           and c.oid in (to_regclass(k.relation), to_regclass('ebbtide.undo_' || k.id))));
-    perform set_config('ebbtide.around_' || name,
-        array[name, newest, (clock_timestamp() + interval '1 second')::text, path, others::text]::text, false);
 end $$;
 
 -- The block's writes are done: nothing may be left over for the commit, and nothing else may have been written.
@@ -264,6 +270,8 @@ declare
     other text;
 begin
     set constraints all immediate;
+    -- Back to the path of enter_block first: under another one, every statement below would be planned again.
+    perform set_config('search_path', current_setting('ebbtide.search_path'), true);
     select ebbtide.rows_written(s.others) into after_block from ebbtide.surroundings(name) s;
     if after_block is distinct from before_block then
         select ebbtide.relation_name(w.key::oid) into other
@@ -277,7 +285,7 @@ begin
         end if;
     end if;
     perform set_config('ebbtide.settled', 'on', true), set_config('ebbtide.projection', '', true),
-        set_config('ebbtide.tracking', '', true), set_config('search_path', current_setting('ebbtide.search_path'), true);
+        set_config('ebbtide.tracking', '', true);
 end $$;
 
 -- Moves a checkpoint over one block, if the blocks to hold are what they were when they were looked at and nobody else
