@@ -3,7 +3,11 @@
 -- $1 chain, $2 projection, $3 the checkpoint's seq, $4 to $6 blocks to hold (ascending heights, hashes, revisions;
 -- a null revision: any), $7 the chain must be complete to here (null: not asked), $8 height, $9 hash, $10 revision,
 -- $11 through_height, $12 start_height, $13 note it in applied_blocks, $14 to $16 deltas by (token, address),
--- $17 write history, $18 refuse negative balances, $19 to $22 refused events (tx_index, event_index, raw, reason).
+-- $17 write history, $18 refuse negative balances, $19 to $22 refused events (tx_index, event_index, raw, reason), $23 and
+-- $24 height and hash of the block that the checkpoint must stand on (null: nothing is applied).
+--
+-- The checkpoint is compared by seq and by its block. On seq alone, a statement sent ahead on a predicted seq would land on
+-- whatever a competitor applied under that number; on the block alone, an undo in between would not be seen.
 --
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone
 -- else (skip locked), is another one by now, or the checkpoint has moved. The chain row is locked before the blocks,
@@ -38,6 +42,7 @@ moved as (
         journal_from = case when $13 then k.journal_from else $8::bigint + 1 end,
         history_from = case when $17 then k.history_from else greatest(k.history_from, $11) end, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
+      and k.height is not distinct from $23 and k.hash is not distinct from $24
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $11)
       and (select holds from fence)
     returning k.seq

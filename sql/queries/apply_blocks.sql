@@ -5,7 +5,7 @@
 -- place of its key among the net changes (from 1), height, delta, the sum of the same key's later changes (null: 0),
 -- the height of its change before (null: the one in balances); $22 write history, $23 refuse negative balances, $24 to
 -- $28 refused events with their height, $29 and $30 height and hash of the last block, $31 the height after the last
--- block that is not noted (null: all are).
+-- block that is not noted (null: all are), $32 and $33 height and hash of the block that the checkpoint must stand on.
 with complete as materialized (
     select c.chain_id
     from chains c
@@ -33,6 +33,7 @@ moved as (
         journal_from = coalesce($31::bigint, k.journal_from),
         history_from = case when $22 then k.history_from else greatest(k.history_from, $11) end, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
+      and k.height is not distinct from $32 and k.hash is not distinct from $33
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $11)
       and (select holds from fence)
     returning k.seq

@@ -138,6 +138,7 @@ pub(super) fn batch(
     }
     let is_final = look.final_height.is_some_and(|f| through <= f);
     let apply = ApplyBlock {
+        on: before.map(|(block, _)| block.clone()),
         fence,
         blocks: noted,
         through,
@@ -298,7 +299,7 @@ impl Task {
         if to == through {
             return Ok(Outcome::Idle);
         }
-        let passed = session.write.pass_empty_blocks(self.chain, &self.name, look.checkpoint.seq, to).await?;
+        let passed = session.write.pass_empty_blocks(self.chain, &self.name, look.checkpoint.seq, tip, to).await?;
         Ok(if passed.is_some() { Outcome::Moved } else { Outcome::Contended })
     }
 }

@@ -76,6 +76,8 @@ pub struct Refused {
 /// What one apply statement does.
 #[derive(Debug, Clone, Default)]
 pub struct ApplyBlock {
+    /// The block that the checkpoint must stand on. None means nothing is applied yet.
+    pub on: Option<BlockRef>,
     /// Blocks to hold.
     pub fence: Fence,
     /// The blocks, ascending, with their revisions.
@@ -219,17 +221,22 @@ impl LedgerWrite {
         apply(&self.client, &self.statements.apply, chain, projection, seq, block).await
     }
 
-    /// Passes over empty heights at the end. None: the fence did not hold.
+    /// Passes over empty heights above the block that the checkpoint must stand on. None: the fence did not hold.
     pub async fn pass_empty_blocks(
         &self,
         chain: ChainId,
         projection: &str,
         seq: i64,
+        on: &BlockRef,
         through: Height,
     ) -> Result<Option<i64>, StoreError> {
+        let (on_height, on_hash) = base(Some(on));
         let row = self
             .client
-            .query_opt(&self.statements.pass_empty, &[&chain.0, &projection, &seq, &through.to_sql()])
+            .query_opt(
+                &self.statements.pass_empty,
+                &[&chain.0, &projection, &seq, &through.to_sql(), &on_height, &on_hash],
+            )
             .await?;
         Ok(row.map(|row| row.get(0)))
     }
@@ -332,6 +339,7 @@ async fn apply<C: GenericClient>(
         return Err(StoreError::Nonsense { what: "an apply without a block".to_owned() });
     };
     let fence = &apply.fence;
+    let (on_height, on_hash) = base(apply.on.as_ref());
     let (last_height, last_hash) = (last.height.to_sql(), last.hash.as_str());
     let (through, start) = (apply.through.to_sql(), apply.start.to_sql());
     let noted_at = |height: Height| apply.final_height.is_none_or(|f| height > f);
@@ -371,6 +379,8 @@ async fn apply<C: GenericClient>(
                     &refused_event,
                     &refused_raw,
                     &refused_reason,
+                    &on_height,
+                    &on_hash,
                 ],
             )
             .await?
@@ -434,11 +444,18 @@ async fn apply<C: GenericClient>(
                     &last_height,
                     &last_hash,
                     &journal_from,
+                    &on_height,
+                    &on_hash,
                 ],
             )
             .await?
     };
     row.map(|row| Ok(Applied { seq: row.try_get("seq")?, negative: count(&row, "negative")? })).transpose()
+}
+
+/// The block a checkpoint must stand on, as parameters.
+fn base(on: Option<&BlockRef>) -> (Option<i64>, Option<&str>) {
+    (on.map(|b| b.height.to_sql()), on.map(|b| b.hash.as_str()))
 }
 
 struct KeyNet<'a> {

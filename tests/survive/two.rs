@@ -1,0 +1,185 @@
+//! Two processors on one database, each with its own batches, and so with other cuts of the same blocks: the balances are
+//! those of the canonical blocks, whoever applied which.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebbtide::process::{ProcessError, ProcessSettings, Unwatched, run};
+use ebbtide::store::{Store, StoreSettings, Wake, WakeMode};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::check::World;
+
+const BATCHES: [usize; 6] = [1, 3, 10, 37, 100, 250];
+const BLOCKS: i64 = 400;
+
+/// Blocks `{tag}{height}` with 1 to 40 movements each, among few accounts, so that a skipped or repeated block shows.
+async fn fill(world: &World, tag: &str, from: i64, to: i64, parent: &str, seed: i64) {
+    world
+        .sql(&format!(
+            "begin;
+             insert into token_events (chain_id, height, tx_index, event_index, token, from_address, to_address, amount)
+             select c.chain_id, h, 0, n, 'gold', case when n % 3 = 0 then null else 'user' || (h * 7 + n * 5 + {seed}) % 61 end,
+                 'user' || (h * 11 + n * 3) % 61, 1 + (h * 31 + n * 17 + {seed}) % 1000
+             from chains c, generate_series({from}, {to}) h, generate_series(1, 1 + (h * 13 + {seed}) % 40) n;
+             insert into blocks (chain_id, height, hash, parent_hash)
+             select c.chain_id, h, '{tag}' || h, case when h = {from} then '{parent}' else '{tag}' || h - 1 end
+             from chains c, generate_series({from}, {to}) h;
+             commit"
+        ))
+        .await;
+}
+
+/// What happens beside the two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Beside {
+    Nothing,
+    Replay,
+    Pause,
+    Reorg,
+    Edits,
+}
+
+const BESIDE: [Beside; 5] = [Beside::Nothing, Beside::Replay, Beside::Pause, Beside::Reorg, Beside::Edits];
+
+struct Round {
+    seed: u64,
+    batches: (usize, usize),
+    is_final: bool,
+    beside: Beside,
+}
+
+async fn process(world: &World, batch: usize, once: bool, stop: CancellationToken) -> Result<(), ProcessError> {
+    let store = Store::open(&world.url, StoreSettings::default()).unwrap();
+    let wake = Wake::start(&store, WakeMode::Listen);
+    let settings = ProcessSettings { once, batch, poll_interval: Duration::from_millis(50), ..world.settings.clone() };
+    run(store, settings, wake, Arc::new(Unwatched), stop).await
+}
+
+async fn disturb(world: &World, rng: &mut StdRng, beside: Beside) {
+    let db = world.client().await;
+    for n in 0..8 {
+        // Somewhere in the course of the two; where exactly is the machine's doing.
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..40))).await;
+        let at = rng.random_range(1..BLOCKS);
+        let sql = match beside {
+            Beside::Nothing => return,
+            Beside::Replay => format!("select replay('main', {at}, 'token_balances')"),
+            Beside::Pause if n % 2 == 0 => format!("select pause('main', 'token_balances', {at})"),
+            Beside::Pause => "select resume('main', 'token_balances')".to_owned(),
+            Beside::Reorg => {
+                let at = rng.random_range(BLOCKS - 60..BLOCKS);
+                format!(
+                    "select put_block('main', {at}, 'r{n}_{at}',
+                         (select hash from blocks where height = {at} - 1), now(), '[]',
+                         '[{{\"tx_index\": 0, \"event_index\": 0, \"token\": \"gold\", \"to_address\": \"user{n}\", \"amount\": \"7\"}}]')"
+                )
+            }
+            Beside::Edits => {
+                format!("update token_events set amount = amount + 1 where height = {at} and event_index = 1")
+            }
+        };
+        // The block below may be gone by now, or the projection not paused: the next one goes on.
+        let _ = db.batch_execute(&sql).await;
+    }
+    db.batch_execute("select resume('main', 'token_balances')").await.unwrap();
+}
+
+/// Both end well, and the balances are the sum of what stands.
+async fn run_round(round: &Round) {
+    let world = World::new(64).await;
+    let mut rng = StdRng::seed_from_u64(round.seed);
+    fill(&world, "a", 0, BLOCKS, "", i64::try_from(round.seed % 1000).unwrap()).await;
+    let final_height = if round.is_final { BLOCKS - 64 } else { 5 };
+    world.sql(&format!("update chains set head_height = {BLOCKS}, final_height = {final_height}")).await;
+    let stop = CancellationToken::new();
+    let (one, other, ()) = tokio::join!(
+        process(&world, round.batches.0, true, stop.clone()),
+        process(&world, round.batches.1, true, stop.clone()),
+        disturb(&world, &mut rng, round.beside),
+    );
+    let what =
+        format!("seed {}, batches {:?}, final {}, {:?}", round.seed, round.batches, round.is_final, round.beside);
+    one.unwrap_or_else(|e| panic!("{what}: the first ended with {e}"));
+    other.unwrap_or_else(|e| panic!("{what}: the second ended with {e}"));
+    // What came after both had ended is applied by a third.
+    world.try_process().await.unwrap_or_else(|e| panic!("{what}: the third ended with {e}"));
+    let found = crate::support::check::differences(&world.db, "main").await;
+    assert!(found.is_empty(), "{what}: differences:\n{}", found.join("\n"));
+    let store = Store::open(&world.url, StoreSettings::default()).unwrap();
+    let findings = store.verify(Some("main"), 5).await.unwrap();
+    assert_eq!(findings.differences, 0, "{what}: verify: {}", findings.lines.join("\n  "));
+}
+
+fn rounds(from: u64) -> impl Iterator<Item = Round> {
+    let pairs: Vec<(usize, usize)> =
+        BATCHES.iter().flat_map(|a| BATCHES.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b).collect();
+    (from..).map(move |seed| {
+        let n = usize::try_from(seed).unwrap();
+        Round { seed, batches: pairs[n % pairs.len()], is_final: n % 3 != 2, beside: BESIDE[n % BESIDE.len()] }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processors_with_different_batches_end_with_the_canonical_balances() {
+    // Every pair of batches, every disturbance, final blocks and others.
+    for round in rounds(0).take(20) {
+        run_round(&round).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn soak_two_processors_with_different_batches_end_with_the_canonical_balances() {
+    let Some(seconds) = std::env::var("EBBTIDE_SOAK_SECONDS").ok().and_then(|s| s.parse().ok()) else {
+        println!("skipped: EBBTIDE_SOAK_SECONDS is not set (make soak)");
+        return;
+    };
+    let begun = Instant::now();
+    let mut done = 0;
+    for round in rounds(20).take_while(|round| round.seed < 220 || begun.elapsed() < Duration::from_secs(seconds)) {
+        run_round(&round).await;
+        done += 1;
+    }
+    println!("{done} rounds of two processors");
+}
+
+/// The hole itself: a statement sent ahead on a predicted seq, which a competitor's transaction took for other blocks.
+#[tokio::test]
+async fn a_statement_sent_on_a_predicted_state_writes_nothing_on_a_competitor_s() {
+    use ebbtide::chain::{BlockRef, ChainId, Hash, Height};
+    use ebbtide::store::{ApplyBlock, Fence, LedgerWrite};
+    let world = World::new(64).await;
+    world.branch("a", 0, 5, "").await;
+    let store = Store::open(&world.url, StoreSettings::default()).unwrap();
+    let chain = ChainId(world.one("select chain_id from chains").await.unwrap().parse().unwrap());
+    world.settle().await;
+    let seq: i64 = world.one("select seq from checkpoints").await.unwrap().parse().unwrap();
+    // The checkpoint stands on a5; this one was sent for a block on a3, with the seq that it has by chance.
+    let block = |height: u32| BlockRef { height: Height::from(height), hash: Hash::new(format!("a{height}")) };
+    let revision = async |height: u32| -> i64 {
+        world.one(&format!("select revision from blocks where height = {height}")).await.unwrap().parse().unwrap()
+    };
+    let write = LedgerWrite::connect(&store).await.unwrap();
+    let before = world.one("select string_agg(b::text, ',' order by token, address) from balances b").await;
+    for several in [false, true] {
+        let mut fence = Fence::default();
+        fence.hold(&block(3), Some(revision(3).await));
+        fence.hold(&block(4), Some(revision(4).await));
+        let mut blocks = vec![(block(4), revision(4).await)];
+        if several {
+            fence.hold(&block(5), Some(revision(5).await));
+            blocks.push((block(5), revision(5).await));
+        }
+        let through = blocks.last().unwrap().0.height;
+        let stale =
+            ApplyBlock { on: Some(block(3)), fence, blocks, through, start: Height::from(0), ..ApplyBlock::default() };
+        let applied = write.apply(chain, "token_balances", seq, &stale).await.unwrap();
+        assert_eq!(applied, None, "it was applied on another block than the one it was sent for");
+    }
+    let passed = write.pass_empty_blocks(chain, "token_balances", seq, &block(4), Height::from(4)).await.unwrap();
+    assert_eq!(passed, None);
+    assert_eq!(world.one("select string_agg(b::text, ',' order by token, address) from balances b").await, before);
+    world.check().await;
+}
