@@ -1,5 +1,6 @@
 //! Plain chain values: heights, hashes, blocks and what they hold. No I/O, no clock, no SQL.
 
+pub mod decide;
 pub mod delta;
 pub mod felt;
 pub mod opening;
@@ -246,7 +247,7 @@ pub struct OpeningBalance {
 }
 
 /// Which grammar a chain's texts follow (`chains.kind`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Kind {
     /// Ethereum and its like: 0x hex, lower case.
     Evm,
@@ -255,6 +256,7 @@ pub enum Kind {
     /// Starknet: felts as 0x hex.
     Starknet,
     /// Any text.
+    #[default]
     Other,
 }
 
