@@ -7,6 +7,7 @@ mod behind;
 mod error;
 mod fetch;
 mod registry;
+mod settle;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -20,9 +21,9 @@ pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use self::registry::Registry;
 use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
-use crate::chain::{Block, BlockRef, Height, Text};
-use crate::sources::{Head, Source, SourceError};
-use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, SyncLock, Written};
+use crate::chain::{Block, BlockRef, ChainId, Height, Text};
+use crate::sources::{Head, Identity, Source, SourceError};
+use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoredChain, SyncLock, Written};
 
 /// How the syncer goes about it.
 #[derive(Debug, Clone)]
@@ -35,7 +36,7 @@ pub struct SyncSettings {
     pub concurrency: usize,
     /// Most blocks asked for at once. Defaults to 2,000.
     pub range_blocks: u64,
-    /// Whether blocks that were final may be replaced.
+    /// Whether blocks that were final may be replaced, and the start moved under stored blocks.
     pub allow_reset: bool,
     /// Whether a rejected event stops the syncer before its block.
     pub halt_on_bad_event: bool,
@@ -146,26 +147,19 @@ enum Round {
 impl Syncer {
     /// One connection's life.
     async fn session(&mut self, pause: &mut Duration) -> Result<(), SyncError> {
-        let identity = self.source.identify().await?;
-        let wanted = ChainSettings { kind: identity.kind, ..self.settings.chain.clone() };
-        let chain = self.store.ensure_chain(&wanted).await?;
-        let Some(mut lock) = self.lock(&chain).await? else { return Ok(()) };
-        let chain = lock.chain().await?;
-        if let Some(found) = identity.network_id {
-            match &chain.network_id {
-                Some(stored) if *stored != found => {
-                    return Err(SyncError::AnotherNetwork { chain: chain.name, stored: stored.clone(), found });
-                }
-                Some(_) => {}
-                None => lock.note_network(&found).await?,
-            }
+        let mut identity = self.source.identify().await?;
+        let id = self.store.ensure_chain(&self.settings.chain.name, identity.kind).await?;
+        let Some((mut lock, waited)) = self.lock(id).await? else { return Ok(()) };
+        if waited {
+            identity = self.source.identify().await?;
         }
-        let tip = lock.tip().await?;
-        lock.note_listed_only(self.source.is_told_whom_to_follow()).await?;
+        let stored = self.settle(&mut lock, &identity).await?;
+        let chain = &stored.chain;
+        let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
         // Whom the source followed in an earlier session may be another's by now.
         self.registry = Registry::default();
         self.read_registry(&lock, tip.as_ref()).await?;
-        self.resume(&lock, &chain, tip.as_ref()).await?;
+        self.resume(&lock, chain, tip.as_ref()).await?;
         if tip.is_none() {
             let opening = self.source.opening_balances().await?;
             if !opening.is_empty() {
@@ -224,21 +218,47 @@ impl Syncer {
         }
     }
 
-    /// The chain's lock; waits while another syncer has it. None: told to stop meanwhile.
-    async fn lock(&self, chain: &ChainRow) -> Result<Option<SyncLock>, SyncError> {
-        let mut said = false;
+    /// The chain's lock, and whether it was waited for while another syncer had it. None: told to stop meanwhile.
+    async fn lock(&self, chain: ChainId) -> Result<Option<(SyncLock, bool)>, SyncError> {
+        let mut waited = false;
         loop {
-            if let Some(lock) = SyncLock::acquire(&self.store, chain.id).await? {
-                return Ok(Some(lock));
+            if let Some(lock) = SyncLock::acquire(&self.store, chain).await? {
+                return Ok(Some((lock, waited)));
             }
-            if !std::mem::replace(&mut said, true) {
-                tracing::info!(chain = %chain.name, "Another syncer follows {}; standing by", chain.name);
+            let name = &self.settings.chain.name;
+            if !std::mem::replace(&mut waited, true) {
+                tracing::info!(chain = %name, "Another syncer follows {name}; standing by");
             }
             tokio::select! {
                 () = tokio::time::sleep(self.settings.poll_interval) => {}
                 () = self.shutdown.cancelled() => return Ok(None),
             }
         }
+    }
+
+    /// Makes the settings those of the chain: by the holder of its lock, once nothing speaks against it.
+    async fn settle(&self, lock: &mut SyncLock, identity: &Identity) -> Result<StoredChain, SyncError> {
+        let claim = lock.claim().await?;
+        let settings = &self.settings.chain;
+        let moved = settle::check(claim.stored(), settings, identity, self.settings.allow_reset)?;
+        let listed_only = self.source.is_told_whom_to_follow();
+        let stored = claim.settle(settings, identity.kind, identity.network_id.as_deref(), listed_only).await?;
+        if let Some(settle::MovedStart { from, to }) = moved {
+            let chain = &stored.chain.name;
+            let what = if self.begins_below(&stored) {
+                "all stored blocks are archived and read again"
+            } else {
+                "what lies below is kept, but does not count"
+            };
+            tracing::warn!(%chain, "{chain} starts at {to} from now on, not at {from}: {what}, and everything is built again");
+        }
+        Ok(stored)
+    }
+
+    /// Whether the start was lowered, as far as that is allowed: what is stored does not count without the blocks below.
+    fn begins_below(&self, stored: &StoredChain) -> bool {
+        self.settings.allow_reset
+            && stored.chain.start_height.is_some_and(|start| stored.lowest.is_some_and(|l| start < l))
     }
 
     /// What is stored, for the source to go on from.
@@ -253,10 +273,11 @@ impl Syncer {
 
     async fn round(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
         let head = self.source.head().await?;
-        let chain = lock.chain().await?;
-        let tip = lock.tip().await?;
+        let stored = lock.stored().await?;
+        let StoredChain { chain, tip, .. } = &stored;
+        let tip = tip.clone();
         if self.read_registry(lock, tip.as_ref()).await? {
-            self.resume(lock, &chain, tip.as_ref()).await?;
+            self.resume(lock, chain, tip.as_ref()).await?;
         }
         let by_depth = head.block.height.get().checked_sub(chain.finality_depth).and_then(Height::new);
         // Some nodes call their head final: the depth counts too. Blocks already final stay so.
@@ -278,19 +299,22 @@ impl Syncer {
             }
             reason
         });
-        let (ancestor, down) = match self.compare(lock, &chain, tip.as_ref(), &head).await? {
+        let (ancestor, down) = match self.compare(lock, &stored, &head).await? {
             Compared::Known => {
                 let known_tip = tip.as_ref() == Some(&head.block);
                 lock.note_head(head.block.height, final_height, head.position.as_ref().filter(|_| known_tip)).await?;
                 // A file that has more to say does not wait when it is asked to.
                 return Ok(if head.last && known_tip { Round::Ended } else { Round::Idle });
             }
-            Compared::Extend => (tip.clone(), Vec::new()),
-            Compared::Reorg { ancestor, down } => (ancestor, down),
+            Compared::Extend => (tip.clone(), None),
+            Compared::Reorg { ancestor, down } => (ancestor, Some(down)),
+            Compared::Again => (None, Some(Vec::new())),
         };
-        let replace = !down.is_empty();
+        let replace = down.is_some();
         let reset = replace && ancestor.as_ref().map(|a| a.height) < chain.final_height;
-        if replace && !self.source.confirm_undo(&down, &head.block).await? {
+        if let Some(down) = down.filter(|down| !down.is_empty())
+            && !self.source.confirm_undo(&down, &head.block).await?
+        {
             tracing::warn!(
                 chain = %chain.name,
                 "Another branch was seen, but no second source agrees yet; {} blocks are kept", down.len()
@@ -299,32 +323,26 @@ impl Syncer {
         }
         let from = match &ancestor {
             Some(ancestor) => ancestor.height.next(),
-            None => self.first_height(lock, &chain).await?,
+            None => self.first_height(&stored).await?,
         };
-        let write = Write { chain: &chain, head: &head, final_height, reset };
+        let write = Write { chain, head: &head, final_height, reset };
         self.take(lock, write, ancestor, replace, from).await
     }
 
-    async fn first_height(&self, lock: &SyncLock, chain: &ChainRow) -> Result<Height, SyncError> {
-        if let Some(start) = chain.start_height {
-            return Ok(start);
+    async fn first_height(&self, stored: &StoredChain) -> Result<Height, SyncError> {
+        match stored.chain.start_height.or(stored.lowest) {
+            Some(start) => Ok(start),
+            None => Ok(self.source.first_height().await?),
         }
-        if let Some(lowest) = lock.lowest().await? {
-            return Ok(lowest);
-        }
-        Ok(self.source.first_height().await?)
     }
 
     /// Finds where the source's branch and ours part.
-    async fn compare(
-        &self,
-        lock: &SyncLock,
-        chain: &ChainRow,
-        tip: Option<&BlockRef>,
-        head: &Head,
-    ) -> Result<Compared, SyncError> {
-        let Some(tip) = tip else { return Ok(Compared::Extend) };
-        let lowest = lock.lowest().await?.unwrap_or(tip.height);
+    async fn compare(&self, lock: &SyncLock, stored: &StoredChain, head: &Head) -> Result<Compared, SyncError> {
+        let StoredChain { chain, tip: Some(tip), lowest } = stored else { return Ok(Compared::Extend) };
+        if self.begins_below(stored) {
+            return Ok(Compared::Again);
+        }
+        let lowest = lowest.unwrap_or(tip.height);
         let reset = self.settings.allow_reset;
         let floor = chain.final_height.filter(|f| *f > lowest && *f <= tip.height && !reset).unwrap_or(lowest);
         let theirs = Theirs::Hint(head.block.clone());
@@ -545,7 +563,12 @@ const REPLACEMENT_BLOCKS: usize = 1_000;
 enum Compared {
     Known,
     Extend,
-    Reorg { ancestor: Option<BlockRef>, down: Vec<BlockRef> },
+    Reorg {
+        ancestor: Option<BlockRef>,
+        down: Vec<BlockRef>,
+    },
+    /// Everything from the start on, which lies below what is stored.
+    Again,
 }
 
 struct Write<'a> {

@@ -55,6 +55,17 @@ pub struct ChainRow {
 /// Our newest block of a chain.
 pub type Tip = Option<BlockRef>;
 
+/// What is stored of a chain, in one snapshot.
+#[derive(Debug, Clone)]
+pub struct StoredChain {
+    /// Its row.
+    pub chain: ChainRow,
+    /// Our newest block.
+    pub tip: Tip,
+    /// The height of our lowest block.
+    pub lowest: Option<Height>,
+}
+
 /// Blocks to write in one transaction.
 #[derive(Debug)]
 pub struct NewBlocks<'a> {
@@ -89,24 +100,33 @@ pub enum Written {
     Stale,
 }
 
+fn height(row: &Row, column: &str) -> Result<Option<Height>, StoreError> {
+    row.try_get::<_, Option<i64>>(column)?
+        .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
+        .transpose()
+}
+
 fn chain_row(row: &Row) -> Result<ChainRow, StoreError> {
-    let height = |column: &str| -> Result<Option<Height>, StoreError> {
-        row.try_get::<_, Option<i64>>(column)?
-            .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
-            .transpose()
-    };
     let kind: &str = row.try_get("kind")?;
     Ok(ChainRow {
         id: ChainId(row.try_get("chain_id")?),
         name: row.try_get("name")?,
         kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
         network_id: row.try_get("network_id")?,
-        start_height: height("start_height")?,
+        start_height: height(row, "start_height")?,
         finality_depth: row.try_get::<_, i64>("finality_depth")?.unsigned_abs(),
-        head_height: height("head_height")?,
-        final_height: height("final_height")?,
+        head_height: height(row, "head_height")?,
+        final_height: height(row, "final_height")?,
         source_position: row.try_get("source_position")?,
     })
+}
+
+fn stored_chain(row: &Row) -> Result<StoredChain, StoreError> {
+    let tip = match (height(row, "tip_height")?, row.try_get::<_, Option<&str>>("tip_hash")?) {
+        (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
+        _ => None,
+    };
+    Ok(StoredChain { chain: chain_row(row)?, tip, lowest: height(row, "lowest_height")? })
 }
 
 pub(super) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
@@ -128,22 +148,61 @@ pub(super) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
 }
 
 impl Store {
-    /// The chain of this name, made if it is not there; the settings win over the row (DESIGN 9).
-    pub async fn ensure_chain(&self, settings: &ChainSettings) -> Result<ChainRow, StoreError> {
+    /// The chain of this name, made if it is not there. One that is there stays as it is: settings are written by the
+    /// one that holds its lock ([`SyncLock::claim`]).
+    pub async fn ensure_chain(&self, name: &str, kind: Kind) -> Result<ChainId, StoreError> {
         let client = self.reader().await?;
-        let row = client
+        client
+            .execute(
+                "insert into chains (name, kind) values ($1, $2) on conflict (name) do nothing",
+                &[&name, &kind.as_str()],
+            )
+            .await?;
+        let row = client.query_one("select chain_id from chains where name = $1", &[&name]).await?;
+        Ok(ChainId(row.try_get(0)?))
+    }
+}
+
+/// What is stored of a chain, held against other writers until the settings are written or this is dropped.
+#[allow(missing_debug_implementations, reason = "a transaction has none")]
+pub struct Claim<'a> {
+    tx: Transaction<'a>,
+    stored: StoredChain,
+}
+
+impl Claim<'_> {
+    /// What is stored.
+    pub fn stored(&self) -> &StoredChain {
+        &self.stored
+    }
+
+    /// Writes the settings; what they leave open stays. `listed_only`: the source brings events of those contracts
+    /// alone that it was told of.
+    pub async fn settle(
+        self,
+        settings: &ChainSettings,
+        kind: Kind,
+        network_id: Option<&str>,
+        listed_only: bool,
+    ) -> Result<StoredChain, StoreError> {
+        let row = self
+            .tx
             .query_one(
-                include_str!("../../sql/queries/ensure_chain.sql"),
+                include_str!("../../sql/queries/settle_chain.sql"),
                 &[
-                    &settings.name,
-                    &settings.kind.as_str(),
+                    &self.stored.chain.id.0,
+                    &kind.as_str(),
+                    &network_id,
                     &settings.start_height.map(Height::to_sql),
                     &settings.finality_depth.map(|d| i64::try_from(d).unwrap_or(i64::MAX)),
                     &settings.announcers,
+                    &listed_only,
                 ],
             )
             .await?;
-        chain_row(&row)
+        let chain = chain_row(&row)?;
+        self.tx.commit().await?;
+        Ok(StoredChain { chain, ..self.stored })
     }
 }
 
@@ -174,31 +233,20 @@ impl SyncLock {
         Ok((held && ours).then_some(SyncLock { client, chain }))
     }
 
-    /// The chain's row as it is now.
-    pub async fn chain(&self) -> Result<ChainRow, StoreError> {
-        let row = self.client.query_one("select * from chains where chain_id = $1", &[&self.chain.0]).await?;
-        chain_row(&row)
+    /// Takes the writer's turn (sql/triggers/10_chain.sql) and says what is stored.
+    pub async fn claim(&mut self) -> Result<Claim<'_>, StoreError> {
+        let tx = self.client.transaction().await?;
+        tx.execute("update chains set writes = writes + 1 where chain_id = $1", &[&self.chain.0]).await?;
+        let row = tx.query_one(include_str!("../../sql/queries/stored_chain.sql"), &[&self.chain.0]).await?;
+        let stored = stored_chain(&row)?;
+        Ok(Claim { tx, stored })
     }
 
-    /// Our newest block.
-    pub async fn tip(&self) -> Result<Tip, StoreError> {
-        let row = self
-            .client
-            .query_opt(
-                "select height, hash from blocks where chain_id = $1 order by height desc limit 1",
-                &[&self.chain.0],
-            )
-            .await?;
-        row.as_ref().map(block_ref).transpose()
-    }
-
-    /// Our lowest block.
-    pub async fn lowest(&self) -> Result<Option<Height>, StoreError> {
-        let row = self
-            .client
-            .query_opt("select height, hash from blocks where chain_id = $1 order by height limit 1", &[&self.chain.0])
-            .await?;
-        Ok(row.as_ref().map(block_ref).transpose()?.map(|b| b.height))
+    /// What is stored of the chain.
+    pub async fn stored(&self) -> Result<StoredChain, StoreError> {
+        stored_chain(
+            &self.client.query_one(include_str!("../../sql/queries/stored_chain.sql"), &[&self.chain.0]).await?,
+        )
     }
 
     /// All stored events of these kinds (emitter, none: anybody; name), in chain order.
@@ -219,17 +267,6 @@ impl SyncLock {
             )
             .await?;
         rows.iter().map(block_ref).collect()
-    }
-
-    /// Remembers what the network calls itself, at first sight.
-    pub async fn note_network(&self, network_id: &str) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "update chains set network_id = $2 where chain_id = $1 and network_id is null",
-                &[&self.chain.0, &network_id],
-            )
-            .await?;
-        Ok(())
     }
 
     /// Remembers a head that brought no block.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{FIRST_PAUSE, LONGEST_PAUSE, Round, SyncError, Syncer, jitter};
 use crate::chain::{Block, BlockRef, Height, Text};
 use crate::sources::SourceError;
-use crate::store::{CaughtUp, Missed, RegisteredVault, StoreError, StoreFault, SyncLock};
+use crate::store::{CaughtUp, Missed, RegisteredVault, StoreError, StoreFault, StoredChain, SyncLock};
 
 /// Blocks that hold anything, in one transaction: a projection that reads events is sent back by each.
 const PIECE_BLOCKS: usize = 256;
@@ -125,7 +125,7 @@ impl Syncer {
 
     /// Whether something was stored, or should be asked for in another way at once.
     async fn piece(&self, lock: &mut SyncLock, vault: &RegisteredVault, attempt: &mut Try) -> Result<bool, SyncError> {
-        let (Some(tip), Some(lowest)) = (lock.tip().await?, lock.lowest().await?) else { return Ok(false) };
+        let StoredChain { tip: Some(tip), lowest: Some(lowest), .. } = lock.stored().await? else { return Ok(false) };
         let begin =
             vault.indexed_through.map_or(lowest, Height::next).max(lowest).max(vault.from_height.unwrap_or(lowest));
         let named = match attempt.named.take() {

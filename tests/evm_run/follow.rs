@@ -68,7 +68,10 @@ pub struct Run {
 pub fn spawn(node: &FakeNode, pg: &Pg, operator: SocketAddr, args: &[&str]) -> Ebbtide {
     let (url, operator) = (node.url(), operator.to_string());
     let mut all = vec!["run", "--source", "evm", "--url", &url, "--database-url", &pg.url, "--listen", "127.0.0.1:0"];
-    all.extend(["--operator-listen", &operator, "--start-height", "0"]);
+    all.extend(["--operator-listen", &operator]);
+    if !args.contains(&"--start-height") {
+        all.extend(["--start-height", "0"]);
+    }
     if !args.contains(&"--source-poll-ms") {
         all.extend(["--source-poll-ms", "50"]);
     }

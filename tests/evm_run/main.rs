@@ -5,5 +5,6 @@
 mod branches;
 mod faults;
 mod follow;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;

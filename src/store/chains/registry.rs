@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::{Row, Transaction};
 
-use super::{NewBlocks, SyncLock, index};
+use super::{NewBlocks, SyncLock, height, index};
 use crate::chain::{Block, BlockRef, ChainId, Height, Text};
 use crate::store::StoreError;
 
@@ -46,17 +46,6 @@ pub enum CaughtUp {
 }
 
 impl SyncLock {
-    /// Remembers whether the source brings events of those contracts alone that it is told of.
-    pub async fn note_listed_only(&self, listed_only: bool) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "update chains set listed_only = $2 where chain_id = $1 and listed_only <> $2",
-                &[&self.chain.0, &listed_only],
-            )
-            .await?;
-        Ok(())
-    }
-
     /// The registered vaults of this chain.
     pub async fn registered_vaults(&self) -> Result<Vec<RegisteredVault>, StoreError> {
         let rows =
@@ -124,15 +113,10 @@ pub(super) async fn note_followed(tx: &Transaction<'_>, chain: ChainId, new: &Ne
 }
 
 fn registered(row: &Row) -> Result<RegisteredVault, StoreError> {
-    let height = |column: &str| -> Result<Option<Height>, StoreError> {
-        row.try_get::<_, Option<i64>>(column)?
-            .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
-            .transpose()
-    };
     Ok(RegisteredVault {
         address: row.try_get::<_, &str>("address")?.into(),
-        from_height: height("from_height")?,
-        indexed_through: height("indexed_through")?,
+        from_height: height(row, "from_height")?,
+        indexed_through: height(row, "indexed_through")?,
         caught_up: row.try_get("caught_up")?,
     })
 }
