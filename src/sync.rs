@@ -279,20 +279,15 @@ impl Syncer {
         if self.read_registry(lock, tip.as_ref()).await? {
             self.resume(lock, chain, tip.as_ref()).await?;
         }
-        let by_depth = head.block.height.get().checked_sub(chain.finality_depth).and_then(Height::new);
-        // Some nodes call their head final: the depth counts too. Blocks already final stay so.
-        let final_height = match (by_depth, head.finalized) {
-            (Some(by_depth), Some(finalized)) => Some(by_depth.min(finalized)),
-            (by_depth, None) => by_depth,
-            (None, Some(_)) => None,
-        };
+        let tip_height = tip.as_ref().map(|tip| tip.height);
+        let final_height = final_height(&head, tip_height, chain.finality_depth);
         self.watcher.head(
             &chain.name,
             head.block.height.get(),
-            tip.as_ref().map(|t| t.height.get()),
+            tip_height.map(Height::get),
             final_height.max(chain.final_height).map(Height::get),
         );
-        let behind = self.behind.look(tip.as_ref().map(|t| t.height), &head, Instant::now());
+        let behind = self.behind.look(tip_height, chain.final_height, &head, Instant::now());
         self.trouble = behind.map(|(reason, is_first)| {
             if is_first {
                 tracing::warn!(chain = %chain.name, "{reason}");
@@ -302,7 +297,8 @@ impl Syncer {
         let (ancestor, down) = match self.compare(lock, &stored, &head).await? {
             Compared::Known => {
                 let known_tip = tip.as_ref() == Some(&head.block);
-                lock.note_head(head.block.height, final_height, head.position.as_ref().filter(|_| known_tip)).await?;
+                let position = head.position.as_ref().filter(|_| known_tip);
+                lock.note_head(&stored, head.block.height, final_height, position).await?;
                 // A file that has more to say does not wait when it is asked to.
                 return Ok(if head.last && known_tip { Round::Ended } else { Round::Idle });
             }
@@ -325,7 +321,7 @@ impl Syncer {
             Some(ancestor) => ancestor.height.next(),
             None => self.first_height(&stored).await?,
         };
-        let write = Write { chain, head: &head, final_height, reset };
+        let write = Write { chain, head: &head, reset };
         self.take(lock, write, ancestor, replace, from).await
     }
 
@@ -344,9 +340,12 @@ impl Syncer {
         }
         let lowest = lowest.unwrap_or(tip.height);
         let reset = self.settings.allow_reset;
-        let floor = chain.final_height.filter(|f| *f > lowest && *f <= tip.height && !reset).unwrap_or(lowest);
+        // Final blocks stay, also where the stored ones end below the final height.
+        let final_height = chain.final_height.filter(|f| *f >= lowest && !reset);
+        let floor = final_height.map_or(lowest, |f| f.min(tip.height));
         let theirs = Theirs::Hint(head.block.clone());
-        let mut window = Window { tip: Some(tip.clone()), floor, more_below: floor > lowest, known: BTreeMap::new() };
+        let more_below = final_height.is_some();
+        let mut window = Window { tip: Some(tip.clone()), floor, more_below, known: BTreeMap::new() };
         if head.block.height < floor && !head.truth {
             // Far behind, or another chain from its start: the name of the block tells.
             let ours = lock.block_refs(head.block.height, head.block.height).await?;
@@ -496,12 +495,13 @@ impl Syncer {
                 self.watcher.rejected(chain, &reject.reason);
             }
         }
+        let last = blocks.last().map(|block| block.link.height).or(ancestor.map(|ancestor| ancestor.height));
         let new = NewBlocks {
             ancestor,
             replace,
             blocks,
             head_height: write.head.block.height,
-            final_height: write.final_height,
+            final_height: final_height(write.head, last, write.chain.finality_depth),
             position: write.head.position.as_ref().filter(|_| ended),
             reset: write.reset && replace,
             vaults: self.registry.followed(),
@@ -574,8 +574,14 @@ enum Compared {
 struct Write<'a> {
     chain: &'a ChainRow,
     head: &'a Head,
-    final_height: Option<Height>,
     reset: bool,
+}
+
+/// What may be called final when the stored blocks reach this far: the depth is counted from what is stored and linked, since
+/// a head is only a claim. Some nodes call their head final, so the depth counts beside that too.
+fn final_height(head: &Head, stored: Option<Height>, finality_depth: u64) -> Option<Height> {
+    let by_depth = stored?.min(head.block.height).get().checked_sub(finality_depth).and_then(Height::new)?;
+    Some(head.finalized.map_or(by_depth, |finalized| finalized.min(by_depth)))
 }
 
 fn before_of(pending: &[Block], before: Option<&BlockRef>) -> Option<BlockRef> {
@@ -597,4 +603,30 @@ fn check_links(before: Option<BlockRef>, blocks: &[Block]) -> Result<(), SyncErr
         before = Some(block.link.block_ref());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::Hash;
+
+    #[test]
+    fn final_is_what_stored_blocks_bear_out() {
+        let height = |n: Option<u64>| n.and_then(Height::new);
+        for (name, latest, finalized, stored, depth, expected) in [
+            ("nothing is stored", 100, None, None, 10, None),
+            ("at the head", 100, None, Some(100), 10, Some(90)),
+            ("in the midst of history", 100_000, None, Some(100), 10, Some(90)),
+            ("fewer blocks than the depth", 100_000, Some(99_000), Some(9), 10, None),
+            ("the node calls less final", 100, Some(70), Some(100), 10, Some(70)),
+            ("the node calls its head final", 100, Some(100), Some(100), 10, Some(90)),
+            ("both lie", 100_000, Some(100_000), Some(100), 10, Some(90)),
+            ("the node lags behind what is stored", 50, None, Some(100), 10, Some(40)),
+            ("every block is final at once", 100, None, Some(100), 0, Some(100)),
+        ] {
+            let block = BlockRef { height: height(Some(latest)).unwrap_or_default(), hash: Hash::new("0x1") };
+            let head = Head { block, finalized: height(finalized), position: None, last: false, truth: false };
+            assert_eq!(final_height(&head, height(stored), depth), height(expected), "{name}");
+        }
+    }
 }

@@ -78,7 +78,7 @@ pub struct NewBlocks<'a> {
     pub blocks: &'a [Block],
     /// The source's head.
     pub head_height: Height,
-    /// What the source and the settings call final.
+    /// What the source and the settings call final by then; never above the last of the blocks.
     pub final_height: Option<Height>,
     /// Stored with the blocks; none: leaves what was there.
     pub position: Option<&'a Value>,
@@ -269,17 +269,32 @@ impl SyncLock {
         rows.iter().map(block_ref).collect()
     }
 
-    /// Remembers a head that brought no block.
+    /// Remembers a head that brought no block, if that changes anything.
     pub async fn note_head(
         &self,
+        stored: &StoredChain,
         head: Height,
         final_height: Option<Height>,
         position: Option<&Value>,
     ) -> Result<(), StoreError> {
+        let (chain, tip) = (&stored.chain, stored.tip.as_ref().map(|tip| tip.height));
+        let is_known = chain.head_height == Some(head)
+            && final_height <= chain.final_height
+            && chain.final_height <= tip
+            && (position.is_none() || position == chain.source_position.as_ref());
+        if is_known {
+            return Ok(());
+        }
         self.client
             .execute(
                 include_str!("../../sql/queries/note_head.sql"),
-                &[&self.chain.0, &head.to_sql(), &final_height.map(Height::to_sql), &position],
+                &[
+                    &self.chain.0,
+                    &head.to_sql(),
+                    &final_height.map(Height::to_sql),
+                    &position,
+                    &tip.map(Height::to_sql),
+                ],
             )
             .await?;
         Ok(())
@@ -365,6 +380,7 @@ impl SyncLock {
             0
         };
         copy_blocks(&tx, self.chain, new.blocks).await?;
+        let last = new.blocks.last().map(|block| block.link.height).or(new.ancestor.map(|a| a.height));
         tx.execute(
             include_str!("../../sql/queries/note_written.sql"),
             &[
@@ -374,6 +390,7 @@ impl SyncLock {
                 &new.position,
                 &new.reset,
                 &new.ancestor.map(|a| a.height.to_sql()),
+                &last.map(Height::to_sql),
             ],
         )
         .await?;

@@ -4,6 +4,7 @@
 
 mod branches;
 mod faults;
+mod finality;
 mod follow;
 mod settings;
 #[path = "../support/mod.rs"]
