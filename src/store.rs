@@ -24,7 +24,8 @@ use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use chains::{
-    CaughtUp, ChainRow, ChainSettings, Claim, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock, Tip, Written,
+    CaughtUp, ChainRow, ChainSettings, Claim, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock, Tip,
+    TokenDescription, Written,
 };
 pub use ledger::{
     After, Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite,

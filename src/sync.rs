@@ -4,26 +4,27 @@
 //! the head the same code fetches a block at a time.
 
 mod behind;
+mod compare;
 mod error;
 mod fetch;
 mod registry;
 mod settle;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use self::behind::Behind;
+use self::compare::{Compared, final_height};
 use self::error::Fault;
 pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use self::registry::Registry;
-use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
 use crate::chain::{Block, BlockRef, ChainId, Height, Text};
-use crate::sources::{Head, Identity, Source, SourceError};
-use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoredChain, SyncLock, Written};
+use crate::sources::{Head, Identity, Source, TokenMetadata};
+use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoredChain, SyncLock, TokenDescription, Written};
 
 /// How the syncer goes about it.
 #[derive(Debug, Clone)]
@@ -158,7 +159,7 @@ impl Syncer {
         let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
         // Whom the source followed in an earlier session may be another's by now.
         self.registry = Registry::default();
-        self.read_registry(&lock, tip.as_ref()).await?;
+        self.read_registry(&stored, tip.as_ref()).await?;
         self.resume(&lock, chain, tip.as_ref()).await?;
         if tip.is_none() {
             let opening = self.source.opening_balances().await?;
@@ -276,7 +277,7 @@ impl Syncer {
         let stored = lock.stored().await?;
         let StoredChain { chain, tip, .. } = &stored;
         let tip = tip.clone();
-        if self.read_registry(lock, tip.as_ref()).await? {
+        if self.read_registry(&stored, tip.as_ref()).await? {
             self.resume(lock, chain, tip.as_ref()).await?;
         }
         let tip_height = tip.as_ref().map(|tip| tip.height);
@@ -329,88 +330,6 @@ impl Syncer {
         match stored.chain.start_height.or(stored.lowest) {
             Some(start) => Ok(start),
             None => Ok(self.source.first_height().await?),
-        }
-    }
-
-    /// Finds where the source's branch and ours part.
-    async fn compare(&self, lock: &SyncLock, stored: &StoredChain, head: &Head) -> Result<Compared, SyncError> {
-        let StoredChain { chain, tip: Some(tip), lowest } = stored else { return Ok(Compared::Extend) };
-        if self.begins_below(stored) {
-            return Ok(Compared::Again);
-        }
-        let lowest = lowest.unwrap_or(tip.height);
-        let reset = self.settings.allow_reset;
-        // Final blocks stay, also where the stored ones end below the final height.
-        let final_height = chain.final_height.filter(|f| *f >= lowest && !reset);
-        let floor = final_height.map_or(lowest, |f| f.min(tip.height));
-        let theirs = Theirs::Hint(head.block.clone());
-        let more_below = final_height.is_some();
-        let mut window = Window { tip: Some(tip.clone()), floor, more_below, known: BTreeMap::new() };
-        if head.block.height < floor && !head.truth {
-            // Far behind, or another chain from its start: the name of the block tells.
-            let ours = lock.block_refs(head.block.height, head.block.height).await?;
-            return match ours.into_iter().next() {
-                Some(ours) if ours.hash != head.block.hash => Err(SyncError::TooDeep {
-                    height: head.block.height,
-                    ours: ours.hash.to_string(),
-                    theirs: head.block.hash.to_string(),
-                }),
-                _ => Ok(Compared::Known),
-            };
-        }
-        loop {
-            match plan(&window, &theirs) {
-                // A file's lower head is the truth: the chain got shorter.
-                Ok(Step::Known) if head.truth && head.block.height < tip.height => {
-                    if head.block.height < floor {
-                        return Err(self.too_deep(&window, floor));
-                    }
-                    let down = lock.block_refs(head.block.height.next(), tip.height).await?;
-                    return Ok(Compared::Reorg { ancestor: Some(head.block.clone()), down });
-                }
-                Ok(Step::Known) => return Ok(Compared::Known),
-                Ok(Step::Extend) => return Ok(Compared::Extend),
-                Ok(Step::Reorg { ancestor, .. }) => {
-                    let from = ancestor.as_ref().map_or(lowest, |a| a.height.next());
-                    let down = lock.block_refs(from, tip.height).await?;
-                    return Ok(Compared::Reorg { ancestor, down });
-                }
-                Ok(Step::Need { heights }) => {
-                    let ours = lock.block_refs(*heights.start(), *heights.end()).await?;
-                    let links = self.source.links(heights.clone()).await?;
-                    // A node behind the one that named the head has no blocks there: that proves nothing.
-                    let asked = heights.end().get() - heights.start().get() + 1;
-                    if !head.truth && (links.len() as u64) < asked {
-                        let what = format!("the source names a head at {}, but not all blocks below it", head.block);
-                        return Err(SourceError::transient(what).into());
-                    }
-                    let mut at = *heights.start();
-                    loop {
-                        window.known.entry(at).or_default();
-                        if at >= *heights.end() {
-                            break;
-                        }
-                        at = at.next();
-                    }
-                    for block in ours {
-                        window.known.entry(block.height).or_default().0 = Some(Mark { hash: block.hash, revision: 0 });
-                    }
-                    for link in links {
-                        window.known.entry(link.height).or_default().1 = Some(Mark { hash: link.hash, revision: 0 });
-                    }
-                }
-                Err(TooDeep { floor }) => return Err(self.too_deep(&window, floor)),
-            }
-        }
-    }
-
-    fn too_deep(&self, window: &Window, floor: Height) -> SyncError {
-        let name = |mark: Option<&Mark>| mark.map_or_else(|| "none".to_owned(), |m| m.hash.to_string());
-        let at = window.known.get(&floor);
-        SyncError::TooDeep {
-            height: floor,
-            ours: name(at.and_then(|(ours, _)| ours.as_ref())),
-            theirs: name(at.and_then(|(_, theirs)| theirs.as_ref())),
         }
     }
 
@@ -479,21 +398,7 @@ impl Syncer {
     ) -> Result<bool, SyncError> {
         let chain = &write.chain.name;
         for block in blocks {
-            for reject in &block.rejects {
-                if self.settings.halt_on_bad_event {
-                    return Err(SyncError::BadEvent {
-                        block: block.link.block_ref(),
-                        tx_index: reject.tx_index,
-                        event_index: reject.event_index,
-                        reason: reject.reason.clone(),
-                    });
-                }
-                tracing::warn!(
-                    chain = %chain, height = block.link.height.get(), tx_index = reject.tx_index,
-                    event_index = reject.event_index, reason = %reject.reason, "Rejected an event"
-                );
-                self.watcher.rejected(chain, &reject.reason);
-            }
+            self.show_rejects(block)?;
         }
         let last = blocks.last().map(|block| block.link.height).or(ancestor.map(|ancestor| ancestor.height));
         let new = NewBlocks {
@@ -526,6 +431,29 @@ impl Syncer {
         }
     }
 
+    /// One line a block, however many there are: anybody can make them.
+    fn show_rejects(&self, block: &Block) -> Result<(), SyncError> {
+        let Some(first) = block.rejects.first() else { return Ok(()) };
+        if self.settings.halt_on_bad_event {
+            return Err(SyncError::BadEvent {
+                block: block.link.block_ref(),
+                tx_index: first.tx_index,
+                event_index: first.event_index,
+                reason: first.reason.clone(),
+            });
+        }
+        let (chain, count) = (&self.settings.chain.name, block.rejects.len());
+        tracing::warn!(
+            %chain, height = block.link.height.get(), count, tx_index = first.tx_index,
+            event_index = first.event_index, reason = %first.reason,
+            "Rejected {count} events of block {}; the first one: {}", block.link.block_ref(), first.reason
+        );
+        for reject in &block.rejects {
+            self.watcher.rejected(chain, &reject.reason);
+        }
+        Ok(())
+    }
+
     /// Reads what new tokens say of themselves, once. A token that does not answer holds nobody up.
     async fn describe(&mut self, lock: &SyncLock, blocks: &[Block]) {
         let mut fresh: Vec<Text> = Vec::new();
@@ -540,10 +468,9 @@ impl Syncer {
         let result: Result<(), SyncError> = async {
             let unknown = lock.tokens_without_metadata(&fresh).await?;
             for tokens in unknown.chunks(50) {
-                for found in self.source.token_metadata(tokens).await? {
-                    lock.put_metadata(&found.token, found.symbol.as_deref(), found.name.as_deref(), found.decimals)
-                        .await?;
-                }
+                let found = self.source.token_metadata(tokens).await?;
+                let described: Vec<_> = found.iter().map(description).collect();
+                lock.put_metadata(&described).await?;
             }
             Ok(())
         }
@@ -557,31 +484,22 @@ impl Syncer {
     }
 }
 
+fn description(found: &TokenMetadata) -> TokenDescription<'_> {
+    TokenDescription {
+        token: &found.token,
+        symbol: found.symbol.as_deref(),
+        name: found.name.as_deref(),
+        decimals: found.decimals,
+    }
+}
+
 /// Blocks of a new branch that are gathered before the old one goes.
 const REPLACEMENT_BLOCKS: usize = 1_000;
-
-enum Compared {
-    Known,
-    Extend,
-    Reorg {
-        ancestor: Option<BlockRef>,
-        down: Vec<BlockRef>,
-    },
-    /// Everything from the start on, which lies below what is stored.
-    Again,
-}
 
 struct Write<'a> {
     chain: &'a ChainRow,
     head: &'a Head,
     reset: bool,
-}
-
-/// What may be called final when the stored blocks reach this far: the depth is counted from what is stored and linked, since
-/// a head is only a claim. Some nodes call their head final, so the depth counts beside that too.
-fn final_height(head: &Head, stored: Option<Height>, finality_depth: u64) -> Option<Height> {
-    let by_depth = stored?.min(head.block.height).get().checked_sub(finality_depth).and_then(Height::new)?;
-    Some(head.finalized.map_or(by_depth, |finalized| finalized.min(by_depth)))
 }
 
 fn before_of(pending: &[Block], before: Option<&BlockRef>) -> Option<BlockRef> {
@@ -603,30 +521,4 @@ fn check_links(before: Option<BlockRef>, blocks: &[Block]) -> Result<(), SyncErr
         before = Some(block.link.block_ref());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chain::Hash;
-
-    #[test]
-    fn final_is_what_stored_blocks_bear_out() {
-        let height = |n: Option<u64>| n.and_then(Height::new);
-        for (name, latest, finalized, stored, depth, expected) in [
-            ("nothing is stored", 100, None, None, 10, None),
-            ("at the head", 100, None, Some(100), 10, Some(90)),
-            ("in the midst of history", 100_000, None, Some(100), 10, Some(90)),
-            ("fewer blocks than the depth", 100_000, Some(99_000), Some(9), 10, None),
-            ("the node calls less final", 100, Some(70), Some(100), 10, Some(70)),
-            ("the node calls its head final", 100, Some(100), Some(100), 10, Some(90)),
-            ("both lie", 100_000, Some(100_000), Some(100), 10, Some(90)),
-            ("the node lags behind what is stored", 50, None, Some(100), 10, Some(40)),
-            ("every block is final at once", 100, None, Some(100), 0, Some(100)),
-        ] {
-            let block = BlockRef { height: height(Some(latest)).unwrap_or_default(), hash: Hash::new("0x1") };
-            let head = Head { block, finalized: height(finalized), position: None, last: false, truth: false };
-            assert_eq!(final_height(&head, height(stored), depth), height(expected), "{name}");
-        }
-    }
 }

@@ -8,4 +8,3 @@ set kind = $2,
     announcers = coalesce($6, c.announcers),
     listed_only = $7
 where c.chain_id = $1
-returning *

@@ -58,13 +58,13 @@ struct Piece {
 }
 
 impl Syncer {
-    /// Reads who is registered, and tells the source whom to follow if that changed. Once a round: a statement on a
-    /// table of few rows beside the two that a round begins with, where to listen would take a connection more.
-    pub(super) async fn read_registry(&mut self, lock: &SyncLock, tip: Option<&BlockRef>) -> Result<bool, SyncError> {
-        if !self.source.is_told_whom_to_follow() {
-            return Ok(false);
-        }
-        let vaults = lock.registered_vaults().await?;
+    /// Tells the source whom to follow, if that changed.
+    pub(super) async fn read_registry(
+        &mut self,
+        stored: &StoredChain,
+        tip: Option<&BlockRef>,
+    ) -> Result<bool, SyncError> {
+        let Some(vaults) = stored.vaults.clone() else { return Ok(false) };
         let is_there = |vault: &RegisteredVault| {
             tip.is_none_or(|tip| vault.caught_up && vault.indexed_through.is_some_and(|through| through >= tip.height))
         };

@@ -68,6 +68,7 @@ mod tests {
             },
             tip: blocks.map(|(_, tip)| BlockRef { height: height(tip), hash: Hash::new(format!("h{tip}")) }),
             lowest: blocks.map(|(lowest, _)| height(lowest)),
+            vaults: None,
         }
     }
 

@@ -22,22 +22,22 @@ async fn refuses(run: &Run, ours: &[FakeBlock], theirs: &[FakeBlock], what: &str
 
 #[tokio::test]
 async fn a_branch_that_parts_deep_is_refused_in_the_midst_of_a_catch_up() {
-    let served = blocks(3_203);
+    let served = blocks(1_203);
     let node = FakeNode::start(31337, served[..203].to_vec()).await;
     node.fault(Fault::NoFinalized);
     let mut run = Run::start(&node, &[]).await;
     run.reach(&served[..203], "at the start").await;
     assert_eq!(run.number("select final_height from chains").await, 138);
     run.stop().await;
-    // The node grows by 3,000 blocks, is read in small ranges, and does not get beyond a block in the midst of them.
+    // The node grows by 1,000 blocks, is read in small ranges, and does not get beyond a block in the midst of them.
     node.set_chain(served.clone());
-    node.fault(Fault::MissingBlock(1_004));
+    node.fault(Fault::MissingBlock(604));
     let small = [("EBBTIDE_CHAINS__MAIN__RANGE_BLOCKS", "30")];
     run.ebbtide = spawn_with(&node, &run.pg, run.operator, &[], &small);
-    run.ebbtide.wait_for_line("but not block 1004").await;
+    run.ebbtide.wait_for_line("but not block 604").await;
     let tip = wait_until("it stands before the block that is missing", async || {
         let at = run.number("select coalesce(max(through_height), 0) from checkpoints").await;
-        (at > 950 && at == run.number("select max(height) from blocks").await).then_some(at)
+        (at > 550 && at == run.number("select max(height) from blocks").await).then_some(at)
     })
     .await;
     let stored = &served[..=usize::try_from(tip).unwrap()];
@@ -45,7 +45,7 @@ async fn a_branch_that_parts_deep_is_refused_in_the_midst_of_a_catch_up() {
     let final_height = run.number("select final_height from chains").await;
     assert_eq!(final_height, tip - 64, "as much as the stored blocks bear out");
     // Then it is another chain's, from block 6 on.
-    let other = forked(&served, 3_203 - 6, 3_200, 1);
+    let other = forked(&served, 1_203 - 6, 1_200, 1);
     node.heal();
     node.fault(Fault::NoFinalized);
     node.set_chain(other.clone());
