@@ -30,7 +30,8 @@ impl fmt::Display for ChainId {
 }
 
 /// Block height: 0 is genesis. Bounded by `bigint` at rest, so at most 2^63 - 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Deserialize)]
+#[serde(try_from = "i64")]
 pub struct Height(u64);
 
 impl Height {

@@ -20,7 +20,7 @@
 //!
 //! # A block arrives
 //! [`sync`] asks its [`Source`](sources::Source) for the head. Its parent is our newest block, so the decision
-//! ([`chain::plan`]) is to extend. One transaction ([`store::SyncLock::write`]) copies the events, and last the block row,
+//! ([`chain::plan`]) is to extend. One transaction ([`store::SyncLock::write`]) stores the events with the block row,
 //! which is their commit mark; the trigger on `blocks` rings. The [`process`] task of this chain wakes
 //! ([`store::Wake`]), compares what it has applied with what is stored, and finds one block more. It reads the block's
 //! revision and then its events, checks and nets them ([`projections::token_balances`]), and sends one statement

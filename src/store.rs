@@ -23,7 +23,10 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-pub use chains::{CaughtUp, ChainRow, ChainSettings, Missed, NewBlocks, RegisteredVault, SyncLock, Tip, Written};
+pub use chains::{
+    CaughtUp, ChainRow, ChainSettings, Claim, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock, Tip,
+    TokenDescription, Written,
+};
 pub use ledger::{
     After, Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite,
     Look, ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,

@@ -4,25 +4,27 @@
 //! the head the same code fetches a block at a time.
 
 mod behind;
+mod compare;
 mod error;
 mod fetch;
 mod registry;
+mod settle;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use self::behind::Behind;
+use self::compare::{Compared, final_height};
 use self::error::Fault;
 pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use self::registry::Registry;
-use crate::chain::plan::{Mark, Step, Theirs, TooDeep, Window, plan};
-use crate::chain::{Block, BlockRef, Height, Text};
-use crate::sources::{Head, Source, SourceError};
-use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, SyncLock, Written};
+use crate::chain::{Block, BlockRef, ChainId, Height, Text};
+use crate::sources::{Head, Identity, Source, TokenMetadata};
+use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoredChain, SyncLock, TokenDescription, Written};
 
 /// How the syncer goes about it.
 #[derive(Debug, Clone)]
@@ -35,7 +37,7 @@ pub struct SyncSettings {
     pub concurrency: usize,
     /// Most blocks asked for at once. Defaults to 2,000.
     pub range_blocks: u64,
-    /// Whether blocks that were final may be replaced.
+    /// Whether blocks that were final may be replaced, and the start moved under stored blocks.
     pub allow_reset: bool,
     /// Whether a rejected event stops the syncer before its block.
     pub halt_on_bad_event: bool,
@@ -146,26 +148,19 @@ enum Round {
 impl Syncer {
     /// One connection's life.
     async fn session(&mut self, pause: &mut Duration) -> Result<(), SyncError> {
-        let identity = self.source.identify().await?;
-        let wanted = ChainSettings { kind: identity.kind, ..self.settings.chain.clone() };
-        let chain = self.store.ensure_chain(&wanted).await?;
-        let Some(mut lock) = self.lock(&chain).await? else { return Ok(()) };
-        let chain = lock.chain().await?;
-        if let Some(found) = identity.network_id {
-            match &chain.network_id {
-                Some(stored) if *stored != found => {
-                    return Err(SyncError::AnotherNetwork { chain: chain.name, stored: stored.clone(), found });
-                }
-                Some(_) => {}
-                None => lock.note_network(&found).await?,
-            }
+        let mut identity = self.source.identify().await?;
+        let id = self.store.ensure_chain(&self.settings.chain.name, identity.kind).await?;
+        let Some((mut lock, waited)) = self.lock(id).await? else { return Ok(()) };
+        if waited {
+            identity = self.source.identify().await?;
         }
-        let tip = lock.tip().await?;
-        lock.note_listed_only(self.source.is_told_whom_to_follow()).await?;
+        let stored = self.settle(&mut lock, &identity).await?;
+        let chain = &stored.chain;
+        let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
         // Whom the source followed in an earlier session may be another's by now.
         self.registry = Registry::default();
-        self.read_registry(&lock, tip.as_ref()).await?;
-        self.resume(&lock, &chain, tip.as_ref()).await?;
+        self.read_registry(&stored, tip.as_ref()).await?;
+        self.resume(&lock, chain, tip.as_ref()).await?;
         if tip.is_none() {
             let opening = self.source.opening_balances().await?;
             if !opening.is_empty() {
@@ -224,21 +219,47 @@ impl Syncer {
         }
     }
 
-    /// The chain's lock; waits while another syncer has it. None: told to stop meanwhile.
-    async fn lock(&self, chain: &ChainRow) -> Result<Option<SyncLock>, SyncError> {
-        let mut said = false;
+    /// The chain's lock, and whether it was waited for while another syncer had it. None: told to stop meanwhile.
+    async fn lock(&self, chain: ChainId) -> Result<Option<(SyncLock, bool)>, SyncError> {
+        let mut waited = false;
         loop {
-            if let Some(lock) = SyncLock::acquire(&self.store, chain.id).await? {
-                return Ok(Some(lock));
+            if let Some(lock) = SyncLock::acquire(&self.store, chain).await? {
+                return Ok(Some((lock, waited)));
             }
-            if !std::mem::replace(&mut said, true) {
-                tracing::info!(chain = %chain.name, "Another syncer follows {}; standing by", chain.name);
+            let name = &self.settings.chain.name;
+            if !std::mem::replace(&mut waited, true) {
+                tracing::info!(chain = %name, "Another syncer follows {name}; standing by");
             }
             tokio::select! {
                 () = tokio::time::sleep(self.settings.poll_interval) => {}
                 () = self.shutdown.cancelled() => return Ok(None),
             }
         }
+    }
+
+    /// Makes the settings those of the chain: by the holder of its lock, once nothing speaks against it.
+    async fn settle(&self, lock: &mut SyncLock, identity: &Identity) -> Result<StoredChain, SyncError> {
+        let claim = lock.claim().await?;
+        let settings = &self.settings.chain;
+        let moved = settle::check(claim.stored(), settings, identity, self.settings.allow_reset)?;
+        let listed_only = self.source.is_told_whom_to_follow();
+        let stored = claim.settle(settings, identity.kind, identity.network_id.as_deref(), listed_only).await?;
+        if let Some(settle::MovedStart { from, to }) = moved {
+            let chain = &stored.chain.name;
+            let what = if self.begins_below(&stored) {
+                "all stored blocks are archived and read again"
+            } else {
+                "what lies below is kept, but does not count"
+            };
+            tracing::warn!(%chain, "{chain} starts at {to} from now on, not at {from}: {what}, and everything is built again");
+        }
+        Ok(stored)
+    }
+
+    /// Whether the start was lowered, as far as that is allowed: what is stored does not count without the blocks below.
+    fn begins_below(&self, stored: &StoredChain) -> bool {
+        self.settings.allow_reset
+            && stored.chain.start_height.is_some_and(|start| stored.lowest.is_some_and(|l| start < l))
     }
 
     /// What is stored, for the source to go on from.
@@ -253,44 +274,44 @@ impl Syncer {
 
     async fn round(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
         let head = self.source.head().await?;
-        let chain = lock.chain().await?;
-        let tip = lock.tip().await?;
-        if self.read_registry(lock, tip.as_ref()).await? {
-            self.resume(lock, &chain, tip.as_ref()).await?;
+        let stored = lock.stored().await?;
+        let StoredChain { chain, tip, .. } = &stored;
+        let tip = tip.clone();
+        if self.read_registry(&stored, tip.as_ref()).await? {
+            self.resume(lock, chain, tip.as_ref()).await?;
         }
-        let by_depth = head.block.height.get().checked_sub(chain.finality_depth).and_then(Height::new);
-        // Some nodes call their head final: the depth counts too. Blocks already final stay so.
-        let final_height = match (by_depth, head.finalized) {
-            (Some(by_depth), Some(finalized)) => Some(by_depth.min(finalized)),
-            (by_depth, None) => by_depth,
-            (None, Some(_)) => None,
-        };
+        let tip_height = tip.as_ref().map(|tip| tip.height);
+        let final_height = final_height(&head, tip_height, chain.finality_depth);
         self.watcher.head(
             &chain.name,
             head.block.height.get(),
-            tip.as_ref().map(|t| t.height.get()),
+            tip_height.map(Height::get),
             final_height.max(chain.final_height).map(Height::get),
         );
-        let behind = self.behind.look(tip.as_ref().map(|t| t.height), &head, Instant::now());
+        let behind = self.behind.look(tip_height, chain.final_height, &head, Instant::now());
         self.trouble = behind.map(|(reason, is_first)| {
             if is_first {
                 tracing::warn!(chain = %chain.name, "{reason}");
             }
             reason
         });
-        let (ancestor, down) = match self.compare(lock, &chain, tip.as_ref(), &head).await? {
+        let (ancestor, down) = match self.compare(lock, &stored, &head).await? {
             Compared::Known => {
                 let known_tip = tip.as_ref() == Some(&head.block);
-                lock.note_head(head.block.height, final_height, head.position.as_ref().filter(|_| known_tip)).await?;
+                let position = head.position.as_ref().filter(|_| known_tip);
+                lock.note_head(&stored, head.block.height, final_height, position).await?;
                 // A file that has more to say does not wait when it is asked to.
                 return Ok(if head.last && known_tip { Round::Ended } else { Round::Idle });
             }
-            Compared::Extend => (tip.clone(), Vec::new()),
-            Compared::Reorg { ancestor, down } => (ancestor, down),
+            Compared::Extend => (tip.clone(), None),
+            Compared::Reorg { ancestor, down } => (ancestor, Some(down)),
+            Compared::Again => (None, Some(Vec::new())),
         };
-        let replace = !down.is_empty();
+        let replace = down.is_some();
         let reset = replace && ancestor.as_ref().map(|a| a.height) < chain.final_height;
-        if replace && !self.source.confirm_undo(&down, &head.block).await? {
+        if let Some(down) = down.filter(|down| !down.is_empty())
+            && !self.source.confirm_undo(&down, &head.block).await?
+        {
             tracing::warn!(
                 chain = %chain.name,
                 "Another branch was seen, but no second source agrees yet; {} blocks are kept", down.len()
@@ -299,101 +320,16 @@ impl Syncer {
         }
         let from = match &ancestor {
             Some(ancestor) => ancestor.height.next(),
-            None => self.first_height(lock, &chain).await?,
+            None => self.first_height(&stored).await?,
         };
-        let write = Write { chain: &chain, head: &head, final_height, reset };
+        let write = Write { chain, head: &head, reset };
         self.take(lock, write, ancestor, replace, from).await
     }
 
-    async fn first_height(&self, lock: &SyncLock, chain: &ChainRow) -> Result<Height, SyncError> {
-        if let Some(start) = chain.start_height {
-            return Ok(start);
-        }
-        if let Some(lowest) = lock.lowest().await? {
-            return Ok(lowest);
-        }
-        Ok(self.source.first_height().await?)
-    }
-
-    /// Finds where the source's branch and ours part.
-    async fn compare(
-        &self,
-        lock: &SyncLock,
-        chain: &ChainRow,
-        tip: Option<&BlockRef>,
-        head: &Head,
-    ) -> Result<Compared, SyncError> {
-        let Some(tip) = tip else { return Ok(Compared::Extend) };
-        let lowest = lock.lowest().await?.unwrap_or(tip.height);
-        let reset = self.settings.allow_reset;
-        let floor = chain.final_height.filter(|f| *f > lowest && *f <= tip.height && !reset).unwrap_or(lowest);
-        let theirs = Theirs::Hint(head.block.clone());
-        let mut window = Window { tip: Some(tip.clone()), floor, more_below: floor > lowest, known: BTreeMap::new() };
-        if head.block.height < floor && !head.truth {
-            // Far behind, or another chain from its start: the name of the block tells.
-            let ours = lock.block_refs(head.block.height, head.block.height).await?;
-            return match ours.into_iter().next() {
-                Some(ours) if ours.hash != head.block.hash => Err(SyncError::TooDeep {
-                    height: head.block.height,
-                    ours: ours.hash.to_string(),
-                    theirs: head.block.hash.to_string(),
-                }),
-                _ => Ok(Compared::Known),
-            };
-        }
-        loop {
-            match plan(&window, &theirs) {
-                // A file's lower head is the truth: the chain got shorter.
-                Ok(Step::Known) if head.truth && head.block.height < tip.height => {
-                    if head.block.height < floor {
-                        return Err(self.too_deep(&window, floor));
-                    }
-                    let down = lock.block_refs(head.block.height.next(), tip.height).await?;
-                    return Ok(Compared::Reorg { ancestor: Some(head.block.clone()), down });
-                }
-                Ok(Step::Known) => return Ok(Compared::Known),
-                Ok(Step::Extend) => return Ok(Compared::Extend),
-                Ok(Step::Reorg { ancestor, .. }) => {
-                    let from = ancestor.as_ref().map_or(lowest, |a| a.height.next());
-                    let down = lock.block_refs(from, tip.height).await?;
-                    return Ok(Compared::Reorg { ancestor, down });
-                }
-                Ok(Step::Need { heights }) => {
-                    let ours = lock.block_refs(*heights.start(), *heights.end()).await?;
-                    let links = self.source.links(heights.clone()).await?;
-                    // A node behind the one that named the head has no blocks there: that proves nothing.
-                    let asked = heights.end().get() - heights.start().get() + 1;
-                    if !head.truth && (links.len() as u64) < asked {
-                        let what = format!("the source names a head at {}, but not all blocks below it", head.block);
-                        return Err(SourceError::transient(what).into());
-                    }
-                    let mut at = *heights.start();
-                    loop {
-                        window.known.entry(at).or_default();
-                        if at >= *heights.end() {
-                            break;
-                        }
-                        at = at.next();
-                    }
-                    for block in ours {
-                        window.known.entry(block.height).or_default().0 = Some(Mark { hash: block.hash, revision: 0 });
-                    }
-                    for link in links {
-                        window.known.entry(link.height).or_default().1 = Some(Mark { hash: link.hash, revision: 0 });
-                    }
-                }
-                Err(TooDeep { floor }) => return Err(self.too_deep(&window, floor)),
-            }
-        }
-    }
-
-    fn too_deep(&self, window: &Window, floor: Height) -> SyncError {
-        let name = |mark: Option<&Mark>| mark.map_or_else(|| "none".to_owned(), |m| m.hash.to_string());
-        let at = window.known.get(&floor);
-        SyncError::TooDeep {
-            height: floor,
-            ours: name(at.and_then(|(ours, _)| ours.as_ref())),
-            theirs: name(at.and_then(|(_, theirs)| theirs.as_ref())),
+    async fn first_height(&self, stored: &StoredChain) -> Result<Height, SyncError> {
+        match stored.chain.start_height.or(stored.lowest) {
+            Some(start) => Ok(start),
+            None => Ok(self.source.first_height().await?),
         }
     }
 
@@ -462,28 +398,15 @@ impl Syncer {
     ) -> Result<bool, SyncError> {
         let chain = &write.chain.name;
         for block in blocks {
-            for reject in &block.rejects {
-                if self.settings.halt_on_bad_event {
-                    return Err(SyncError::BadEvent {
-                        block: block.link.block_ref(),
-                        tx_index: reject.tx_index,
-                        event_index: reject.event_index,
-                        reason: reject.reason.clone(),
-                    });
-                }
-                tracing::warn!(
-                    chain = %chain, height = block.link.height.get(), tx_index = reject.tx_index,
-                    event_index = reject.event_index, reason = %reject.reason, "Rejected an event"
-                );
-                self.watcher.rejected(chain, &reject.reason);
-            }
+            self.show_rejects(block)?;
         }
+        let last = blocks.last().map(|block| block.link.height).or(ancestor.map(|ancestor| ancestor.height));
         let new = NewBlocks {
             ancestor,
             replace,
             blocks,
             head_height: write.head.block.height,
-            final_height: write.final_height,
+            final_height: final_height(write.head, last, write.chain.finality_depth),
             position: write.head.position.as_ref().filter(|_| ended),
             reset: write.reset && replace,
             vaults: self.registry.followed(),
@@ -508,6 +431,29 @@ impl Syncer {
         }
     }
 
+    /// One line a block, however many there are: anybody can make them.
+    fn show_rejects(&self, block: &Block) -> Result<(), SyncError> {
+        let Some(first) = block.rejects.first() else { return Ok(()) };
+        if self.settings.halt_on_bad_event {
+            return Err(SyncError::BadEvent {
+                block: block.link.block_ref(),
+                tx_index: first.tx_index,
+                event_index: first.event_index,
+                reason: first.reason.clone(),
+            });
+        }
+        let (chain, count) = (&self.settings.chain.name, block.rejects.len());
+        tracing::warn!(
+            %chain, height = block.link.height.get(), count, tx_index = first.tx_index,
+            event_index = first.event_index, reason = %first.reason,
+            "Rejected {count} events of block {}; the first one: {}", block.link.block_ref(), first.reason
+        );
+        for reject in &block.rejects {
+            self.watcher.rejected(chain, &reject.reason);
+        }
+        Ok(())
+    }
+
     /// Reads what new tokens say of themselves, once. A token that does not answer holds nobody up.
     async fn describe(&mut self, lock: &SyncLock, blocks: &[Block]) {
         let mut fresh: Vec<Text> = Vec::new();
@@ -522,10 +468,9 @@ impl Syncer {
         let result: Result<(), SyncError> = async {
             let unknown = lock.tokens_without_metadata(&fresh).await?;
             for tokens in unknown.chunks(50) {
-                for found in self.source.token_metadata(tokens).await? {
-                    lock.put_metadata(&found.token, found.symbol.as_deref(), found.name.as_deref(), found.decimals)
-                        .await?;
-                }
+                let found = self.source.token_metadata(tokens).await?;
+                let described: Vec<_> = found.iter().map(description).collect();
+                lock.put_metadata(&described).await?;
             }
             Ok(())
         }
@@ -539,19 +484,21 @@ impl Syncer {
     }
 }
 
+fn description(found: &TokenMetadata) -> TokenDescription<'_> {
+    TokenDescription {
+        token: &found.token,
+        symbol: found.symbol.as_deref(),
+        name: found.name.as_deref(),
+        decimals: found.decimals,
+    }
+}
+
 /// Blocks of a new branch that are gathered before the old one goes.
 const REPLACEMENT_BLOCKS: usize = 1_000;
-
-enum Compared {
-    Known,
-    Extend,
-    Reorg { ancestor: Option<BlockRef>, down: Vec<BlockRef> },
-}
 
 struct Write<'a> {
     chain: &'a ChainRow,
     head: &'a Head,
-    final_height: Option<Height>,
     reset: bool,
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ebbtide::chain::{Block, BlockRef, ChainId, Kind};
 use ebbtide::store::private::{Options, PrivatePostgres};
-use ebbtide::store::{ChainSettings, NewBlocks, Store, StoreSettings, SyncLock, Written};
+use ebbtide::store::{NewBlocks, Store, StoreSettings, SyncLock, Written};
 use tokio_postgres::{Client, NoTls};
 
 /// Beside what every private server of ours has; fsync and full_page_writes stay on.
@@ -84,16 +84,10 @@ impl Server {
         }
         let url = self.url(&name);
         let store = Store::open(&url, StoreSettings::default()).unwrap();
-        let settings = ChainSettings {
-            name: "bench".to_owned(),
-            kind: Kind::Evm,
-            start_height: None,
-            finality_depth: Some(1_000_000),
-            announcers: None,
-        };
-        let chain = store.ensure_chain(&settings).await.unwrap().id;
+        let chain = store.ensure_chain("bench", Kind::Evm).await.unwrap();
         let client = connect(&url).await;
         client.batch_execute("set search_path = ebbtide; set jit = off").await.unwrap();
+        client.batch_execute("update chains set finality_depth = 1000000").await.unwrap();
         Database { url, store, chain, client }
     }
 

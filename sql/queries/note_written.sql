@@ -1,10 +1,13 @@
--- With the blocks: where the source stands. After a reset ($5) the final height falls to the ancestor ($6);
--- without one nothing of what was final is left (least alone would skip the null and keep it).
+-- note_written
+-- With the blocks: where the source stands. The final height rises to $3, and falls where a reset ($5) took final blocks:
+-- to the ancestor ($6; null: nothing is left of them). It is never above the last stored block ($7; null: there is none).
 update chains c
 set head_height = $2,
-    final_height = case
-        when $5 and $6::bigint is null then $3
-        when $5 then greatest(least(c.final_height, $6), $3)
-        else greatest(c.final_height, $3) end,
+    final_height = (
+        select least(f.height, $7)
+        from (select greatest($3, case
+                  when not $5 then c.final_height
+                  when $6::bigint is not null then least(c.final_height, $6) end)) as f (height)
+        where f.height is not null and $7::bigint is not null),
     source_position = coalesce($4, c.source_position)
 where c.chain_id = $1

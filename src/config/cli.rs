@@ -146,7 +146,7 @@ pub struct SourceArgs {
     /// The chain's name in the database.
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub chain: String,
-    /// Follow the source even where it replaces final blocks.
+    /// Follow the source even where it replaces final blocks, and move the start of a chain that holds blocks.
     #[arg(long)]
     pub allow_reset: bool,
     /// Longest sleep between two questions for the head, in ms [default: 1000, gno 2000].

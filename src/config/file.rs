@@ -124,7 +124,7 @@ pub struct ChainFile {
     pub body_limit_bytes: Option<u64>,
     /// evm, gno, starknet: ms for one request, its answer included. Defaults to 30,000.
     pub request_timeout_ms: Option<u64>,
-    /// Whether final blocks may be replaced.
+    /// Whether final blocks may be replaced, and the start moved under stored blocks.
     #[serde(default)]
     pub allow_reset: bool,
     /// Longest sleep between two questions for the head, in ms. Defaults to 1,000 (gno: 2,000).

@@ -1,11 +1,11 @@
 //! What the syncer reads and writes: chains and their blocks. One writer per chain holds an advisory lock.
 
 mod registry;
+mod write;
 
-use postgres_types::{ToSql, Type};
+use futures::try_join;
 use serde_json::Value;
-use tokio_postgres::binary_copy::BinaryCopyInWriter;
-use tokio_postgres::{Client, Row, Transaction};
+use tokio_postgres::{Client, Row, Statement, Transaction};
 
 use super::numeric::Numeric;
 use super::{Store, StoreError};
@@ -55,6 +55,19 @@ pub struct ChainRow {
 /// Our newest block of a chain.
 pub type Tip = Option<BlockRef>;
 
+/// What is stored of a chain, in one snapshot.
+#[derive(Debug, Clone)]
+pub struct StoredChain {
+    /// Its row.
+    pub chain: ChainRow,
+    /// Our newest block.
+    pub tip: Tip,
+    /// The height of our lowest block.
+    pub lowest: Option<Height>,
+    /// The registered vaults, where the source is told whom to follow.
+    pub vaults: Option<Vec<RegisteredVault>>,
+}
+
 /// Blocks to write in one transaction.
 #[derive(Debug)]
 pub struct NewBlocks<'a> {
@@ -67,7 +80,7 @@ pub struct NewBlocks<'a> {
     pub blocks: &'a [Block],
     /// The source's head.
     pub head_height: Height,
-    /// What the source and the settings call final.
+    /// What the source and the settings call final by then; never above the last of the blocks.
     pub final_height: Option<Height>,
     /// Stored with the blocks; none: leaves what was there.
     pub position: Option<&'a Value>,
@@ -75,6 +88,19 @@ pub struct NewBlocks<'a> {
     pub reset: bool,
     /// Registered vaults whose events the blocks hold.
     pub vaults: &'a [Text],
+}
+
+/// What a token says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenDescription<'a> {
+    /// Its address or path.
+    pub token: &'a str,
+    /// Its ticker.
+    pub symbol: Option<&'a str>,
+    /// Its name.
+    pub name: Option<&'a str>,
+    /// How many decimals a person would show.
+    pub decimals: Option<i16>,
 }
 
 /// How a write turned out.
@@ -89,24 +115,34 @@ pub enum Written {
     Stale,
 }
 
+fn height(row: &Row, column: &str) -> Result<Option<Height>, StoreError> {
+    row.try_get::<_, Option<i64>>(column)?
+        .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
+        .transpose()
+}
+
 fn chain_row(row: &Row) -> Result<ChainRow, StoreError> {
-    let height = |column: &str| -> Result<Option<Height>, StoreError> {
-        row.try_get::<_, Option<i64>>(column)?
-            .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
-            .transpose()
-    };
     let kind: &str = row.try_get("kind")?;
     Ok(ChainRow {
         id: ChainId(row.try_get("chain_id")?),
         name: row.try_get("name")?,
         kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
         network_id: row.try_get("network_id")?,
-        start_height: height("start_height")?,
+        start_height: height(row, "start_height")?,
         finality_depth: row.try_get::<_, i64>("finality_depth")?.unsigned_abs(),
-        head_height: height("head_height")?,
-        final_height: height("final_height")?,
+        head_height: height(row, "head_height")?,
+        final_height: height(row, "final_height")?,
         source_position: row.try_get("source_position")?,
     })
+}
+
+fn stored_chain(row: &Row) -> Result<StoredChain, StoreError> {
+    let tip = match (height(row, "tip_height")?, row.try_get::<_, Option<&str>>("tip_hash")?) {
+        (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
+        _ => None,
+    };
+    let vaults = row.try_get::<_, Option<Value>>("vaults")?.map(registry::registered).transpose()?;
+    Ok(StoredChain { chain: chain_row(row)?, tip, lowest: height(row, "lowest_height")?, vaults })
 }
 
 pub(super) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
@@ -128,31 +164,88 @@ pub(super) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
 }
 
 impl Store {
-    /// The chain of this name, made if it is not there; the settings win over the row (DESIGN 9).
-    pub async fn ensure_chain(&self, settings: &ChainSettings) -> Result<ChainRow, StoreError> {
+    /// The chain of this name, made if it is not there. One that is there stays as it is: settings are written by the
+    /// one that holds its lock ([`SyncLock::claim`]).
+    pub async fn ensure_chain(&self, name: &str, kind: Kind) -> Result<ChainId, StoreError> {
         let client = self.reader().await?;
-        let row = client
-            .query_one(
-                include_str!("../../sql/queries/ensure_chain.sql"),
+        client
+            .execute(
+                "insert into chains (name, kind) values ($1, $2) on conflict (name) do nothing",
+                &[&name, &kind.as_str()],
+            )
+            .await?;
+        let row = client.query_one("select chain_id from chains where name = $1", &[&name]).await?;
+        Ok(ChainId(row.try_get(0)?))
+    }
+}
+
+/// What is stored of a chain, held against other writers until the settings are written or this is dropped.
+#[allow(missing_debug_implementations, reason = "a transaction has none")]
+pub struct Claim<'a> {
+    tx: Transaction<'a>,
+    read: &'a Statement,
+    stored: StoredChain,
+}
+
+impl Claim<'_> {
+    /// What is stored.
+    pub fn stored(&self) -> &StoredChain {
+        &self.stored
+    }
+
+    /// Writes the settings; what they leave open stays. `listed_only`: the source brings events of those contracts
+    /// alone that it was told of.
+    pub async fn settle(
+        self,
+        settings: &ChainSettings,
+        kind: Kind,
+        network_id: Option<&str>,
+        listed_only: bool,
+    ) -> Result<StoredChain, StoreError> {
+        let chain = self.stored.chain.id.0;
+        self.tx
+            .execute(
+                include_str!("../../sql/queries/settle_chain.sql"),
                 &[
-                    &settings.name,
-                    &settings.kind.as_str(),
+                    &chain,
+                    &kind.as_str(),
+                    &network_id,
                     &settings.start_height.map(Height::to_sql),
                     &settings.finality_depth.map(|d| i64::try_from(d).unwrap_or(i64::MAX)),
                     &settings.announcers,
+                    &listed_only,
                 ],
             )
             .await?;
-        chain_row(&row)
+        let settled = stored_chain(&self.tx.query_one(self.read, &[&chain]).await?)?;
+        self.tx.commit().await?;
+        Ok(settled)
     }
 }
 
 /// The one syncer of a chain: holds its advisory lock as long as its connection lives.
-#[derive(Debug)]
 pub struct SyncLock {
     client: Client,
     chain: ChainId,
+    statements: Statements,
 }
+
+/// Prepared once a connection.
+struct Statements {
+    stored_chain: Statement,
+    block_refs: Statement,
+    note_head: Statement,
+    write: write::Statements,
+}
+
+impl std::fmt::Debug for SyncLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SyncLock").field("chain", &self.chain).finish_non_exhaustive()
+    }
+}
+
+/// The writer's turn: see sql/triggers/10_chain.sql.
+const TAKE_TURN: &str = "update chains set writes = writes + 1 where chain_id = $1";
 
 /// Upper half of the syncers' advisory locks ("ebbs" in ASCII); the lower half is the chain.
 const SYNC_LOCK: i64 = 0x6562_6273 << 32;
@@ -171,34 +264,32 @@ impl SyncLock {
             )
             .await?
             .get(0);
-        Ok((held && ours).then_some(SyncLock { client, chain }))
+        if !(held && ours) {
+            return Ok(None);
+        }
+        let (stored_chain, block_refs, note_head) = try_join!(
+            client.prepare(include_str!("../../sql/queries/stored_chain.sql")),
+            client.prepare(
+                "select height, hash from blocks where chain_id = $1 and height between $2 and $3 order by height"
+            ),
+            client.prepare(include_str!("../../sql/queries/note_head.sql")),
+        )?;
+        let write = write::Statements::prepare(&client).await?;
+        Ok(Some(SyncLock { client, chain, statements: Statements { stored_chain, block_refs, note_head, write } }))
     }
 
-    /// The chain's row as it is now.
-    pub async fn chain(&self) -> Result<ChainRow, StoreError> {
-        let row = self.client.query_one("select * from chains where chain_id = $1", &[&self.chain.0]).await?;
-        chain_row(&row)
+    /// Takes the writer's turn (sql/triggers/10_chain.sql) and says what is stored.
+    pub async fn claim(&mut self) -> Result<Claim<'_>, StoreError> {
+        let tx = self.client.transaction().await?;
+        tx.execute(TAKE_TURN, &[&self.chain.0]).await?;
+        let row = tx.query_one(&self.statements.stored_chain, &[&self.chain.0]).await?;
+        let stored = stored_chain(&row)?;
+        Ok(Claim { tx, read: &self.statements.stored_chain, stored })
     }
 
-    /// Our newest block.
-    pub async fn tip(&self) -> Result<Tip, StoreError> {
-        let row = self
-            .client
-            .query_opt(
-                "select height, hash from blocks where chain_id = $1 order by height desc limit 1",
-                &[&self.chain.0],
-            )
-            .await?;
-        row.as_ref().map(block_ref).transpose()
-    }
-
-    /// Our lowest block.
-    pub async fn lowest(&self) -> Result<Option<Height>, StoreError> {
-        let row = self
-            .client
-            .query_opt("select height, hash from blocks where chain_id = $1 order by height limit 1", &[&self.chain.0])
-            .await?;
-        Ok(row.as_ref().map(block_ref).transpose()?.map(|b| b.height))
+    /// What is stored of the chain.
+    pub async fn stored(&self) -> Result<StoredChain, StoreError> {
+        stored_chain(&self.client.query_one(&self.statements.stored_chain, &[&self.chain.0]).await?)
     }
 
     /// All stored events of these kinds (emitter, none: anybody; name), in chain order.
@@ -211,38 +302,37 @@ impl SyncLock {
 
     /// Our blocks at these heights (inclusive), ascending.
     pub async fn block_refs(&self, from: Height, to: Height) -> Result<Vec<BlockRef>, StoreError> {
-        let rows = self
-            .client
-            .query(
-                "select height, hash from blocks where chain_id = $1 and height between $2 and $3 order by height",
-                &[&self.chain.0, &from.to_sql(), &to.to_sql()],
-            )
-            .await?;
+        let rows =
+            self.client.query(&self.statements.block_refs, &[&self.chain.0, &from.to_sql(), &to.to_sql()]).await?;
         rows.iter().map(block_ref).collect()
     }
 
-    /// Remembers what the network calls itself, at first sight.
-    pub async fn note_network(&self, network_id: &str) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "update chains set network_id = $2 where chain_id = $1 and network_id is null",
-                &[&self.chain.0, &network_id],
-            )
-            .await?;
-        Ok(())
-    }
-
-    /// Remembers a head that brought no block.
+    /// Remembers a head that brought no block, if that changes anything.
     pub async fn note_head(
         &self,
+        stored: &StoredChain,
         head: Height,
         final_height: Option<Height>,
         position: Option<&Value>,
     ) -> Result<(), StoreError> {
+        let (chain, tip) = (&stored.chain, stored.tip.as_ref().map(|tip| tip.height));
+        let is_known = chain.head_height == Some(head)
+            && final_height <= chain.final_height
+            && chain.final_height <= tip
+            && (position.is_none() || position == chain.source_position.as_ref());
+        if is_known {
+            return Ok(());
+        }
         self.client
             .execute(
-                include_str!("../../sql/queries/note_head.sql"),
-                &[&self.chain.0, &head.to_sql(), &final_height.map(Height::to_sql), &position],
+                &self.statements.note_head,
+                &[
+                    &self.chain.0,
+                    &head.to_sql(),
+                    &final_height.map(Height::to_sql),
+                    &position,
+                    &tip.map(Height::to_sql),
+                ],
             )
             .await?;
         Ok(())
@@ -276,73 +366,15 @@ impl SyncLock {
         Ok(rows.iter().map(|row| Text::from(row.get::<_, &str>(0))).collect())
     }
 
-    /// Keeps what a token says of itself; what was read first stays.
-    pub async fn put_metadata(
-        &self,
-        token: &str,
-        symbol: Option<&str>,
-        name: Option<&str>,
-        decimals: Option<i16>,
-    ) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "insert into token_metadata (chain_id, token, symbol, name, decimals) values ($1, $2, $3, $4, $5) \
-                 on conflict do nothing",
-                &[&self.chain.0, &token, &symbol, &name, &decimals],
-            )
-            .await?;
+    /// Keeps what tokens say of themselves; what was read first stays.
+    pub async fn put_metadata(&self, tokens: &[TokenDescription<'_>]) -> Result<(), StoreError> {
+        let names: Vec<&str> = tokens.iter().map(|t| t.token).collect();
+        let symbols: Vec<Option<&str>> = tokens.iter().map(|t| t.symbol).collect();
+        let long_names: Vec<Option<&str>> = tokens.iter().map(|t| t.name).collect();
+        let decimals: Vec<Option<i16>> = tokens.iter().map(|t| t.decimals).collect();
+        let sql = include_str!("../../sql/queries/put_metadata.sql");
+        self.client.execute(sql, &[&self.chain.0, &names, &symbols, &long_names, &decimals]).await?;
         Ok(())
-    }
-
-    /// Writes blocks with all they hold, in one transaction, and rings the bell.
-    pub async fn write(&mut self, new: &NewBlocks<'_>) -> Result<Written, StoreError> {
-        let chain = self.chain.0;
-        let tx = self.client.transaction().await?;
-        // The writer's turn (sql/triggers/10_chain.sql); the bulk path leaves the event tables' triggers out.
-        tx.batch_execute("set local ebbtide.bulk = 'on'; set local enable_seqscan = off").await?;
-        tx.execute("update chains set writes = writes + 1 where chain_id = $1", &[&chain]).await?;
-        let above = match new.ancestor {
-            Some(ancestor) => {
-                let held = tx
-                    .query_opt(
-                        "select from blocks where chain_id = $1 and height = $2 and hash = $3",
-                        &[&chain, &ancestor.height.to_sql(), &ancestor.hash.as_str()],
-                    )
-                    .await?;
-                if held.is_none() {
-                    return Ok(Written::Stale);
-                }
-                ancestor.height.to_sql()
-            }
-            None => -1,
-        };
-        let removed = if new.replace {
-            tx.execute("delete from blocks where chain_id = $1 and height > $2", &[&chain, &above]).await?
-        } else {
-            let row = tx
-                .query_one("select exists (select from blocks where chain_id = $1 and height > $2)", &[&chain, &above])
-                .await?;
-            if row.get::<_, bool>(0) {
-                return Ok(Written::Stale);
-            }
-            0
-        };
-        copy_blocks(&tx, self.chain, new.blocks).await?;
-        tx.execute(
-            include_str!("../../sql/queries/note_written.sql"),
-            &[
-                &chain,
-                &new.head_height.to_sql(),
-                &new.final_height.map(Height::to_sql),
-                &new.position,
-                &new.reset,
-                &new.ancestor.map(|a| a.height.to_sql()),
-            ],
-        )
-        .await?;
-        registry::note_followed(&tx, self.chain, new).await?;
-        tx.commit().await?;
-        Ok(Written::Stored { removed })
     }
 }
 
@@ -352,166 +384,4 @@ fn block_ref(row: &Row) -> Result<BlockRef, StoreError> {
         height: Height::try_from(height).map_err(|e| StoreError::Nonsense { what: e.to_string() })?,
         hash: Hash::new(row.try_get::<_, &str>("hash")?),
     })
-}
-
-/// Indexes come from outside as u64 and are bounded there; above bigint they would be a bug of the source.
-fn index(n: u64) -> Result<i64, StoreError> {
-    i64::try_from(n).map_err(|_| StoreError::Nonsense { what: format!("event or transaction index {n}") })
-}
-
-/// The bulk path is not looked at by the trigger that refuses 0x hex with capitals: that would make two accounts of one.
-fn refuse_capitals(text: &str) -> Result<(), StoreError> {
-    let bytes = text.as_bytes();
-    if bytes.len() > 1
-        && bytes[0] == b'0'
-        && matches!(bytes[1], b'x' | b'X')
-        && bytes.iter().any(u8::is_ascii_uppercase)
-    {
-        return Err(StoreError::Nonsense { what: format!("{text} is 0x hex with capitals") });
-    }
-    Ok(())
-}
-
-/// Events first, blocks last: the block row is the commit mark.
-async fn copy_blocks(tx: &Transaction<'_>, chain: ChainId, blocks: &[Block]) -> Result<(), StoreError> {
-    if blocks.iter().any(|b| !b.transactions.is_empty()) {
-        let mut copy = Copy::begin(
-            tx,
-            "copy transactions (chain_id, height, tx_index, hash, success) from stdin binary",
-            &[Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::BOOL],
-        )
-        .await?;
-        for block in blocks {
-            for t in &block.transactions {
-                let (height, tx_index) = (block.link.height.to_sql(), index(t.tx_index)?);
-                copy.row(&[&chain.0, &height, &tx_index, &&*t.hash, &t.success]).await?;
-            }
-        }
-        copy.end().await?;
-    }
-    if blocks.iter().any(|b| !b.token_events.is_empty()) {
-        let mut copy = Copy::begin(
-            tx,
-            "copy token_events (chain_id, height, tx_index, event_index, token, from_address, to_address, amount) \
-             from stdin binary",
-            &[Type::INT8, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT, Type::TEXT, Type::NUMERIC],
-        )
-        .await?;
-        for block in blocks {
-            let height = block.link.height.to_sql();
-            for e in &block.token_events {
-                for text in [Some(&e.token), e.from.as_ref(), e.to.as_ref()].into_iter().flatten() {
-                    refuse_capitals(text)?;
-                }
-                copy.row(&[
-                    &chain.0,
-                    &height,
-                    &index(e.tx_index)?,
-                    &index(e.event_index)?,
-                    &&*e.token,
-                    &e.from.as_deref(),
-                    &e.to.as_deref(),
-                    &Numeric::from(e.amount),
-                ])
-                .await?;
-            }
-        }
-        copy.end().await?;
-    }
-    if blocks.iter().any(|b| !b.events.is_empty()) {
-        let mut copy = Copy::begin(
-            tx,
-            "copy events (chain_id, height, tx_index, event_index, emitter, name, keys, data, attributes) \
-             from stdin binary",
-            &[
-                Type::INT8,
-                Type::INT8,
-                Type::INT8,
-                Type::INT8,
-                Type::TEXT,
-                Type::TEXT,
-                Type::TEXT_ARRAY,
-                Type::TEXT_ARRAY,
-                Type::JSONB,
-            ],
-        )
-        .await?;
-        for block in blocks {
-            let height = block.link.height.to_sql();
-            for e in &block.events {
-                let keys: Vec<&str> = e.keys.iter().map(|k| &**k).collect();
-                let data: Vec<&str> = e.data.iter().map(|d| &**d).collect();
-                copy.row(&[
-                    &chain.0,
-                    &height,
-                    &index(e.tx_index)?,
-                    &index(e.event_index)?,
-                    &&*e.emitter,
-                    &&*e.name,
-                    &keys,
-                    &data,
-                    &e.attributes,
-                ])
-                .await?;
-            }
-        }
-        copy.end().await?;
-    }
-    put_rejects(tx, chain, blocks).await?;
-    if !blocks.is_empty() {
-        let mut copy = Copy::begin(
-            tx,
-            "copy blocks (chain_id, height, hash, parent_hash, time) from stdin binary",
-            &[Type::INT8, Type::INT8, Type::TEXT, Type::TEXT, Type::TIMESTAMPTZ],
-        )
-        .await?;
-        for block in blocks {
-            let link = &block.link;
-            copy.row(&[&chain.0, &link.height.to_sql(), &link.hash.as_str(), &link.parent_hash.as_str(), &block.time])
-                .await?;
-        }
-        copy.end().await?;
-    }
-    Ok(())
-}
-
-async fn put_rejects(tx: &Transaction<'_>, chain: ChainId, blocks: &[Block]) -> Result<(), StoreError> {
-    for block in blocks.iter().filter(|b| !b.rejects.is_empty()) {
-        for reject in &block.rejects {
-            tx.execute(
-                include_str!("../../sql/queries/put_source_reject.sql"),
-                &[
-                    &chain.0,
-                    &block.link.height.to_sql(),
-                    &index(reject.tx_index)?,
-                    &index(reject.event_index)?,
-                    &block.link.hash.as_str(),
-                    &reject.raw,
-                    &reject.reason,
-                ],
-            )
-            .await?;
-        }
-    }
-    Ok(())
-}
-
-/// A binary COPY under way.
-struct Copy {
-    writer: std::pin::Pin<Box<BinaryCopyInWriter>>,
-}
-
-impl Copy {
-    async fn begin(tx: &Transaction<'_>, statement: &str, types: &[Type]) -> Result<Copy, StoreError> {
-        let sink = tx.copy_in(statement).await?;
-        Ok(Copy { writer: Box::pin(BinaryCopyInWriter::new(sink, types)) })
-    }
-
-    async fn row(&mut self, values: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
-        Ok(self.writer.as_mut().write(values).await?)
-    }
-
-    async fn end(mut self) -> Result<u64, StoreError> {
-        Ok(self.writer.as_mut().finish().await?)
-    }
 }

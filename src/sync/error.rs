@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::chain::{BlockRef, Height};
+use crate::chain::{BlockRef, Height, Kind};
 use crate::sources::{FaultKind, SourceError};
 use crate::store::{StoreError, StoreFault};
 
@@ -27,6 +27,34 @@ pub enum SyncError {
         stored: String,
         /// What the source says.
         found: String,
+    },
+    /// The source's texts have another grammar than those that are stored.
+    #[error(
+        "the source's texts are of kind {found}, but chain {chain} holds blocks of kind {stored}: use another --chain \
+         name, or remove what is stored first with select drop_chain('{chain}')",
+        found = found.as_str(), stored = stored.as_str()
+    )]
+    AnotherKind {
+        /// The chain's name.
+        chain: String,
+        /// What is stored.
+        stored: Kind,
+        /// What the source says.
+        found: Kind,
+    },
+    /// The settings name another start than the one that the stored blocks count from.
+    #[error(
+        "the settings say that chain {chain} starts at {found}, but its blocks count from {stored}, and every balance \
+         follows from that: set start_height back to {stored}, use another --chain name, or start with --allow-reset to \
+         build everything again from {found}"
+    )]
+    AnotherStart {
+        /// The chain's name.
+        chain: String,
+        /// Where it starts.
+        stored: Height,
+        /// Where the settings say that it starts.
+        found: Height,
     },
     /// The source replaced blocks that were final.
     #[error(
@@ -99,7 +127,11 @@ impl SyncError {
                 },
             },
             SyncError::NotLinked { .. } => Fault::Wait(None),
-            SyncError::AnotherNetwork { .. } | SyncError::TooDeep { .. } | SyncError::BadEvent { .. } => Fault::Lasting,
+            SyncError::AnotherNetwork { .. }
+            | SyncError::AnotherKind { .. }
+            | SyncError::AnotherStart { .. }
+            | SyncError::TooDeep { .. }
+            | SyncError::BadEvent { .. } => Fault::Lasting,
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{FIRST_PAUSE, LONGEST_PAUSE, Round, SyncError, Syncer, jitter};
 use crate::chain::{Block, BlockRef, Height, Text};
 use crate::sources::SourceError;
-use crate::store::{CaughtUp, Missed, RegisteredVault, StoreError, StoreFault, SyncLock};
+use crate::store::{CaughtUp, Missed, RegisteredVault, StoreError, StoreFault, StoredChain, SyncLock};
 
 /// Blocks that hold anything, in one transaction: a projection that reads events is sent back by each.
 const PIECE_BLOCKS: usize = 256;
@@ -58,13 +58,13 @@ struct Piece {
 }
 
 impl Syncer {
-    /// Reads who is registered, and tells the source whom to follow if that changed. Once a round: a statement on a
-    /// table of few rows beside the two that a round begins with, where to listen would take a connection more.
-    pub(super) async fn read_registry(&mut self, lock: &SyncLock, tip: Option<&BlockRef>) -> Result<bool, SyncError> {
-        if !self.source.is_told_whom_to_follow() {
-            return Ok(false);
-        }
-        let vaults = lock.registered_vaults().await?;
+    /// Tells the source whom to follow, if that changed.
+    pub(super) async fn read_registry(
+        &mut self,
+        stored: &StoredChain,
+        tip: Option<&BlockRef>,
+    ) -> Result<bool, SyncError> {
+        let Some(vaults) = stored.vaults.clone() else { return Ok(false) };
         let is_there = |vault: &RegisteredVault| {
             tip.is_none_or(|tip| vault.caught_up && vault.indexed_through.is_some_and(|through| through >= tip.height))
         };
@@ -125,7 +125,7 @@ impl Syncer {
 
     /// Whether something was stored, or should be asked for in another way at once.
     async fn piece(&self, lock: &mut SyncLock, vault: &RegisteredVault, attempt: &mut Try) -> Result<bool, SyncError> {
-        let (Some(tip), Some(lowest)) = (lock.tip().await?, lock.lowest().await?) else { return Ok(false) };
+        let StoredChain { tip: Some(tip), lowest: Some(lowest), .. } = lock.stored().await? else { return Ok(false) };
         let begin =
             vault.indexed_through.map_or(lowest, Height::next).max(lowest).max(vault.from_height.unwrap_or(lowest));
         let named = match attempt.named.take() {

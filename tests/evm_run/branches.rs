@@ -184,7 +184,7 @@ async fn another_network_behind_the_url_stops_it_loudly() {
 }
 
 /// It stays unready for a while.
-async fn stays_unready(run: &Run) {
+pub async fn stays_unready(run: &Run) {
     for _ in 0..5 {
         assert!(!run.ready().await.0);
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -66,14 +66,22 @@ pub struct Run {
 
 /// Starts the program on this node and database.
 pub fn spawn(node: &FakeNode, pg: &Pg, operator: SocketAddr, args: &[&str]) -> Ebbtide {
+    spawn_with(node, pg, operator, args, &[])
+}
+
+/// [`spawn`] with further variables.
+pub fn spawn_with(node: &FakeNode, pg: &Pg, operator: SocketAddr, args: &[&str], env: &[(&str, &str)]) -> Ebbtide {
     let (url, operator) = (node.url(), operator.to_string());
     let mut all = vec!["run", "--source", "evm", "--url", &url, "--database-url", &pg.url, "--listen", "127.0.0.1:0"];
-    all.extend(["--operator-listen", &operator, "--start-height", "0"]);
+    all.extend(["--operator-listen", &operator]);
+    if !args.contains(&"--start-height") {
+        all.extend(["--start-height", "0"]);
+    }
     if !args.contains(&"--source-poll-ms") {
         all.extend(["--source-poll-ms", "50"]);
     }
     all.extend(args);
-    Ebbtide::spawn(&all, &[("EBBTIDE_CHAINS__MAIN__REQUEST_TIMEOUT_MS", "2000")])
+    Ebbtide::spawn(&all, &[&[("EBBTIDE_CHAINS__MAIN__REQUEST_TIMEOUT_MS", "2000")], env].concat())
 }
 
 impl Run {

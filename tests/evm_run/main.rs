@@ -3,7 +3,10 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod branches;
+mod cost;
 mod faults;
+mod finality;
 mod follow;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;

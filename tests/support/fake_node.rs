@@ -80,6 +80,10 @@ pub enum Fault {
     StrayLog,
     /// A block is answered with the one below it.
     WrongBlock,
+    /// `latest` is a block at this height that nobody made.
+    HeadAt(u64),
+    /// `finalized` is a block at this height that nobody made.
+    FinalizedAt(u64),
     /// The node does not know the `finalized` tag.
     NoFinalized,
     /// Calls about old state fail.
@@ -372,6 +376,14 @@ fn call_result(state: &State, method: &str, params: &Value) -> Result<Value, (i6
             let mut wanted = height(&params[0])?;
             if state.faults.iter().any(|f| matches!(f, Fault::WrongBlock)) {
                 wanted = wanted.saturating_sub(1);
+            }
+            let made_up = state.faults.iter().find_map(|fault| match (fault, params[0].as_str().unwrap()) {
+                (Fault::HeadAt(at), "latest") | (Fault::FinalizedAt(at), "finalized") => Some(*at),
+                _ => None,
+            });
+            if let Some(number) = made_up {
+                let hash = format!("0x{number:064x}");
+                return Ok(FakeBlock::new(number, hash.clone(), hash, number, Vec::new()).header());
             }
             let named = params[0] == "latest";
             let found = state.blocks.iter().find(|b| b.number == wanted && (named || !missing(b)));

@@ -35,6 +35,8 @@ pub struct FaultProxy {
 struct Counted {
     /// Every counted message that was let through or faulted.
     messages: Vec<String>,
+    /// For each of them: in which of the client's writes it came.
+    writes: Vec<u64>,
     armed: Option<Armed>,
 }
 
@@ -106,6 +108,12 @@ impl FaultProxy {
     /// Messages counted so far: `Query`, `Parse`, `Bind`, `Execute`, `Sync` and `CopyDone`, as `Parse select 1`.
     pub fn messages(&self) -> Vec<String> {
         self.shared.counted.lock().unwrap().messages.clone()
+    }
+
+    /// For each of [`messages`](FaultProxy::messages), the number of the write that it came in: what a client sends without
+    /// waiting for an answer comes in one.
+    pub fn writes(&self) -> Vec<u64> {
+        self.shared.counted.lock().unwrap().writes.clone()
     }
 
     /// Number of [`messages`](FaultProxy::messages).
@@ -203,11 +211,15 @@ impl Frame {
 struct Inbox {
     half: OwnedReadHalf,
     buffer: Vec<u8>,
+    /// How often bytes came.
+    fills: u64,
 }
 
 impl Inbox {
     /// Takes in more bytes; none at the end of the connection.
     async fn fill(&mut self) -> Option<()> {
+        self.buffer.reserve(1 << 16);
+        self.fills += 1;
         (self.half.read_buf(&mut self.buffer).await.ok()? > 0).then_some(())
     }
 
@@ -283,8 +295,8 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_in, mut client_out) = client.into_split();
     let (server_in, mut server_out) = server.into_split();
-    let mut client_in = Inbox { half: client_in, buffer: Vec::new() };
-    let mut server_in = Inbox { half: server_in, buffer: Vec::new() };
+    let mut client_in = Inbox { half: client_in, buffer: Vec::new(), fills: 0 };
+    let mut server_in = Inbox { half: server_in, buffer: Vec::new(), fills: 0 };
     let Some(application) = carry_startup(&mut client_in, &mut client_out, &mut server_in, &mut server_out).await
     else {
         return;
@@ -332,7 +344,7 @@ async fn carry_questions(
     frozen: &watch::Sender<bool>,
 ) {
     while let Some(frame) = client.frame(true).await {
-        match shared.count(&frame, application) {
+        match shared.count(&frame, client.fills, application) {
             Some(Fault::CutBefore) => {
                 shared.fired.send_modify(|n| *n += 1);
                 return;
@@ -405,10 +417,11 @@ async fn carry_answers(
 
 impl Shared {
     /// Counts a message and says whether it is the one.
-    fn count(&self, frame: &Frame, application: &str) -> Option<Fault> {
+    fn count(&self, frame: &Frame, write: u64, application: &str) -> Option<Fault> {
         let message = frame.counted()?;
         let mut counted = self.counted.lock().unwrap();
         counted.messages.push(message);
+        counted.writes.push(write);
         let armed = counted.armed.as_mut().filter(|armed| application.contains(&armed.application))?;
         if armed.passes > 0 {
             armed.passes -= 1;

@@ -1,14 +1,15 @@
 //! The vaults that people registered: which are followed, and the blocks that were stored without their events.
 
 use serde_json::{Value, json};
-use tokio_postgres::{Row, Transaction};
+use tokio_postgres::Transaction;
 
-use super::{NewBlocks, SyncLock, index};
+use super::write::{event_rows, index, put_rejects};
+use super::{SyncLock, TAKE_TURN};
 use crate::chain::{Block, BlockRef, ChainId, Height, Text};
 use crate::store::StoreError;
 
 /// A row of `vault_registry`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 pub struct RegisteredVault {
     /// Its address, in canonical text.
     pub address: Text,
@@ -46,24 +47,6 @@ pub enum CaughtUp {
 }
 
 impl SyncLock {
-    /// Remembers whether the source brings events of those contracts alone that it is told of.
-    pub async fn note_listed_only(&self, listed_only: bool) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "update chains set listed_only = $2 where chain_id = $1 and listed_only <> $2",
-                &[&self.chain.0, &listed_only],
-            )
-            .await?;
-        Ok(())
-    }
-
-    /// The registered vaults of this chain.
-    pub async fn registered_vaults(&self) -> Result<Vec<RegisteredVault>, StoreError> {
-        let rows =
-            self.client.query(include_str!("../../../sql/queries/registered_vaults.sql"), &[&self.chain.0]).await?;
-        rows.iter().map(registered).collect()
-    }
-
     /// Adds to stored blocks what is not there yet, in one transaction with the vault's row. A row that is there stays
     /// as it is, and is not told of again.
     pub async fn put_missed(&mut self, missed: &Missed<'_>) -> Result<CaughtUp, StoreError> {
@@ -75,7 +58,7 @@ impl SyncLock {
         // A projection that is made anew holds its blocks for long: what is new at the head does not wait for that.
         tx.batch_execute("set local enable_seqscan = off; set local lock_timeout = '1s'").await?;
         // The writer's turn: the blocks stay what they are until this ends.
-        tx.execute("update chains set writes = writes + 1 where chain_id = $1", &[&chain.0]).await?;
+        tx.execute(TAKE_TURN, &[&chain.0]).await?;
         if !stand(&tx, chain, missed).await? {
             return Ok(CaughtUp::Stale);
         }
@@ -85,12 +68,12 @@ impl SyncLock {
             tx.execute(sql, &[&chain.0, &Value::Array(transactions)]).await?;
         }
         let mut added = 0i64;
-        let events = events(missed.blocks)?;
+        let events = event_rows(missed.blocks)?;
         if !events.is_empty() {
             let sql = include_str!("../../../sql/queries/put_missed_events.sql");
             added = tx.query_one(sql, &[&chain.0, &Value::Array(events)]).await?.try_get(0)?;
         }
-        super::put_rejects(&tx, chain, missed.blocks).await?;
+        put_rejects(&tx, &self.statements.write.put_rejects, chain, missed.blocks).await?;
         let vault = missed.vault;
         let counts = tx
             .query_opt(
@@ -111,30 +94,8 @@ impl SyncLock {
     }
 }
 
-/// In the transaction that writes blocks: up to where the vaults are stored now.
-pub(super) async fn note_followed(tx: &Transaction<'_>, chain: ChainId, new: &NewBlocks<'_>) -> Result<(), StoreError> {
-    let Some(last) = new.blocks.last().filter(|_| !new.vaults.is_empty()) else { return Ok(()) };
-    let vaults: Vec<&str> = new.vaults.iter().map(|vault| &**vault).collect();
-    tx.execute(
-        include_str!("../../../sql/queries/note_followed.sql"),
-        &[&chain.0, &last.link.height.to_sql(), &vaults, &new.ancestor.map(|a| a.height.to_sql())],
-    )
-    .await?;
-    Ok(())
-}
-
-fn registered(row: &Row) -> Result<RegisteredVault, StoreError> {
-    let height = |column: &str| -> Result<Option<Height>, StoreError> {
-        row.try_get::<_, Option<i64>>(column)?
-            .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
-            .transpose()
-    };
-    Ok(RegisteredVault {
-        address: row.try_get::<_, &str>("address")?.into(),
-        from_height: height("from_height")?,
-        indexed_through: height("indexed_through")?,
-        caught_up: row.try_get("caught_up")?,
-    })
+pub(super) fn registered(rows: Value) -> Result<Vec<RegisteredVault>, StoreError> {
+    serde_json::from_value(rows).map_err(|error| StoreError::Nonsense { what: format!("vault_registry: {error}") })
 }
 
 /// Whether what was read is of the blocks that are stored.
@@ -154,21 +115,6 @@ fn transactions(blocks: &[Block]) -> Result<Vec<Value>, StoreError> {
             rows.push(json!({
                 "height": block.link.height.to_sql(), "tx_index": index(tx.tx_index)?, "hash": &*tx.hash,
                 "success": tx.success,
-            }));
-        }
-    }
-    Ok(rows)
-}
-
-fn events(blocks: &[Block]) -> Result<Vec<Value>, StoreError> {
-    let mut rows = Vec::new();
-    for block in blocks {
-        for event in &block.events {
-            let texts = |texts: &[Text]| -> Vec<Value> { texts.iter().map(|text| json!(&**text)).collect() };
-            rows.push(json!({
-                "height": block.link.height.to_sql(), "tx_index": index(event.tx_index)?,
-                "event_index": index(event.event_index)?, "emitter": &*event.emitter, "name": &*event.name,
-                "keys": texts(&event.keys), "data": texts(&event.data), "attributes": event.attributes,
             }));
         }
     }
