@@ -288,11 +288,14 @@ begin
         set_config('ebbtide.tracking', '', true);
 end $$;
 
--- Moves a checkpoint over one block, if the blocks to hold are what they were when they were looked at and nobody else
--- moved it. Null: nothing was done. The same fence as in sql/queries/apply_block.sql.
+-- Moves a checkpoint over one block, if the blocks to hold are what they were when they were looked at and the checkpoint
+-- stands where it was looked at: at this seq, on this block (null: nothing is applied). The seq alone would not do: blocks
+-- are sent ahead on a predicted one, and another processor's transaction of that number may have held other blocks. Null:
+-- nothing was done. The same fence as in sql/queries/apply_block.sql.
+drop function if exists begin_block(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
 create or replace function begin_block(
-    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
-    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, heights bigint[], hashes text[], revisions bigint[],
+    needs_complete_to bigint, at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
 ) returns bigint
 language plpgsql set search_path = ebbtide, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -326,7 +329,8 @@ begin
         journal_from = case when note then k.journal_from else at_height + 1 end,
         history_from = case when note then k.history_from else at_height end,
         apply_digest = digest, failed_height = null, failed_reason = null, failures = 0, updated_at = now()
-    where k.chain_id = chain and k.projection = name and k.seq = expected_seq
+    where k.chain_id = chain and k.projection = name
+      and k.seq = on_seq and k.height is not distinct from on_height and k.hash is not distinct from on_hash
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= at_height)
     returning k.seq into new_seq;
     if new_seq is not null and note then
@@ -367,15 +371,16 @@ begin
 end $$;
 
 -- One block of an SQL projection: fence, function, undo, checkpoint.
+drop function if exists apply_sql_block(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
 create or replace function apply_sql_block(
-    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
-    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, heights bigint[], hashes text[], revisions bigint[],
+    needs_complete_to bigint, at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
 ) returns bigint
 language plpgsql as $$
 declare new_seq bigint;
 begin
-    new_seq := ebbtide.begin_block(chain, name, expected_seq, heights, hashes, revisions, needs_complete_to, at_height, at_hash,
-        at_revision, start_at, note, digest);
+    new_seq := ebbtide.begin_block(chain, name, on_seq, on_height, on_hash, heights, hashes, revisions, needs_complete_to,
+        at_height, at_hash, at_revision, start_at, note, digest);
     if new_seq is null then
         return null;
     end if;

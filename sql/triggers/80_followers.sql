@@ -233,17 +233,18 @@ begin
 end $$;
 
 -- One block of a follower on its own way.
+drop function if exists apply_sql_block_on_replica(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
 create or replace function apply_sql_block_on_replica(
-    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
-    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, heights bigint[], hashes text[], revisions bigint[],
+    needs_complete_to bigint, at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
 ) returns bigint
 language plpgsql as $$
 declare
     new_seq bigint;
     reads bigint;
 begin
-    new_seq := ebbtide.begin_block(chain, name, expected_seq, heights, hashes, revisions, needs_complete_to, at_height, at_hash,
-        at_revision, start_at, note, digest);
+    new_seq := ebbtide.begin_block(chain, name, on_seq, on_height, on_hash, heights, hashes, revisions, needs_complete_to,
+        at_height, at_hash, at_revision, start_at, note, digest);
     if new_seq is null then
         return null;
     end if;

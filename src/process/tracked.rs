@@ -49,9 +49,9 @@ impl Steps {
         }
         let record = self.journalled || self.final_height.is_none_or(|f| block.height > f);
         self.journalled |= record;
-        self.before = Some((block.clone(), Some(stored.revision)));
+        let on = self.before.replace((block.clone(), Some(stored.revision))).map(|(before, _)| before);
         let (start, digest, on_replica) = (self.start, self.digest.clone(), self.on_replica);
-        StepBlock { fence, block, revision: stored.revision, start, record, digest, on_replica }
+        StepBlock { on, fence, block, revision: stored.revision, start, record, digest, on_replica }
     }
 }
 

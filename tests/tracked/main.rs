@@ -9,6 +9,7 @@
 
 mod altered;
 mod examples;
+mod fence;
 mod follow;
 mod harness;
 mod order;

@@ -30,6 +30,8 @@ pub struct ProjectionRow {
 /// One block for a projection with tracked tables.
 #[derive(Debug, Clone)]
 pub struct StepBlock {
+    /// The block that the checkpoint must stand on. None means that nothing is applied yet.
+    pub on: Option<BlockRef>,
     /// Blocks to hold: the one before it, and itself.
     pub fence: Fence,
     /// The block.
@@ -62,7 +64,7 @@ pub(super) struct TrackedStatements {
     empty_projection: Statement,
 }
 
-const STEP: &str = "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+const STEP: &str = "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
 
 impl TrackedStatements {
     pub(super) async fn prepare(client: &Client) -> Result<TrackedStatements, StoreError> {
@@ -97,6 +99,8 @@ async fn step<C: tokio_postgres::GenericClient>(
                 &chain.0,
                 &projection,
                 &seq,
+                &step.on.as_ref().map(|b| b.height.to_sql()),
+                &step.on.as_ref().map(|b| b.hash.as_str()),
                 &step.fence.heights,
                 &step.fence.hashes,
                 &step.fence.revisions,
