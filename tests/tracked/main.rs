@@ -15,6 +15,7 @@ mod harness;
 mod order;
 mod random;
 mod refused;
+mod rights;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
