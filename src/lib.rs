@@ -42,7 +42,7 @@
 //!
 //! # Tables of yours
 //! `create_projection` (or the trait [`projections::Projection`]) puts tables under triggers. For each block, one statement
-//! (`apply_sql_block` in `sql/triggers/70_projections.sql`) does the same as above: fence, checkpoint, then the function. The
+//! (`apply_sql_blocks` in `sql/triggers/70_projections.sql`) does the same as above: fence, checkpoint, then the function. The
 //! triggers (`sql/triggers/60_tracking.sql`) keep each row as it was before the block first touched it, and a reorganisation
 //! restores all tables of the projection in one statement. Each projection has a task of its own ([`process`]); one that runs
 //! after the balances is taken along in their transactions (`sql/triggers/80_followers.sql`).

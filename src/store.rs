@@ -2,6 +2,7 @@
 
 mod chains;
 mod ledger;
+mod manifest;
 mod migrate;
 pub mod numeric;
 mod opening;
@@ -110,6 +111,26 @@ pub enum StoreError {
         found: i64,
         /// Ours.
         known: i64,
+    },
+    /// The database was brought up to date by a build with other functions, views or triggers.
+    #[error("the functions, views and triggers in the database are not those of this program: run `ebbtide migrate`")]
+    OtherText,
+    /// Something of the schema is missing, disabled or changed.
+    #[error("the schema is not what `ebbtide migrate` made: {what}; run `ebbtide migrate`")]
+    Drifted {
+        /// What.
+        what: String,
+    },
+    /// Another role could change what the program runs.
+    #[error(
+        "the schema `ebbtide` cannot be used: {what} is in the hands of {role}, whose code would run with the rights of this \
+         role; take it over (`alter … owner to`), revoke it, or use another database"
+    )]
+    SchemaOfOthers {
+        /// What is theirs.
+        what: String,
+        /// Whose.
+        role: String,
     },
     /// A projection's own code would not take a block.
     #[error("{reason}")]

@@ -71,7 +71,7 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
         let database = loaded(server, blocks).await;
         database.client.batch_execute(TRACK).await.unwrap();
         let begun = Instant::now();
-        let enter = "select enter_block('volume', $1, $2, 'on'), call_apply('volume', $1, $2), leave_block('volume')";
+        let enter = "select run_apply($1, 'volume', null, null, array[$2::bigint], '{x}', true, false)";
         let enter = database.client.prepare(enter).await.unwrap();
         for height in 0..blocks as i64 {
             database.client.query(&enter, &[&database.chain.0, &height]).await.unwrap();

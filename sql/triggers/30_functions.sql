@@ -13,17 +13,18 @@ begin
     return found_id;
 end $$;
 
--- 0x hex in lower case; any other text as it is.
+-- 0x hex in lower case; any other text as it is. These two are unfolded into the statements that call them, so they bring
+-- no search path of their own and name everything with its schema.
 create or replace function canonical(given text) returns text
 language sql immutable parallel safe as $$
-    select case when given ~ '^0[xX][0-9a-fA-F]*$' then lower(given) else given end;
+    select case when given operator(pg_catalog.~) '^0[xX][0-9a-fA-F]*$' then pg_catalog.lower(given) else given end;
 $$;
 
 -- The same on a chain of some kind: the felts of Starknet have no leading zeros, or one account would be two.
 create or replace function canonical(given text, of_kind text) returns text
 language sql immutable parallel safe as $$
-    select case when of_kind = 'starknet' and given ~ '^0[xX]0[0-9a-fA-F]*$'
-        then regexp_replace(lower(given), '^0x0*(?=[0-9a-f])', '0x') else ebbtide.canonical(given) end;
+    select case when of_kind operator(pg_catalog.=) 'starknet' and given operator(pg_catalog.~) '^0[xX]0[0-9a-fA-F]*$'
+        then pg_catalog.regexp_replace(pg_catalog.lower(given), '^0x0*(?=[0-9a-f])', '0x') else ebbtide.canonical(given) end;
 $$;
 
 -- A list of objects keyed by column names. Another key is an error: "from" for from_address would make a mint.
@@ -186,6 +187,7 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     cid bigint := chain_named(chain);
     p record;
+    t record;
 begin
     -- A block in hand holds its checkpoint: once it is ours, nothing more is applied.
     update chains c set writes = c.writes + 1 where c.chain_id = cid;
@@ -207,16 +209,10 @@ begin
     delete from events where chain_id = cid;
     delete from checkpoints where chain_id = cid;
     delete from applied_blocks where chain_id = cid;
-    delete from balances where chain_id = cid;
-    delete from balance_history where chain_id = cid;
-    delete from option_bids where chain_id = cid;
-    delete from option_buyers where chain_id = cid;
-    delete from queued_liquidity where chain_id = cid;
-    delete from option_rounds where chain_id = cid;
-    delete from liquidity_providers where chain_id = cid;
-    delete from liquidity_provider_history where chain_id = cid;
-    delete from vaults where chain_id = cid;
-    delete from vault_history where chain_id = cid;
+    for t in select distinct r.relation from projections q cross join unnest(q.tables) r (relation)
+             where not exists (select from tracked_tables k where k.relation = r.relation) loop
+        execute format('delete from %s where chain_id = $1', t.relation) using cid;
+    end loop;
     delete from reorgs where chain_id = cid;
     delete from rebuilds where chain_id = cid;
     delete from opening_balances where chain_id = cid;

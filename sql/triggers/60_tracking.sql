@@ -2,12 +2,25 @@
 -- that block first touched it, or the fact that there was none. Statement triggers write it; one statement restores all
 -- tables of a projection, any number of blocks at once.
 --
--- Who applies a block says so in settings of its transaction: ebbtide.projection, ebbtide.chain_id, ebbtide.height, and
--- ebbtide.tracking = 'on' (undo is recorded), 'final' (the block is final: nothing will be undone), 'beside' (the live tables
--- stay as they are: 65_rebuild.sql), 'restoring'.
--- ebbtide.statement counts statements in the order in which they begin; ebbtide.begun holds the number of the one begun at
--- each depth of nesting in triggers, negative once its triggers have fired. ebbtide.imaged lists the tables that have an image
--- of this block.
+-- Settings of a session carry what no trigger can be told otherwise. Those of a block end with its transaction.
+--
+--   ebbtide.…             set by                      read by                       means
+--   projection            enter_block, restore        tracked_statement             whose block writes; empty: nobody's
+--   tracking              enter_block, restore        triggers of tracked tables    on: undo is recorded; final: nothing will be
+--                                                                                   undone; beside: 65_rebuild.sql; restoring
+--   chain_id, height      enter_block                 triggers of tracked tables    the block
+--   imaged                enter_block, triggers       triggers of tracked tables    tables that have an image of this block
+--   statement             tracked_statement           tracked_statement             statements so far, in the order they begin
+--   begun                 tracked_statement           fired_statement               the number of the one begun at each depth of
+--                                                                                   triggers; negative once its own have fired
+--   untracked_writes      enter_block                 leave_block                   rows written to other tables before
+--   settled               leave_block, restore        enter_block                   constraints were made immediate before
+--   around_NAME           surroundings                surroundings                  what it saw, for a second; the session's
+--   write_tracked_tables  people                      tracked_statement             on: this session writes them all the same
+--   bulk                  the syncer                  10_chain.sql                  it writes the block rows itself
+--   catching_up           the syncer                  events_touched                a vault is caught up
+--   not_concerned         events_touched              blocks_touched                projections that do not follow from the change
+--   dropping_chain        drop_chain                  blocks_deleted                no evidence is kept
 
 -- A table's name as tracked_tables keeps it.
 create or replace function relation_name(given regclass) returns text
@@ -15,6 +28,46 @@ language plpgsql stable set search_path = ebbtide, pg_temp as $$
 begin
     return (select format('%I.%I', n.nspname, c.relname)
             from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = given);
+end $$;
+
+-- Whether a role may do all that the one that runs this may: it is that role, a member of it, or a superuser. Code of such
+-- a role gains nothing by being run with our rights; any other's would take them over (docs/decisions/011). Behind
+-- pg_database_owner stands the role that owns the database; 0 is everybody.
+create or replace function is_trusted(role oid) returns boolean
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    if role = 'pg_database_owner'::regrole then
+        role := (select d.datdba from pg_database d where d.datname = current_database());
+    end if;
+    if role = 0 then
+        return not exists (select from pg_roles r where r.rolcanlogin and not is_trusted(r.oid));
+    end if;
+    return pg_has_role(role, current_user,
+        case when current_setting('server_version_num')::int < 160000 then 'member' else 'usage, set' end);
+end $$;
+
+-- Code that hangs on a table and belongs to a role that is not trusted: functions of triggers, defaults, checks, generated
+-- columns and indexes, and types. Null: there is none.
+create or replace function code_of_others(given oid) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return (
+        select format('%s of the role %s', o.what, o.owner::regrole)
+        from (
+            select format('the function %s', d.refobjid::regprocedure) as what, p.proowner as owner
+            from pg_depend d join pg_proc p on p.oid = d.refobjid
+            where d.refclassid = 'pg_proc'::regclass and (d.classid, d.objid) in (
+                select 'pg_trigger'::regclass::oid, t.oid from pg_trigger t where t.tgrelid = given
+                union all select 'pg_attrdef'::regclass, f.oid from pg_attrdef f where f.adrelid = given
+                union all select 'pg_constraint'::regclass, k.oid from pg_constraint k where k.conrelid = given
+                union all select 'pg_class'::regclass, i.indexrelid from pg_index i where i.indrelid = given)
+            union all
+            select format('the type %s', y.oid::regtype), y.typowner
+            from pg_attribute a join pg_type y on y.oid = a.atttypid
+            where a.attrelid = given and a.attnum > 0 and not a.attisdropped
+        ) o
+        where not is_trusted(o.owner)
+        order by 1 limit 1);
 end $$;
 
 -- All that the triggers and the restore depend on, in words that survive a dump: columns, primary key, triggers (those of
@@ -28,10 +81,11 @@ begin
          from pg_attribute a where a.attrelid = given and a.attnum > 0 and not a.attisdropped)
         || ' key ' || coalesce((select i.indkey::text || i.indimmediate from pg_index i
                                 where i.indrelid = given and i.indisprimary), '-')
-        || ' triggers ' || coalesce((select string_agg(format('%s/%s/%s', t.tgfoid::regproc, t.tgtype, t.tgenabled), ' '
+        || ' triggers ' || coalesce((select string_agg(format('%s/%s/%s/%s', t.tgfoid::regproc, p.proowner::regrole,
+                                                              t.tgtype, t.tgenabled), ' '
                                                        order by t.tgfoid::regproc::text, t.tgtype, t.tgenabled)
-                                     from pg_trigger t where t.tgrelid = given), '-')
-        || (select format(' %s %s rules %s heirs %s unique %s', c.relpersistence, c.relforcerowsecurity,
+                                     from pg_trigger t join pg_proc p on p.oid = t.tgfoid where t.tgrelid = given), '-')
+        || (select format(' of %s %s %s rules %s heirs %s unique %s', c.relowner::regrole, c.relpersistence, c.relforcerowsecurity,
                 exists (select from pg_rewrite r where r.ev_class = given),
                 exists (select from pg_inherits h where h.inhparent = given or h.inhrelid = given),
                 (select string_agg(i.indimmediate::text, '' order by i.indimmediate) from pg_index i
@@ -67,9 +121,14 @@ begin
     if c.relpersistence <> 'p' then
         perform refuse_tracking(given, 'it is temporary or unlogged, so a crash would empty it', 'alter table … set logged');
     end if;
-    if not pg_has_role(current_user, c.relowner, 'usage') then
+    if not (is_trusted(c.relowner) and pg_has_role(current_user, c.relowner, 'usage')) then
         perform refuse_tracking(given, format('its owner is %s, and Ebbtide runs as %s', c.relowner::regrole, current_user),
             format('alter table … owner to %s', current_user));
+    end if;
+    found_text := code_of_others(given);
+    if found_text is not null then
+        perform refuse_tracking(given, format('its rows go through %s, which would run with the rights of %s', found_text, current_user),
+            format('Make %s its owner, or take it off the table.', current_user));
     end if;
     if c.relforcerowsecurity then
         perform refuse_tracking(given, 'row security is forced on its owner', 'alter table … no force row level security');
@@ -156,7 +215,7 @@ end $$;
 
 -- Before a statement on a tracked table: only the projection's own blocks write it.
 create or replace function tracked_statement() returns trigger
-language plpgsql as $$
+language plpgsql set search_path = ebbtide, pg_temp as $$
 declare
     at_depth integer := pg_trigger_depth();
     begun bigint[];
@@ -189,7 +248,7 @@ end $$;
 
 -- The number of the statement whose triggers fire at this depth. Cascades of foreign keys belong to the one that set them off.
 create or replace function fired_statement(at_depth integer) returns bigint
-language plpgsql as $$
+language plpgsql set search_path = ebbtide, pg_temp as $$
 declare
     begun bigint[] := current_setting('ebbtide.begun');
     in_statement bigint := abs(begun[at_depth]);
@@ -202,7 +261,7 @@ begin
 end $$;
 
 create or replace function refuse_tracked_truncate() returns trigger
-language plpgsql as $$
+language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
     raise exception 'truncate of %.% is refused: it could not be undone', tg_table_schema, tg_table_name
         using errcode = 'feature_not_supported', constraint = 'tracked_tables_are_not_truncated', hint = 'Use delete.';
@@ -473,10 +532,11 @@ declare
     restored bigint;
     in_place boolean;
     keys text;
+    resting jsonb;
 begin
     perform check_shapes(name, lock_to_restore(name));
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.tracking', 'restoring', true);
-    perform rest_user_triggers(name);
+    resting := rest_user_triggers(name);
     set constraints all deferred;
     for t in select k.*, to_regclass(k.relation) as rel from tracked_tables k where k.projection = name order by k.id loop
         in_place := keeps_rows(t.rel);
@@ -515,14 +575,15 @@ restored_%s as (insert into %s (%s) overriding system value select %s from first
     execute sql into restored using chain, above;
     set constraints all immediate;
     perform set_config('ebbtide.settled', 'on', true);
-    perform wake_user_triggers();
+    perform wake_user_triggers(resting);
     perform set_config('ebbtide.projection', '', true), set_config('ebbtide.tracking', '', true);
     return restored;
 end $$;
 
 -- The user's own triggers rest while rows are restored: what they would do was done when the rows were written. Which
 -- way each was enabled is kept for the end of it.
-create or replace function rest_user_triggers(name text) returns void
+drop function if exists rest_user_triggers(text);
+create or replace function rest_user_triggers(name text) returns jsonb
 language plpgsql set search_path = ebbtide, pg_temp as $$
 declare
     g record;
@@ -539,7 +600,7 @@ begin
         resting := resting || jsonb_build_array(jsonb_build_array(g.relation, g.tgname, g.tgenabled));
         execute format('alter table %s disable trigger %I', g.relation, g.tgname);
     end loop;
-    perform set_config('ebbtide.resting', resting::text, true);
+    return resting;
 end $$;
 
 -- At once the lock that resting triggers takes: two chains that went up to it from a weaker one would wait for each other.
@@ -554,16 +615,16 @@ begin
         then 'share row exclusive' else 'row exclusive' end;
 end $$;
 
-create or replace function wake_user_triggers() returns void
+drop function if exists wake_user_triggers();
+create or replace function wake_user_triggers(resting jsonb) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 declare g record;
 begin
     for g in select r ->> 0 as relation, r ->> 1 as tgname, r ->> 2 as enabled
-             from jsonb_array_elements(current_setting('ebbtide.resting')::jsonb) r loop
+             from jsonb_array_elements(resting) r loop
         execute format('alter table %s enable %s trigger %I', g.relation,
             case g.enabled when 'R' then 'replica' when 'A' then 'always' else '' end, g.tgname);
     end loop;
-    perform set_config('ebbtide.resting', '', true);
 end $$;
 
 -- Takes all rows of one chain out of a projection's tables, and their undo with them.
@@ -574,6 +635,7 @@ declare
     sql text := '';
     counts text := '';
     emptied bigint;
+    resting jsonb;
 begin
     for t in select k.* from tracked_tables k where k.projection = name order by k.id loop
         if to_regclass(format('ebbtide.undo_%s', t.id)) is not null then
@@ -588,11 +650,11 @@ begin
         return 0;
     end if;
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.tracking', 'restoring', true);
-    perform rest_user_triggers(name);
+    resting := rest_user_triggers(name);
     execute sql || ' select 0' || counts into emptied using chain;
     set constraints all immediate;
     perform set_config('ebbtide.settled', 'on', true);
-    perform wake_user_triggers();
+    perform wake_user_triggers(resting);
     perform set_config('ebbtide.projection', '', true), set_config('ebbtide.tracking', '', true);
     return emptied;
 end $$;

@@ -53,6 +53,57 @@ begin
     end loop;
 end $$;
 
+-- Code of others never runs with our rights: asked when a projection is made, and again before each block. Who owns the
+-- schema of the function could put another one in its place, between the question and the call too.
+create or replace function refuse_function_of_others(name text, function oid) returns void
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+declare f record;
+begin
+    select p.proowner::regrole as owner, n.nspowner::regrole as schema_owner, n.nspname, is_trusted(p.proowner) as trusted,
+        format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as shown
+    into f
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+    where p.oid = function and not (is_trusted(p.proowner) and is_trusted(n.nspowner));
+    if not found then
+        return;
+    end if;
+    if f.trusted then
+        raise exception 'the projection % cannot run % with the rights of %: its schema belongs to %, who could put another function in its place',
+            name, f.shown, current_user, f.schema_owner
+            using errcode = 'insufficient_privilege', constraint = 'projections_run_trusted_code',
+                  hint = format('alter schema %I owner to %I, or move the function into a schema of %2$s.', f.nspname, current_user);
+    end if;
+    raise exception 'the projection % cannot run % with the rights of %: its owner is %', name, f.shown, current_user, f.owner
+        using errcode = 'insufficient_privilege', constraint = 'projections_run_trusted_code',
+              hint = format('alter function %s owner to %I; or have Ebbtide run as %s, and make the projection as that role.', f.shown,
+                  current_user, f.owner);
+end $$;
+
+-- The same for the schemas where a block's code finds what it names without one: whoever may create there could put a function
+-- or an operator before the one that is meant. Asked once a second.
+create or replace function refuse_schemas_of_others(name text) returns void
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+declare o record;
+begin
+    select n.nspname, coalesce(nullif(a.grantee, 0)::regrole::text, 'public') as role, a.grantee <> n.nspowner as granted into o
+    from unnest(apply_schemas(name)) s (nspname)
+    join pg_namespace n on n.nspname = s.nspname
+    cross join lateral (
+        select n.nspowner as grantee
+        union all
+        select g.grantee from aclexplode(n.nspacl) g where g.privilege_type = 'CREATE'
+    ) a
+    where not is_trusted(a.grantee)
+    order by granted, 2 limit 1;
+    if found then
+        raise exception 'the projection % finds its code in the schema %, where % may create: it would run with the rights of %', name,
+            o.nspname, case o.role when 'public' then 'every role' else 'the role ' || o.role end, current_user
+            using errcode = 'insufficient_privilege', constraint = 'projections_run_trusted_code',
+                  hint = case when o.granted then format('revoke create on schema %I from %s', o.nspname, o.role)
+                         else format('alter schema %I owner to %I', o.nspname, current_user) end;
+    end if;
+end $$;
+
 create or replace function create_projection(
     name text, apply regprocedure, tables regclass[], after text default null, chain text default null,
     start_height bigint default null
@@ -80,11 +131,7 @@ begin
             using errcode = 'invalid_parameter_value', constraint = 'apply_takes_chain_id_and_height',
                   hint = 'Of several functions of one name, name the one: ''my_function(bigint, bigint)''.';
     end if;
-    if not pg_has_role(current_user, f.proowner, 'usage') then
-        raise exception 'the owner of % is %, and Ebbtide runs as %', shown, f.proowner::regrole, current_user
-            using errcode = 'insufficient_privilege', constraint = 'projections_are_their_owner_s',
-                  hint = format('alter function %s owner to %s', shown, current_user);
-    end if;
+    perform refuse_function_of_others(create_projection.name, f.oid);
     if coalesce(array_length(create_projection.tables, 1), 0) = 0 or array_position(create_projection.tables, null) is not null then
         raise exception 'the projection % needs the tables that its function writes', create_projection.name
             using errcode = 'invalid_parameter_value', constraint = 'a_projection_has_tables';
@@ -121,6 +168,7 @@ begin
         (select array_agg(relation_name(t.rel) order by o) from unnest(create_projection.tables) with ordinality t(rel, o)),
         create_projection.after, cid, create_projection.start_height);
     perform track_tables(create_projection.name, create_projection.tables, cid);
+    perform refuse_schemas_of_others(create_projection.name);
 end $$;
 comment on function create_projection is
     'Calls apply(chain_id, height) for every block, and takes back what it wrote into its tables when the block is replaced.';
@@ -182,22 +230,22 @@ begin
 end $$;
 comment on function forget_undo is 'Drops the undo of a projection; it is emptied and applied again from its start.';
 
--- From here on, writes of this transaction belong to a block. What its code finds without naming a schema: the chain
--- tables, the projection's own, what is in public.
-create or replace function enter_block(name text, chain bigint, at_height bigint, tracking text) returns void
-language plpgsql as $$
+-- From here on, writes of this transaction belong to a block. Returns the search path for its code, which finds without
+-- naming a schema: the chain tables, the projection's own, what is in public.
+drop function if exists enter_block(text, bigint, bigint, text);
+create or replace function enter_block(name text, chain bigint, at_height bigint, tracking text) returns text
+language plpgsql set search_path = ebbtide, pg_temp as $$
 declare around record;
 begin
-    select * into around from ebbtide.surroundings(name);
+    select * into around from surroundings(name);
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.chain_id', chain::text, true),
         set_config('ebbtide.height', at_height::text, true), set_config('ebbtide.tracking', tracking, true),
         set_config('ebbtide.imaged', '', true),
-        set_config('ebbtide.untracked_writes', coalesce(ebbtide.rows_written(around.others)::text, ''), true),
-        set_config('ebbtide.search_path', current_setting('search_path'), true),
-        set_config('search_path', around.path, true);
+        set_config('ebbtide.untracked_writes', coalesce(rows_written(around.others)::text, ''), true);
     if current_setting('ebbtide.settled', true) = 'on' then
-        perform ebbtide.defer_again(name);
+        perform defer_again(name);
     end if;
+    return around.path;
 end $$;
 
 -- What was settled for the block before, in this same transaction, is deferred again as its constraint says.
@@ -219,7 +267,7 @@ end $$;
 -- Rows written to these tables, by table, so far: in this transaction, and in those before it of this session whose counts
 -- were not sent off yet. Within a transaction they only grow.
 create or replace function rows_written(tables oid[]) returns jsonb
-language plpgsql stable as $$
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
 begin
     return (select jsonb_object_agg(w.t, w.rows)
             from (select t, pg_stat_get_xact_tuples_inserted(t) + pg_stat_get_xact_tuples_updated(t)
@@ -232,7 +280,7 @@ end $$;
 -- catalog costs as much as a small block, so a session keeps what it saw for a second, or until a table is made: that one
 -- has a number above all others (or, after four billion of them, waits for the second to end).
 create or replace function surroundings(name text, out path text, out others oid[])
-language plpgsql as $$
+language plpgsql set search_path = ebbtide, pg_temp as $$
 declare
     kept text[] := nullif(current_setting('ebbtide.around_' || name, true), '');
     newest text := (select c.oid::text from pg_catalog.pg_class c order by c.oid desc limit 1);
@@ -242,8 +290,9 @@ begin
         others := kept[4];
         return;
     end if;
-    path := ebbtide.apply_path(name);
-    others := ebbtide.other_tables(name);
+    perform refuse_schemas_of_others(name);
+    path := (select string_agg(quote_ident(s), ', ' order by place) from unnest(apply_schemas(name)) with ordinality a (s, place));
+    others := other_tables(name);
     perform set_config('ebbtide.around_' || name,
         array[newest, (clock_timestamp() + interval '1 second')::text, path, others::text]::text, false);
 end $$;
@@ -263,18 +312,20 @@ end $$;
 
 -- The block's writes are done: nothing may be left over for the commit, and nothing else may have been written.
 create or replace function leave_block(name text) returns void
-language plpgsql as $$
+language plpgsql set search_path = ebbtide, pg_temp as $$
 declare
+    around constant record := surroundings(name);
     before_block jsonb := nullif(current_setting('ebbtide.untracked_writes'), '');
     after_block jsonb;
     other text;
 begin
+    -- What was deferred is the block's code. Until its path is gone again, nothing is named without its schema.
+    perform set_config('search_path', around.path, true);
     set constraints all immediate;
-    -- Back to the path of enter_block first: under another one, every statement below would be planned again.
-    perform set_config('search_path', current_setting('ebbtide.search_path'), true);
-    select ebbtide.rows_written(s.others) into after_block from ebbtide.surroundings(name) s;
+    perform pg_catalog.set_config('search_path', 'ebbtide, pg_temp', true);
+    after_block := rows_written(around.others);
     if after_block is distinct from before_block then
-        select ebbtide.relation_name(w.key::oid) into other
+        select relation_name(w.key::oid) into other
         from jsonb_each_text(after_block) w
         where w.value::bigint > coalesce((before_block ->> w.key)::bigint, 0)
         order by 1 limit 1;
@@ -288,15 +339,51 @@ begin
         set_config('ebbtide.tracking', '', true);
 end $$;
 
--- Moves a checkpoint over one block, if the blocks to hold are what they were when they were looked at and nobody else
--- moved it. Null: nothing was done. The same fence as in sql/queries/apply_block.sql.
-create or replace function begin_block(
-    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
-    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
+-- The one place where a checkpoint of a projection with tables of its own moves: from where it was seen, at this seq and on
+-- this block (null: nothing is applied), to another block. The seq alone would not do: blocks are sent ahead on a predicted
+-- one, and another processor's transaction of that number may have held other blocks. Null: nothing was done.
+--
+-- `how`: apply (its undo is kept), final (it is not), undo, or empty (all is taken out).
+create or replace function move_checkpoint(
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, how text, to_height bigint, to_hash text,
+    start_at bigint default null, digest text default null, to_redo_from bigint default null
 ) returns bigint
 language plpgsql set search_path = ebbtide, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
+    forward constant boolean := how in ('apply', 'final');
+    new_seq bigint;
+begin
+    update checkpoints k
+    set seq = k.seq + 1, height = to_height, hash = to_hash, through_height = to_height,
+        start_height = case when forward then start_at when to_height is not null then k.start_height end,
+        journal_from = case how when 'apply' then k.journal_from when 'final' then to_height + 1
+            else case when to_height is not null and k.journal_from is not null then least(k.journal_from, to_height + 1) end end,
+        history_from = case how when 'final' then to_height when 'empty' then null else k.history_from end,
+        redo_from = to_redo_from, deep_change = k.deep_change and to_redo_from is not null,
+        apply_digest = case how when 'undo' then k.apply_digest else digest end,
+        failed_height = case when not forward then k.failed_height end,
+        failed_reason = case when not forward then k.failed_reason end,
+        failures = case when forward then 0 else k.failures end, updated_at = now()
+    where k.chain_id = chain and k.projection = name
+      and k.seq = on_seq and k.height is not distinct from on_height and k.hash is not distinct from on_hash
+      and (not forward or k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= to_height))
+    returning k.seq into new_seq;
+    return new_seq;
+end $$;
+
+-- Moves a checkpoint over blocks, if the ones to hold are what they were when they were looked at: those above the block that
+-- it stands on, and that one, first. Null: nothing was done. The same fence as in sql/queries/apply_block.sql.
+drop function if exists begin_block(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
+drop function if exists begin_block(bigint, text, bigint, bigint, text, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
+create or replace function begin_block(
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, heights bigint[], hashes text[], revisions bigint[],
+    needs_complete_to bigint, start_at bigint, record boolean, digest text
+) returns bigint
+language plpgsql set search_path = ebbtide, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    last constant integer := cardinality(heights);
     holds boolean;
     new_seq bigint;
 begin
@@ -309,99 +396,152 @@ begin
     with held as materialized (
         select b.height, b.hash, b.revision
         from blocks b
-        where b.chain_id = chain and b.height >= heights[1] and b.height <= heights[cardinality(heights)]
-          and b.height + 0 = any (heights)
+        where b.chain_id = chain and b.height >= heights[1] and b.height <= heights[last] and b.height + 0 = any (heights)
         order by b.height
         for share skip locked
     )
-    select count(*) = cardinality(heights) into holds
+    select count(*) = last into holds
     from held h
     join unnest(heights, hashes, revisions) as w (height, hash, revision)
         on w.height = h.height and w.hash = h.hash and coalesce(w.revision, h.revision) = h.revision;
     if not holds then
         return null;
     end if;
-    update checkpoints k
-    set seq = k.seq + 1, height = at_height, hash = at_hash, through_height = at_height, start_height = start_at,
-        journal_from = case when note then k.journal_from else at_height + 1 end,
-        history_from = case when note then k.history_from else at_height end,
-        apply_digest = digest, failed_height = null, failed_reason = null, failures = 0, updated_at = now()
-    where k.chain_id = chain and k.projection = name and k.seq = expected_seq
-      and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= at_height)
-    returning k.seq into new_seq;
-    if new_seq is not null and note then
+    new_seq := move_checkpoint(chain, name, on_seq, on_height, on_hash, case when record then 'apply' else 'final' end,
+        heights[last], hashes[last], start_at, digest);
+    if new_seq is not null and record then
         insert into applied_blocks (chain_id, projection, height, hash, revision)
-        values (chain, name, at_height, at_hash, at_revision);
+        select chain, name, w.height, w.hash, w.revision
+        from unnest(heights, hashes, revisions) as w (height, hash, revision)
+        where on_height is null or w.height > on_height;
     end if;
     return new_seq;
 end $$;
 
--- The function of a projection on one block.
-create or replace function call_apply(name text, chain bigint, at_height bigint) returns void
-language plpgsql as $$
+-- The call of a projection's function, if it may run with our rights: its oid cannot be called, and nobody who is not trusted can put another
+-- one under its name.
+drop function if exists call_apply(text, bigint, bigint);
+create or replace function apply_call(name text) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
 declare p record;
 begin
-    select q.apply, to_regprocedure(q.apply) as fn into p from ebbtide.projections q where q.name = call_apply.name;
-    if p.fn is null then
+    select q.apply, f.oid, f.proowner, n.nspowner into p
+    from projections q
+    left join pg_proc f on f.oid = to_regprocedure(q.apply)
+    left join pg_namespace n on n.oid = f.pronamespace
+    where q.name = apply_call.name;
+    if p.oid is null then
         raise exception 'the function % of the projection % is gone', p.apply, name
             using errcode = 'undefined_function', constraint = 'apply_function_is_gone',
                   hint = 'Create it again, or drop_projection.';
     end if;
+    if not (is_trusted(p.proowner) and is_trusted(p.nspowner)) then
+        perform refuse_function_of_others(name, p.oid);
+    end if;
     -- The name without its argument types; two bigints find the same function again.
-    execute 'select ' || left(p.apply, -length('(bigint,bigint)')) || '($1, $2)' using chain, at_height;
+    return 'select ' || left(p.apply, -length('(bigint,bigint)')) || '($1, $2)';
 end $$;
 
-create or replace function apply_path(name text) returns text
-language plpgsql stable as $$
+-- Where the code of a projection finds what it names without a schema, in this order. What the program itself applies to
+-- tables of ours needs nothing of public.
+drop function if exists apply_path(text);
+create or replace function apply_schemas(name text) returns name[]
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
 begin
-    return (select string_agg(quote_ident(s.nspname), ', ' order by s.place, s.nspname)
-            from (select 0 as place, 'ebbtide' as nspname
+    return (select array_agg(s.nspname order by s.place, s.nspname)
+            from (select 0 as place, 'ebbtide'::name as nspname
                   union
                   select 1, n.nspname
-                  from ebbtide.tracked_tables k
+                  from tracked_tables k
                   join pg_class c on c.oid = to_regclass(k.relation)
                   join pg_namespace n on n.oid = c.relnamespace
                   where k.projection = name and n.nspname not in ('ebbtide', 'public')
                   union
-                  select 2, 'public') s);
+                  select 2, 'public'
+                  from projections p
+                  where p.name = apply_schemas.name and to_regnamespace('public') is not null
+                    and (p.apply is not null or exists (
+                        select from tracked_tables k join pg_class c on c.oid = to_regclass(k.relation)
+                        where k.projection = p.name and c.relnamespace <> 'ebbtide'::regnamespace))) s);
 end $$;
 
--- One block of an SQL projection: fence, function, undo, checkpoint.
-create or replace function apply_sql_block(
-    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
-    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
-) returns bigint
-language plpgsql as $$
-declare new_seq bigint;
+-- The function of a projection on blocks, one after the other, with their undo: for whoever moved the checkpoint over them, or
+-- compares and moves none. What does not change between them is asked once. `on_replica`: balances stand elsewhere, and it
+-- finds them as of each block.
+create or replace function run_apply(
+    chain bigint, name text, on_height bigint, on_hash text, heights bigint[], hashes text[], record boolean, on_replica boolean
+) returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    call constant text := apply_call(name);
+    path constant text := enter_block(name, chain, heights[1], case when record then 'on' else 'final' end);
+    reads bigint;
 begin
-    new_seq := ebbtide.begin_block(chain, name, expected_seq, heights, hashes, revisions, needs_complete_to, at_height, at_hash,
-        at_revision, start_at, note, digest);
-    if new_seq is null then
-        return null;
+    for at in 1..cardinality(heights) loop
+        if at > 1 then
+            perform set_config('ebbtide.height', heights[at]::text, true), set_config('ebbtide.imaged', '', true), defer_again(name);
+        end if;
+        if on_replica then
+            perform advance_replica(chain, case at when 1 then on_height else heights[at - 1] end,
+                case at when 1 then on_hash else hashes[at - 1] end, heights[at], hashes[at]);
+            reads := live_reads();
+        end if;
+        -- Under its own path runs the function, with what it deferred, and nothing else: until that path is gone again, nothing
+        -- is named without its schema.
+        perform set_config('search_path', path, true);
+        execute call using chain, heights[at];
+        set constraints all immediate;
+        perform pg_catalog.set_config('search_path', 'ebbtide, pg_temp', true);
+        if on_replica and live_reads() > reads then
+            raise exception 'the projection % reads ebbtide.balances by its full name, or through a view: while it catches up, that is not at its block',
+                name
+                using errcode = 'object_not_in_prerequisite_state', constraint = 'followers_read_balances_by_its_short_name',
+                      hint = 'Write `balances` and `balance_changes` without a schema, and no `set search_path` on the function.';
+        end if;
+    end loop;
+    perform leave_block(name);
+end $$;
+
+-- Blocks of an SQL projection in one transaction: fence, checkpoint, then the function on each. An error does not say which of
+-- several failed: apply them one by one.
+drop function if exists apply_sql_block(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
+drop function if exists apply_sql_block(bigint, text, bigint, bigint, text, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
+create or replace function apply_sql_blocks(
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, heights bigint[], hashes text[], revisions bigint[],
+    needs_complete_to bigint, start_at bigint, record boolean, digest text, on_replica boolean
+) returns bigint
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    new_seq constant bigint := begin_block(chain, name, on_seq, on_height, on_hash, heights, hashes, revisions, needs_complete_to,
+        start_at, record, digest);
+    first constant integer := case when on_height = heights[1] then 2 else 1 end;
+begin
+    if new_seq is not null then
+        perform check_shapes(name);
+        perform run_apply(chain, name, on_height, on_hash, heights[first:], hashes[first:], record, on_replica);
     end if;
-    perform ebbtide.check_shapes(name);
-    perform ebbtide.enter_block(name, chain, at_height, case when note then 'on' else 'final' end);
-    perform ebbtide.call_apply(name, chain, at_height);
-    perform ebbtide.leave_block(name);
     return new_seq;
 end $$;
 
--- Takes a projection with tracked tables back to its state after the block at `above` (-2: before everything).
+-- Takes a projection with tracked tables back from the block it stands on to another one (null: to before everything).
+drop function if exists undo_blocks(bigint, text, bigint, bigint, bigint, text, bigint);
 create or replace function undo_blocks(
-    chain bigint, name text, expected_seq bigint, above bigint, to_height bigint, to_hash text, to_redo_from bigint,
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, to_height bigint, to_hash text, to_redo_from bigint,
     out seq bigint, out restored bigint, out blocks bigint
 )
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
+declare
+    above constant bigint := coalesce(to_height, -2);
+    journalled_from constant bigint := (select greatest(above + 1, k.start_height, k.journal_from)
+                                        from checkpoints k where k.chain_id = chain and k.projection = name);
 begin
-    update checkpoints k
-    set seq = k.seq + 1, height = to_height, hash = to_hash, through_height = to_height,
-        start_height = case when to_height is null then null else k.start_height end,
-        journal_from = case when to_height is not null then
-            case when k.journal_from > above + 1 then above + 1 else k.journal_from end end,
-        redo_from = to_redo_from, deep_change = k.deep_change and to_redo_from is not null, updated_at = now()
-    where k.chain_id = chain and k.projection = name and k.seq = expected_seq
-    returning k.seq into undo_blocks.seq;
+    undo_blocks.seq := move_checkpoint(chain, name, on_seq, on_height, on_hash, 'undo', to_height, to_hash,
+        to_redo_from => to_redo_from);
+    if undo_blocks.seq is null then
+        return;
+    end if;
+    perform check_journal(chain, name, journalled_from, on_height);
     undo_blocks.restored := restore_tables(name, chain, above);
     with gone as (
         delete from applied_blocks a where a.chain_id = chain and a.projection = name and a.height > above returning 1
@@ -410,18 +550,46 @@ begin
     delete from rejected_events r where r.chain_id = chain and r.projection = name and r.height > above;
 end $$;
 
+-- A journal with a hole would leave rows behind that no block stands for. Seen are: the block that the state stands on, undo of
+-- a block that was not applied, and any other, where the chain has a block at each height.
+create or replace function check_journal(chain bigint, name text, from_height bigint, on_height bigint) returns void
+language plpgsql stable set search_path = ebbtide, pg_temp set enable_seqscan = off as $$
+declare
+    missing bigint;
+    t record;
+begin
+    select h into missing
+    from generate_series(from_height, on_height) h
+    where (h = on_height or (select c.complete_to is null from chains c where c.chain_id = chain))
+      and not exists (select from applied_blocks a where a.chain_id = chain and a.projection = name and a.height = h)
+    limit 1;
+    for t in select k.id from tracked_tables k where k.projection = name and missing is null
+                 and to_regclass('ebbtide.undo_' || k.id) is not null order by k.id loop
+        execute format('select u.height from undo_%s u where u.chain_id = $1 and u.height >= $2 and not exists (
+            select from applied_blocks a where a.chain_id = $1 and a.projection = $3 and a.height = u.height) limit 1', t.id)
+        into missing using chain, from_height, name;
+        exit when missing is not null;
+    end loop;
+    if missing is not null then
+        raise exception 'the journal of the projection % lacks block %: it cannot be taken back exactly', name, missing
+            using errcode = 'data_corrupted', constraint = 'the_journal_has_no_holes',
+                  hint = format('select ebbtide.forget_undo(%L) has the projection applied again from its start.', name);
+    end if;
+end $$;
+
 -- `beside`: what stands stays, until replace_tables_by_built compares it with what was built from here on.
+drop function if exists empty_projection(bigint, text, bigint, boolean);
 create or replace function empty_projection(
-    chain bigint, name text, expected_seq bigint, beside boolean, out seq bigint, out restored bigint, out blocks bigint
+    chain bigint, name text, on_seq bigint, on_height bigint, on_hash text, beside boolean,
+    out seq bigint, out restored bigint, out blocks bigint
 )
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
 begin
-    update checkpoints k
-    set seq = k.seq + 1, height = null, hash = null, through_height = null, start_height = null, history_from = null,
-        journal_from = null, redo_from = null, deep_change = false, apply_digest = null, updated_at = now()
-    where k.chain_id = chain and k.projection = name and k.seq = expected_seq
-    returning k.seq into empty_projection.seq;
+    empty_projection.seq := move_checkpoint(chain, name, on_seq, on_height, on_hash, 'empty', null, null);
+    if empty_projection.seq is null then
+        return;
+    end if;
     if beside then
         empty_projection.restored := 0;
         perform build_tables_beside(name, chain);

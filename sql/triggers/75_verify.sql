@@ -1,5 +1,4 @@
--- What `ebbtide verify` needs of tracked tables: copies of them, their differences, and one block applied without a
--- checkpoint. All of it runs in a transaction that is rolled back.
+-- What `ebbtide verify` needs of tracked tables: copies of them, their differences. All of it runs in a transaction that is rolled back.
 
 -- The columns of a table that two runs of the same blocks must agree on, as a list to select. A sequence goes on, so what
 -- it gave is another number each time; `with_keys` keeps such a column where it is the primary key.
@@ -84,28 +83,7 @@ begin
     end loop;
 end $$;
 
--- One block of an SQL projection, as the processor applies it, but that no checkpoint moves and no block is held: one
--- snapshot, or a chain of this transaction's own, stands still.
-create or replace function try_block(
-    chain bigint, name text, at_height bigint, at_hash text, before_height bigint, before_hash text, on_replica boolean,
-    record_undo boolean
-) returns void
-language plpgsql as $$
-declare reads bigint;
-begin
-    perform ebbtide.check_shapes(name);
-    if on_replica then
-        perform ebbtide.advance_replica(chain, before_height, before_hash, at_height, at_hash);
-    end if;
-    perform ebbtide.enter_block(name, chain, at_height, case when record_undo then 'on' else 'final' end);
-    reads := ebbtide.live_reads();
-    perform ebbtide.call_apply(name, chain, at_height);
-    if on_replica and ebbtide.live_reads() > reads then
-        raise exception 'the projection % reads ebbtide.balances by its full name, or through a view', name
-            using errcode = 'object_not_in_prerequisite_state', constraint = 'followers_read_balances_by_its_short_name';
-    end if;
-    perform ebbtide.leave_block(name);
-end $$;
+drop function if exists try_block(bigint, text, bigint, text, bigint, text, boolean, boolean);
 
 -- The rows of copies as sorted text, by table.
 create or replace function dump_copies(name text, tag text) returns table (relation text, rows text[])

@@ -7,7 +7,7 @@
 -- False while `ebbtide verify` holds it, which may be long: it is left behind then and comes after by itself. Otherwise that
 -- waits for the end of this transaction.
 create or replace function may_follow(chain bigint, name text) returns boolean
-language plpgsql as $$
+language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
     return pg_try_advisory_xact_lock_shared(hashtext('ebbtide verify ' || name), (chain % 2147483647)::int);
 end $$;
@@ -18,7 +18,7 @@ create or replace function follow_block(
     chain bigint, parent text, before_height bigint, before_hash text, at_height bigint, at_hash text, at_revision bigint,
     start_at bigint, note boolean
 ) returns bigint
-language plpgsql
+language plpgsql set search_path = ebbtide, pg_temp
 set enable_nestloop = on set enable_seqscan = on set enable_mergejoin = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable
 declare
@@ -29,8 +29,8 @@ begin
     for f in
         select k.projection as name, k.seq, k.height, k.hash, k.apply_digest, p.apply,
             greatest(start_at, coalesce(p.start_height, 0)) as begins_at
-        from ebbtide.checkpoints k
-        join ebbtide.projections p on p.name = k.projection
+        from checkpoints k
+        join projections p on p.name = k.projection
         where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
         order by k.projection
     loop
@@ -39,34 +39,27 @@ begin
         else
             continue when f.height is distinct from before_height or f.hash is distinct from before_hash;
         end if;
-        continue when not ebbtide.may_follow(chain, f.name);
+        continue when not may_follow(chain, f.name);
         -- Only now: one that stands elsewhere may be held for long. One that stands here is held for moments.
-        perform from ebbtide.checkpoints k
+        perform from checkpoints k
         where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null
           and k.halted_reason is null and not k.paused
         for update;
         continue when not found;
-        found_digest := ebbtide.apply_digest(f.apply);
+        found_digest := apply_digest(f.apply);
         continue when f.height is not null and f.apply_digest is distinct from found_digest;
         begin
-            update ebbtide.checkpoints k
-            set seq = k.seq + 1, height = at_height, hash = at_hash, through_height = at_height,
-                start_height = f.begins_at,
-                journal_from = case when note then k.journal_from else at_height + 1 end,
-                history_from = case when note then k.history_from else at_height end,
-                apply_digest = found_digest, failed_height = null, failed_reason = null, failures = 0, updated_at = now()
-            where k.chain_id = chain and k.projection = f.name;
+            perform move_checkpoint(chain, f.name, f.seq, f.height, f.hash, case when note then 'apply' else 'final' end,
+                at_height, at_hash, f.begins_at, found_digest);
             if note then
-                insert into ebbtide.applied_blocks (chain_id, projection, height, hash, revision)
+                insert into applied_blocks (chain_id, projection, height, hash, revision)
                 values (chain, f.name, at_height, at_hash, at_revision);
             end if;
-            perform ebbtide.check_shapes(f.name);
-            perform ebbtide.enter_block(f.name, chain, at_height, case when note then 'on' else 'final' end);
-            perform ebbtide.call_apply(f.name, chain, at_height);
-            perform ebbtide.leave_block(f.name);
+            perform check_shapes(f.name);
+            perform run_apply(chain, f.name, f.height, f.hash, array[at_height], array[at_hash], note, false);
             followed := followed + 1;
         exception when others then
-            update ebbtide.checkpoints k
+            update checkpoints k
             set failed_height = at_height, failed_reason = format('block %s (%s): %s', at_height, at_hash, sqlerrm),
                 failures = k.failures + 1, updated_at = now()
             where k.chain_id = chain and k.projection = f.name;
@@ -77,19 +70,19 @@ end $$;
 
 -- Whoever was not taken back must not look as if it had been, once the same block stands on other ones: it goes back itself.
 create or replace function leave_followers_behind(chain bigint, parent text, to_height bigint) returns void
-language plpgsql set enable_nestloop = on set plan_cache_mode = auto as $$
+language plpgsql set search_path = ebbtide, pg_temp set enable_nestloop = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable
 begin
     with left_behind as (
         select k.projection
-        from ebbtide.checkpoints k
-        join ebbtide.projections p on p.name = k.projection
+        from checkpoints k
+        join projections p on p.name = k.projection
         where k.chain_id = chain and p.after = parent and k.height > coalesce(to_height, -1)
         order by k.projection
         -- One that is held moves by itself or is compared, which may last: the other does not wait for it.
         for update of k skip locked
     )
-    update ebbtide.checkpoints k
+    update checkpoints k
     set redo_from = least(k.redo_from, coalesce(to_height + 1, 0)), updated_at = now()
     from left_behind l
     where k.chain_id = chain and k.projection = l.projection;
@@ -99,7 +92,7 @@ end $$;
 create or replace function undo_followers(
     chain bigint, parent text, from_height bigint, from_hash text, to_height bigint, to_hash text
 ) returns bigint
-language plpgsql set enable_nestloop = on set plan_cache_mode = auto as $$
+language plpgsql set search_path = ebbtide, pg_temp set enable_nestloop = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable
 declare
     f record;
@@ -107,32 +100,32 @@ declare
 begin
     for f in
         select k.projection as name, k.seq
-        from ebbtide.checkpoints k
-        join ebbtide.projections p on p.name = k.projection
+        from checkpoints k
+        join projections p on p.name = k.projection
         where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
           and k.height = from_height and k.hash = from_hash
           -- Undo reaches back to there; one that began above it begins anew, by itself.
           and (k.history_from is null or k.history_from <= to_height) and (to_height is null or k.start_height <= to_height)
-          and k.apply_digest is not distinct from ebbtide.apply_digest(p.apply)
+          and k.apply_digest is not distinct from apply_digest(p.apply)
         order by k.projection
     loop
-        continue when not ebbtide.may_follow(chain, f.name);
-        perform from ebbtide.checkpoints k
+        continue when not may_follow(chain, f.name);
+        perform from checkpoints k
         where k.chain_id = chain and k.projection = f.name and k.seq = f.seq and k.redo_from is null
           and k.halted_reason is null and not k.paused
         for update;
         continue when not found;
         begin
-            perform ebbtide.undo_blocks(chain, f.name, f.seq, coalesce(to_height, -2), to_height, to_hash, null);
+            perform undo_blocks(chain, f.name, f.seq, from_height, from_hash, to_height, to_hash, null);
             followed := followed + 1;
         exception when others then
-            update ebbtide.checkpoints k
+            update checkpoints k
             set failed_height = from_height, failed_reason = format('going back to block %s: %s', to_height, sqlerrm),
                 failures = k.failures + 1, updated_at = now()
             where k.chain_id = chain and k.projection = f.name;
         end;
     end loop;
-    perform ebbtide.leave_followers_behind(chain, parent, to_height);
+    perform leave_followers_behind(chain, parent, to_height);
     return followed;
 end $$;
 
@@ -232,36 +225,5 @@ begin
                   where i.indrelid in ('ebbtide.balances'::regclass, 'ebbtide.balance_history'::regclass)) o);
 end $$;
 
--- One block of a follower on its own way.
-create or replace function apply_sql_block_on_replica(
-    chain bigint, name text, expected_seq bigint, heights bigint[], hashes text[], revisions bigint[], needs_complete_to bigint,
-    at_height bigint, at_hash text, at_revision bigint, start_at bigint, note boolean, digest text
-) returns bigint
-language plpgsql as $$
-declare
-    new_seq bigint;
-    reads bigint;
-begin
-    new_seq := ebbtide.begin_block(chain, name, expected_seq, heights, hashes, revisions, needs_complete_to, at_height, at_hash,
-        at_revision, start_at, note, digest);
-    if new_seq is null then
-        return null;
-    end if;
-    perform ebbtide.check_shapes(name);
-    if cardinality(heights) > 1 then
-        perform ebbtide.advance_replica(chain, heights[1], hashes[1], at_height, at_hash);
-    else
-        perform ebbtide.advance_replica(chain, null, null, at_height, at_hash);
-    end if;
-    perform ebbtide.enter_block(name, chain, at_height, case when note then 'on' else 'final' end);
-    reads := ebbtide.live_reads();
-    perform ebbtide.call_apply(name, chain, at_height);
-    if ebbtide.live_reads() > reads then
-        raise exception 'the projection % reads ebbtide.balances by its full name, or through a view: while it catches up, that is not at its block',
-            name
-            using errcode = 'object_not_in_prerequisite_state', constraint = 'followers_read_balances_by_its_short_name',
-                  hint = 'Write `balances` and `balance_changes` without a schema, and no `set search_path` on the function.';
-    end if;
-    perform ebbtide.leave_block(name);
-    return new_seq;
-end $$;
+drop function if exists apply_sql_block_on_replica(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
+drop function if exists apply_sql_block_on_replica(bigint, text, bigint, bigint, text, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);

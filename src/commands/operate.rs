@@ -12,6 +12,9 @@ use super::{database_url, migrated_store, open, refused, say};
 pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
     let store = open(settings, "ebbtide migrate")?;
     let done = store.migrate().await.context("the schema could not be brought up to date")?;
+    if !done.repaired.is_empty() {
+        say(format!("Repaired: {}.", done.repaired.join("; ")))?;
+    }
     say(match done.applied {
         0 => format!("The schema is at version {}, as it should be.", done.version),
         n => format!("Applied {n} migrations; the schema is at version {}.", done.version),

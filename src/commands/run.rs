@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{migrated_store, stop_signal};
 
+/// Between two looks at the schema while it runs: one look is a query of the catalog, of some milliseconds.
+const SCHEMA_LOOKED_AT: Duration = Duration::from_secs(10);
 /// Longest wait for parts to end after a stop signal; a private Postgres may need the rest of the 10 s (DESIGN 9).
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -85,6 +87,7 @@ async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) 
     let api = bind(settings.listen, "--listen").await?;
     let operator = bind(settings.operator_listen, "--operator-listen").await?;
     parts.api(api, settings, store.clone());
+    parts.watch_schema(store.clone());
     Parts::sync_all(&mut parts, settings, &store)?;
     parts.process(settings, &store);
     // Last: with no part known yet, it would say that all of them are ready.
@@ -102,6 +105,7 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
     let store = migrated_store(&settings, "ebbtide sync").await?;
     let mut parts = Parts::new(stop);
     let operator = optional_operator(&settings).await?;
+    parts.watch_schema(store.clone());
     let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
     if let Some(operator) = operator {
         parts.operator(operator);
@@ -121,6 +125,7 @@ pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let operator = optional_operator(&settings).await?;
+    parts.watch_schema(store.clone());
     parts.process(&settings, &store);
     if let Some(operator) = operator {
         parts.operator(operator);
@@ -190,6 +195,23 @@ impl Parts {
         self.tasks.spawn(async move {
             api::serve_operator(listener, health, metrics, stop.cancelled_owned()).await;
             Ok(())
+        });
+    }
+
+    /// Ends the process when the schema under it is changed: a trigger that was dropped would tell nobody of a block that is
+    /// replaced, and what follows would be wrong.
+    fn watch_schema(&mut self, store: Store) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! { () = tokio::time::sleep(SCHEMA_LOOKED_AT) => {}, () = stop.cancelled() => return Ok(()) }
+                match store.check_schema().await {
+                    Err(error) if !error.is_unavailable() => {
+                        return Err(error).context("the schema was changed while this ran");
+                    }
+                    _ => {}
+                }
+            }
         });
     }
 

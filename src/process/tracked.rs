@@ -14,12 +14,18 @@ use super::{Done, Of, Session, Work};
 use crate::chain::plan::StoredBlock;
 use crate::chain::{BlockRef, Height};
 use crate::projections::{Projection, option_vaults};
-use crate::store::{BlockError, Fence, Look, ReorgNote, StepBlock, StoreError, Switch, Undone};
+use crate::store::{
+    BlockError, Fence, LedgerWrite, Look, ReorgNote, StepBlock, StoreError, StoreFault, Switch, Undone,
+};
 
 /// Blocks sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
 /// Blocks read at once.
 const CHUNK_BLOCKS: u64 = 500;
+/// Final blocks in one transaction of an SQL function: what is asked once a transaction is half of a small block's cost.
+const FINAL_BLOCKS: usize = 25;
+/// Blocks sent ahead before no more are. A server works off what a killed processor sent, and others wait for it meanwhile.
+const BLOCKS_AHEAD: usize = 32;
 
 /// Makes the steps of a run of blocks.
 struct Steps {
@@ -33,6 +39,11 @@ struct Steps {
 }
 
 impl Steps {
+    /// Whether the next block's undo is not recorded.
+    fn is_final(&self, height: Height) -> bool {
+        !self.journalled && self.final_height.is_some_and(|f| height <= f)
+    }
+
     fn next(&mut self, stored: &StoredBlock) -> StepBlock {
         let block = BlockRef { height: stored.height, hash: stored.hash.clone() };
         let mut fence = Fence::default();
@@ -47,11 +58,11 @@ impl Steps {
         if block.height != expected {
             fence.needs_complete_to(block.height.minus(1));
         }
-        let record = self.journalled || self.final_height.is_none_or(|f| block.height > f);
+        let record = !self.is_final(block.height);
         self.journalled |= record;
-        self.before = Some((block.clone(), Some(stored.revision)));
+        let on = self.before.replace((block.clone(), Some(stored.revision))).map(|(before, _)| before);
         let (start, digest, on_replica) = (self.start, self.digest.clone(), self.on_replica);
-        StepBlock { fence, block, revision: stored.revision, start, record, digest, on_replica }
+        StepBlock { on, fence, block, start, record, digest, on_replica }
     }
 }
 
@@ -103,7 +114,8 @@ impl Task {
         Ok(Outcome::Moved)
     }
 
-    /// Several transactions in flight: each is one statement. Returns how many blocks were applied.
+    /// Several transactions in flight: each is one statement, and holds one block, or several final ones. Returns how many blocks
+    /// were applied.
     async fn extend_by_function(
         &self,
         session: &Session,
@@ -114,28 +126,57 @@ impl Task {
         let (chain, name, write) = (self.chain, self.name.as_str(), &session.write);
         let mut in_flight = FuturesOrdered::new();
         let mut seq = look.checkpoint.seq;
-        let mut blocks = chunk.iter();
-        let mut applied = 0;
+        let mut blocks = chunk.iter().peekable();
+        let (mut applied, mut ahead) = (0, 0);
         loop {
             while in_flight.len() < IN_FLIGHT
+                && ahead < BLOCKS_AHEAD
                 && !self.shutdown.is_cancelled()
                 && let Some(stored) = blocks.next()
             {
-                let step = steps.next(stored);
+                let mut group = vec![steps.next(stored)];
+                while group.len() < FINAL_BLOCKS
+                    && let Some(stored) = blocks.next_if(|next| steps.is_final(next.height))
+                {
+                    group.push(steps.next(stored));
+                }
+                ahead += group.len();
                 let this_seq = seq;
                 seq += 1;
                 in_flight.push_back(async move {
-                    let result = write.apply_function(chain, name, this_seq, &step).await;
-                    (result, this_seq, step.block)
+                    let result = write.apply_functions(chain, name, this_seq, &group).await;
+                    (result, this_seq, group)
                 });
             }
             match in_flight.next().await {
-                None => return Ok(applied),
-                Some((Ok(Some(_)), ..)) => applied += 1,
-                Some((Ok(None), ..)) => return Ok(applied),
-                Some((Err(error), seq, block)) => return Err(self.block_fault(error, seq, &block)),
+                None | Some((Ok(None), ..)) => return Ok(applied),
+                Some((Ok(Some(_)), _, group)) => {
+                    ahead -= group.len();
+                    applied += group.len() as u64;
+                }
+                Some((Err(error), seq, group)) => {
+                    if matches!(error.fault(), StoreFault::Unavailable | StoreFault::Contended) || group.len() == 1 {
+                        return Err(self.block_fault(error, seq, &group[0].block));
+                    }
+                    // Those sent after it find another state than theirs.
+                    while in_flight.next().await.is_some() {}
+                    return Ok(applied + self.one_by_one(write, seq, group).await?);
+                }
             }
         }
+    }
+
+    /// Blocks that failed together: all up to the one that fails alone, or took too long, are applied. Returns how many.
+    async fn one_by_one(&self, write: &LedgerWrite, seq: i64, group: Vec<StepBlock>) -> Result<u64, Fault> {
+        for (applied, step) in (0..).zip(&group) {
+            let seq = seq + applied as i64;
+            match write.apply_functions(self.chain, &self.name, seq, std::slice::from_ref(step)).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(applied),
+                Err(error) => return Err(self.block_fault(error, seq, &step.block)),
+            }
+        }
+        Ok(group.len() as u64)
     }
 
     async fn extend_by_code(
@@ -216,9 +257,9 @@ impl Task {
         }
         let undone = if empties {
             tracing::info!(chain = %look.chain_name, projection = %self.name, reason, "Rebuilding");
-            tx.empty_tables(self.builds_beside() && old_tip.is_some()).await.map_err(&failed)?
+            tx.empty_tables(old_tip.as_ref(), self.builds_beside() && old_tip.is_some()).await.map_err(&failed)?
         } else if old_tip.is_some() {
-            tx.undo_tables(ancestor.as_ref(), None).await.map_err(&failed)?
+            tx.undo_tables(old_tip.as_ref(), ancestor.as_ref(), None).await.map_err(&failed)?
         } else {
             Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
         };

@@ -1,20 +1,21 @@
-//! Bringing a database to this version's schema.
+//! Bringing a database to this version's schema, and finding what of it is another by now.
 //!
 //! refinery takes no lock, so two processes at once would collide: a connection of its own holds an advisory lock
 //! around it. An advisory lock and not a table's, since there may be no table yet.
 
-use std::hash::{Hash, Hasher};
+use sha2::{Digest, Sha256};
+use tokio_postgres::{Client, GenericClient};
 
-use tokio_postgres::Client;
-
+use super::manifest::{self, Objects};
 use super::{Store, StoreError};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// Triggers, functions and views, in order; applied again whenever their text changed.
+/// Triggers, functions and views, in order; applied again whenever their text changed, or what they made.
 const TRIGGERS: [&str; 11] = [
+    include_str!("../../sql/triggers/05_manifest.sql"),
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
@@ -25,8 +26,10 @@ const TRIGGERS: [&str; 11] = [
     include_str!("../../sql/triggers/70_projections.sql"),
     include_str!("../../sql/triggers/75_verify.sql"),
     include_str!("../../sql/triggers/80_followers.sql"),
-    include_str!("../../sql/triggers/90_rights.sql"),
 ];
+
+/// Who may do what; granted each time, since roles come and go.
+const RIGHTS: &str = include_str!("../../sql/triggers/90_rights.sql");
 
 /// The last migration this version knows.
 pub const SCHEMA_VERSION: i64 = 3;
@@ -35,19 +38,22 @@ pub const SCHEMA_VERSION: i64 = 3;
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;
 
 /// What migrating did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migrated {
-    /// Migrations applied now; 0: the schema was up to date.
+    /// Migrations applied now; 0 means that the schema was up to date.
     pub applied: usize,
     /// The version the schema is at.
     pub version: i64,
+    /// What was missing or another than this version makes it, and is as it should be again.
+    pub repaired: Vec<String>,
 }
 
 impl Store {
     /// Brings the schema to this version. Safe from several processes at once; the others wait and find it done.
     ///
     /// # Errors
-    /// [`StoreError::TooNew`] for a database of a newer version, which is left as it is.
+    /// [`StoreError::TooNew`] for a database of a newer version, and [`StoreError::SchemaOfOthers`] for a schema that others
+    /// may change, which are left as they are; [`StoreError::Migration`] for tables that were changed by hand.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         let holder = self.connect().await?;
         holder.batch_execute("set lock_timeout = '10min'; set statement_timeout = '10min'").await?;
@@ -61,6 +67,10 @@ impl Store {
     async fn migrate_alone(&self) -> Result<Migrated, StoreError> {
         let mut client = self.connect().await?;
         client.batch_execute("set statement_timeout = 0; set lock_timeout = '1min'").await?;
+        let others = client.query_opt(include_str!("../../sql/queries/schema_of_others.sql"), &[]).await?;
+        if let Some(row) = others {
+            return Err(StoreError::SchemaOfOthers { what: row.try_get("what")?, role: row.try_get("role")? });
+        }
         let found = version(&client).await?;
         if found > SCHEMA_VERSION {
             return Err(StoreError::TooNew { found, known: SCHEMA_VERSION });
@@ -78,26 +88,48 @@ impl Store {
             .run_async(&mut client)
             .await
             .map_err(|error| StoreError::Migration { reason: reason_of(&error) })?;
-        apply_triggers(&mut client).await?;
-        Ok(Migrated { applied: report.applied_migrations().len(), version: SCHEMA_VERSION })
+        let applied = report.applied_migrations().len();
+        let is_ours = applied == 0 && is_of_this_version(&client).await?;
+        let kept = if is_ours { manifest::stored(&client).await? } else { None };
+        let repaired = if kept.is_some() { drift(&client).await? } else { Vec::new() };
+        if kept.is_none() || !repaired.is_empty() {
+            make(&mut client, kept, &repaired).await?;
+        }
+        client.batch_execute(RIGHTS).await?;
+        let left = drift(&client).await?;
+        if !left.is_empty() {
+            let reason = format!(
+                "{}; `migrate` restores functions, views and triggers, and leaves tables to you: bring these back by hand, or \
+                 from a backup",
+                manifest::named(&left)
+            );
+            return Err(StoreError::Migration { reason });
+        }
+        Ok(Migrated { applied, version: SCHEMA_VERSION, repaired })
     }
 
-    /// Whether the schema is at this version.
+    /// Whether the schema is the one that this version makes, and nothing of it was lost or changed since.
     ///
     /// # Errors
-    /// [`StoreError::TooOld`] or [`StoreError::TooNew`] when it is not.
+    /// [`StoreError::TooOld`], [`StoreError::TooNew`], [`StoreError::OtherText`] or [`StoreError::Drifted`] when it is not.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let client = self.reader().await?;
-        let found = version(&client).await?;
+        let client: &Client = &client;
+        let found = version(client).await?;
         match found.cmp(&SCHEMA_VERSION) {
-            std::cmp::Ordering::Less => Err(StoreError::TooOld { found, known: SCHEMA_VERSION }),
-            std::cmp::Ordering::Greater => Err(StoreError::TooNew { found, known: SCHEMA_VERSION }),
-            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => return Err(StoreError::TooOld { found, known: SCHEMA_VERSION }),
+            std::cmp::Ordering::Greater => return Err(StoreError::TooNew { found, known: SCHEMA_VERSION }),
+            std::cmp::Ordering::Equal => {}
         }
+        if !is_of_this_version(client).await? {
+            return Err(StoreError::OtherText);
+        }
+        let drift = drift(client).await?;
+        if drift.is_empty() { Ok(()) } else { Err(StoreError::Drifted { what: manifest::named(&drift) }) }
     }
 }
 
-async fn version(client: &Client) -> Result<i64, StoreError> {
+async fn version<C: GenericClient>(client: &C) -> Result<i64, StoreError> {
     let exists = client
         .query_one("select to_regclass('ebbtide.refinery_schema_history') is not null", &[])
         .await?
@@ -109,25 +141,53 @@ async fn version(client: &Client) -> Result<i64, StoreError> {
     Ok(row.get(0))
 }
 
-/// In one transaction, so that no writer ever meets a table without its triggers. Left out when nothing changed:
-/// replacing a trigger takes a lock that a busy table notices.
-async fn apply_triggers(client: &mut Client) -> Result<(), StoreError> {
-    let mut hasher = std::hash::DefaultHasher::new();
-    TRIGGERS.hash(&mut hasher);
-    let mark = format!("triggers {:016x}", hasher.finish());
-    let found: Option<String> = client
-        .query_one("select obj_description('ebbtide.refinery_schema_history'::regclass, 'pg_class')", &[])
-        .await?
-        .get(0);
-    if found.as_deref() == Some(&mark) {
-        return Ok(());
+/// What the comment on refinery's table says once the texts of this version were applied.
+fn mark() -> String {
+    let mut hash = Sha256::new();
+    for text in TRIGGERS {
+        hash.update(text);
     }
+    hash.finalize().iter().fold("triggers ".to_owned(), |mark, byte| mark + &format!("{byte:02x}"))
+}
+
+async fn is_of_this_version<C: GenericClient>(client: &C) -> Result<bool, StoreError> {
+    let sql = "select obj_description(to_regclass('ebbtide.refinery_schema_history'), 'pg_class')";
+    let found: Option<String> = client.query_one(sql, &[]).await?.try_get(0)?;
+    Ok(found == Some(mark()))
+}
+
+/// What is missing or another than `migrate` made it, in words.
+async fn drift<C: GenericClient>(client: &C) -> Result<Vec<String>, StoreError> {
+    match manifest::stored(client).await? {
+        Some(should) => Ok(manifest::differences(&should, &manifest::objects(client).await?)),
+        None => Ok(vec!["the table schema_manifest is missing or empty".to_owned()]),
+    }
+}
+
+/// Applies the texts in one transaction, so that no writer ever meets a table without its triggers, and keeps what they make.
+/// Not done where nothing changed: replacing a trigger takes a lock that a busy table notices.
+async fn make(client: &mut Client, kept: Option<Objects>, drift: &[String]) -> Result<(), StoreError> {
+    let mut migrations = embedded::migrations::runner().get_migrations().clone();
+    migrations.sort();
+    let texts: Vec<&str> = migrations.iter().filter_map(refinery::Migration::sql).chain(TRIGGERS).collect();
+    // Not from what is there, or a column that someone dropped would be as it should be. A role that may not create a schema
+    // has no other choice, the first time.
+    let fresh = manifest::fresh(client, &texts).await?;
     let tx = client.transaction().await?;
+    // A view cannot be replaced by one with fewer columns.
+    for view in drift.iter().filter_map(|d| d.strip_prefix("the view ")?.strip_suffix(" was changed")) {
+        tx.batch_execute(&["drop view ", view].concat()).await?;
+    }
     for text in TRIGGERS {
         tx.batch_execute(text).await?;
     }
+    let made = match fresh.or(kept) {
+        Some(made) => made,
+        None => manifest::objects(&tx).await?,
+    };
+    manifest::keep(&tx, &made).await?;
     // `comment on` takes no parameters; the mark is a hash of ours.
-    tx.batch_execute(&["comment on table refinery_schema_history is '", &mark, "'"].concat()).await?;
+    tx.batch_execute(&["comment on table refinery_schema_history is '", &mark(), "'"].concat()).await?;
     tx.commit().await?;
     Ok(())
 }

@@ -296,9 +296,21 @@ async fn events_below_the_height_a_vault_is_registered_from_do_not_count() {
 #[tokio::test]
 async fn a_dropped_chain_leaves_no_vault() {
     let mut world = Registered::new(Layout::A).await;
+    // As it is once a processor has run: the tables are the projection's, and nobody else writes them.
+    world
+        .db
+        .batch_execute(
+            "select register_projection('option_vaults', array(select 'ebbtide.' || t from unnest(array['vaults', 'vault_history',
+                 'liquidity_providers', 'liquidity_provider_history', 'option_rounds', 'queued_liquidity', 'option_buyers',
+                 'option_bids']) t), 'starknet');
+             set ebbtide.write_tracked_tables = on",
+        )
+        .await
+        .unwrap();
     for (height, time, events) in told(Layout::A, false) {
         world.apply(height, time, &events).await;
     }
+    world.db.batch_execute("reset ebbtide.write_tracked_tables").await.unwrap();
     world.db.batch_execute("select drop_chain('main')").await.unwrap();
     for table in [
         "vault_registry",

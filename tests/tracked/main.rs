@@ -9,11 +9,13 @@
 
 mod altered;
 mod examples;
+mod fence;
 mod follow;
 mod harness;
 mod order;
 mod random;
 mod refused;
+mod rights;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;

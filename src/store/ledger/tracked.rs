@@ -30,12 +30,12 @@ pub struct ProjectionRow {
 /// One block for a projection with tracked tables.
 #[derive(Debug, Clone)]
 pub struct StepBlock {
+    /// The block that the checkpoint must stand on. None means that nothing is applied yet.
+    pub on: Option<BlockRef>,
     /// Blocks to hold: the one before it, and itself.
     pub fence: Fence,
     /// The block.
     pub block: BlockRef,
-    /// Its revision.
-    pub revision: i64,
     /// The height the state began at.
     pub start: Height,
     /// Whether undo is recorded: not for blocks that are final.
@@ -49,8 +49,7 @@ pub struct StepBlock {
 /// Statements of [`LedgerWrite`] for tracked tables.
 #[derive(Debug)]
 pub(super) struct TrackedStatements {
-    apply_sql_block: Statement,
-    apply_on_replica: Statement,
+    apply_sql_blocks: Statement,
     follow_block: Statement,
     undo_followers: Statement,
     leave_followers_behind: Statement,
@@ -62,74 +61,87 @@ pub(super) struct TrackedStatements {
     empty_projection: Statement,
 }
 
-const STEP: &str = "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
-
 impl TrackedStatements {
     pub(super) async fn prepare(client: &Client) -> Result<TrackedStatements, StoreError> {
+        let blocks = "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12";
         Ok(TrackedStatements {
-            apply_sql_block: client.prepare(&["select apply_sql_block", STEP].concat()).await?,
-            apply_on_replica: client.prepare(&["select apply_sql_block_on_replica", STEP].concat()).await?,
+            apply_sql_blocks: client.prepare(&["select apply_sql_blocks", blocks, ", $13)"].concat()).await?,
             follow_block: client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)").await?,
             leave_followers_behind: client.prepare("select leave_followers_behind($1, $2, $3)").await?,
             undo_followers: client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)").await?,
-            begin_block: client.prepare(&["select begin_block", STEP].concat()).await?,
-            enter_block: client.prepare("select check_shapes($1), enter_block($1, $2, $3, $4)").await?,
-            leave_block: client.prepare("select leave_block($1)").await?,
+            begin_block: client.prepare(&["select begin_block", blocks, ")"].concat()).await?,
+            enter_block: client
+                .prepare("select check_shapes($1), set_config('search_path', enter_block($1, $2, $3, $4), true)")
+                .await?,
+            // Sent under the path of the block, which finds whatever else has these names.
+            leave_block: client
+                .prepare("select ebbtide.leave_block($1), pg_catalog.set_config('search_path', 'ebbtide', true)")
+                .await?,
             vaults: OnceCell::new(),
-            undo_blocks: client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7)").await?,
-            empty_projection: client.prepare("select * from empty_projection($1, $2, $3, $4)").await?,
+            undo_blocks: client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7, $8)").await?,
+            empty_projection: client.prepare("select * from empty_projection($1, $2, $3, $4, $5, $6)").await?,
         })
     }
 }
 
-async fn step<C: tokio_postgres::GenericClient>(
+/// Moves a checkpoint over blocks that follow one another. `on_replica`: and applies them, with the balances of a replica or
+/// the live ones.
+async fn move_over<C: tokio_postgres::GenericClient>(
     client: &C,
     statement: &Statement,
-    chain: ChainId,
-    projection: &str,
-    seq: i64,
-    step: &StepBlock,
+    (chain, projection, seq): (ChainId, &str, i64),
+    blocks: &[StepBlock],
+    on_replica: Option<bool>,
 ) -> Result<Option<i64>, StoreError> {
-    let row = client
-        .query_one(
-            statement,
-            &[
-                &chain.0,
-                &projection,
-                &seq,
-                &step.fence.heights,
-                &step.fence.hashes,
-                &step.fence.revisions,
-                &step.fence.complete_to,
-                &step.block.height.to_sql(),
-                &step.block.hash.as_str(),
-                &step.revision,
-                &step.start.to_sql(),
-                &step.record,
-                &step.digest,
-            ],
-        )
-        .await?;
-    Ok(row.try_get(0)?)
-}
-
-impl TrackedStatements {
-    fn of_function(&self, block: &StepBlock) -> &Statement {
-        if block.on_replica { &self.apply_on_replica } else { &self.apply_sql_block }
+    let Some((first, others)) = blocks.split_first() else {
+        return Err(StoreError::Nonsense { what: "an apply without a block".to_owned() });
+    };
+    let mut fence = first.fence.clone();
+    for step in others {
+        // The block before it is held already.
+        let own = step.fence.heights.len() - 1;
+        fence.heights.push(step.fence.heights[own]);
+        fence.hashes.push(step.fence.hashes[own].clone());
+        fence.revisions.push(step.fence.revisions[own]);
+        fence.complete_to = fence.complete_to.max(step.fence.complete_to);
     }
+    let (on_height, on_hash) =
+        (first.on.as_ref().map(|b| b.height.to_sql()), first.on.as_ref().map(|b| b.hash.as_str()));
+    let start = first.start.to_sql();
+    let mut params: Vec<&(dyn postgres_types::ToSql + Sync)> = vec![
+        &chain.0,
+        &projection,
+        &seq,
+        &on_height,
+        &on_hash,
+        &fence.heights,
+        &fence.hashes,
+        &fence.revisions,
+        &fence.complete_to,
+        &start,
+        &first.record,
+        &first.digest,
+    ];
+    if let Some(on_replica) = &on_replica {
+        params.push(on_replica);
+    }
+    Ok(client.query_one(statement, &params).await?.try_get(0)?)
 }
 
 impl LedgerWrite {
-    /// Applies one block of an SQL projection in a transaction of its own; may be sent before earlier ones were
-    /// answered. None: the fence did not hold, nothing was written. Otherwise the checkpoint's new seq.
-    pub async fn apply_function(
+    /// Applies blocks of an SQL projection, one after the other, in a transaction of their own; may be sent before earlier
+    /// ones were answered. Their undo is recorded for all of them or for none. None means that the fence did not hold and
+    /// nothing was written; otherwise the checkpoint's new seq.
+    pub async fn apply_functions(
         &self,
         chain: ChainId,
         projection: &str,
         seq: i64,
-        block: &StepBlock,
+        blocks: &[StepBlock],
     ) -> Result<Option<i64>, StoreError> {
-        step(&self.client, self.statements.tracked.of_function(block), chain, projection, seq, block).await
+        let on_replica = blocks.first().map(|b| b.on_replica);
+        let statement = &self.statements.tracked.apply_sql_blocks;
+        move_over(&self.client, statement, (chain, projection, seq), blocks, on_replica).await
     }
 
     /// Lets go of the replica, if there is one: the projection is where the one is that it follows.
@@ -200,7 +212,9 @@ impl Switch<'_> {
     /// Fences one block of a projection with tracked tables. False: the fence did not hold; roll back and look again.
     pub async fn begin_block(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
         let statements = &self.statements.tracked;
-        let seq = step(&self.tx, &statements.begin_block, self.chain, &self.projection, self.seq, block).await?;
+        let stands = (self.chain, self.projection.as_str(), self.seq);
+        let blocks = std::slice::from_ref(block);
+        let seq = move_over(&self.tx, &statements.begin_block, stands, blocks, None).await?;
         let Some(seq) = seq else { return Ok(false) };
         self.seq = seq;
         let tracking = match (&self.tables_beside, block.record) {
@@ -228,8 +242,9 @@ impl Switch<'_> {
 
     /// Applies one block of an SQL projection on top. False: the fence did not hold.
     pub async fn apply_function(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
-        let statement = self.statements.tracked.of_function(block);
-        let seq = step(&self.tx, statement, self.chain, &self.projection, self.seq, block).await?;
+        let stands = (self.chain, self.projection.as_str(), self.seq);
+        let (statement, blocks) = (&self.statements.tracked.apply_sql_blocks, std::slice::from_ref(block));
+        let seq = move_over(&self.tx, statement, stands, blocks, Some(block.on_replica)).await?;
         self.seq = seq.unwrap_or(self.seq);
         Ok(seq.is_some())
     }
@@ -288,9 +303,11 @@ impl Switch<'_> {
         Ok(())
     }
 
-    /// Restores the tracked tables to what they were after `ancestor` (none: before everything).
+    /// Restores the tracked tables to what they were after `ancestor`; None means before everything. `from`: the block that
+    /// they stand on.
     pub async fn undo_tables(
         &mut self,
+        from: Option<&BlockRef>,
         ancestor: Option<&BlockRef>,
         redo_from: Option<Height>,
     ) -> Result<Undone, StoreError> {
@@ -304,7 +321,8 @@ impl Switch<'_> {
                     &self.chain.0,
                     &self.projection,
                     &self.seq,
-                    &height.unwrap_or(-2),
+                    &from.map(|b| b.height.to_sql()),
+                    &from.map(|b| b.hash.as_str()),
                     &height,
                     &hash,
                     &redo_from.map(Height::to_sql),
@@ -314,12 +332,16 @@ impl Switch<'_> {
         self.tables_undone(&row)
     }
 
-    /// Empties the tracked tables of this chain. `beside`: they stand as they are; final blocks are applied, from nothing,
+    /// Empties the tracked tables of this chain, which stand on `from`. `beside`: they stand as they are; final blocks are applied, from nothing,
     /// in tables of this transaction's own, until [`Switch::replace_tables_by_built`].
-    pub async fn empty_tables(&mut self, beside: bool) -> Result<Undone, StoreError> {
+    pub async fn empty_tables(&mut self, from: Option<&BlockRef>, beside: bool) -> Result<Undone, StoreError> {
         self.unlimited().await?;
         let statement = &self.statements.tracked.empty_projection;
-        let row = self.tx.query_one(statement, &[&self.chain.0, &self.projection, &self.seq, &beside]).await?;
+        let (height, hash) = (from.map(|b| b.height.to_sql()), from.map(|b| b.hash.as_str()));
+        let row = self
+            .tx
+            .query_one(statement, &[&self.chain.0, &self.projection, &self.seq, &height, &hash, &beside])
+            .await?;
         self.tables_beside = beside.then(OnceCell::new);
         self.tables_undone(&row)
     }
@@ -335,14 +357,12 @@ impl Switch<'_> {
     }
 
     fn tables_undone(&mut self, row: &Row) -> Result<Undone, StoreError> {
-        let restored = count(row, "restored")?;
-        let undone = Undone {
-            seq: row.try_get("seq")?,
-            keys: restored,
-            restored,
-            changes: restored,
-            blocks: count(row, "blocks")?,
+        let Some(seq) = row.try_get::<_, Option<i64>>("seq")? else {
+            let what = format!("the checkpoint of {}, which was held, stands on another block", self.projection);
+            return Err(StoreError::Nonsense { what });
         };
+        let restored = count(row, "restored")?;
+        let undone = Undone { seq, keys: restored, restored, changes: restored, blocks: count(row, "blocks")? };
         self.seq = undone.seq;
         Ok(undone)
     }

@@ -250,7 +250,7 @@ impl Fuzz<'_> {
         let (height, hash) = (before.map(|b| b.0), before.map(|b| &b.1));
         self.client
             .execute(
-                "select try_block($1, $2, $3, $4, $5, $6, $7, true)",
+                "select check_shapes($2), run_apply($1, $2, $5, $6, array[$3::bigint], array[$4::text], true, $7)",
                 &[&self.chain, &self.projection, &block.height, &block.hash, &height, &hash, &self.follows],
             )
             .await?;

@@ -327,7 +327,7 @@ async fn try_block(
 ) -> Result<(), StoreError> {
     client
         .execute(
-            "select try_block($1, $2, $3, $4, $5, $6, $7, $8)",
+            "select check_shapes($2), run_apply($1, $2, $5, $6, array[$3::bigint], array[$4::text], $8, $7)",
             &[
                 &of.chain_id,
                 &of.projection,

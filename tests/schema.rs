@@ -1,0 +1,236 @@
+//! The schema is what `ebbtide migrate` made: whatever was lost, disabled or changed since is named, and brought back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::pg::connect;
+use support::{Ebbtide, Pg};
+use tokio_postgres::Client;
+
+const REMEDY: &str = "run `ebbtide migrate`";
+
+/// How a command ended, and all it said.
+fn said(pg: &Pg, args: &[&str]) -> (bool, String) {
+    let args: Vec<&str> = args.iter().copied().chain(["--database-url", &pg.url]).collect();
+    let output = Ebbtide::output(&args, &[]);
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    (output.status.success(), text)
+}
+
+/// `status`, `verify` and the start of a processor name it; `migrate` says that it is repaired.
+fn is_found_and_repaired(pg: &Pg, what: &str) {
+    for command in [&["status"][..], &["verify"], &["process", "--once"]] {
+        let (well, text) = said(pg, command);
+        assert!(!well && text.contains(what) && text.contains(REMEDY), "{command:?} does not say {what:?}: {text}");
+    }
+    let (well, text) = said(pg, &["migrate"]);
+    assert!(well && text.contains("Repaired") && text.contains(what), "migrate does not say {what:?}: {text}");
+    let (well, text) = said(pg, &["status"]);
+    assert!(well, "after migrate: {text}");
+}
+
+#[tokio::test]
+async fn functions_views_and_triggers_are_named_and_repaired() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    for (damage, what) in [
+        ("drop trigger deleted on blocks", "the trigger deleted of blocks is missing"),
+        ("alter table blocks disable trigger written", "(disabled)"),
+        ("alter table token_events disable trigger user", "the trigger inserted of token_events is"),
+        (
+            "create or replace function blocks_touched(chain bigint, lowest_height bigint) returns void
+             language plpgsql as $$ begin end $$",
+            "the function blocks_touched(chain bigint, lowest_height bigint) was changed",
+        ),
+        (
+            "drop function pause(text, text, bigint)",
+            "the function pause(chain text, projection text, at_height bigint) is missing",
+        ),
+        ("alter function put_block security invoker", "the function put_block"),
+        ("drop view anomalies", "the view anomalies is missing"),
+        (
+            "create or replace view final_balances as select chain_id, token, address, amount from balances",
+            "the view final_balances was changed",
+        ),
+        ("drop view tokens; create view tokens as select 1 as one, 2 as two", "the view tokens was changed"),
+    ] {
+        client.batch_execute(damage).await.unwrap_or_else(|e| panic!("{damage}: {e:?}"));
+        is_found_and_repaired(&pg, what);
+    }
+    // And does what it did.
+    client
+        .batch_execute(
+            "insert into chains (name, kind) values ('main', 'other');
+             select put_block('main', 1, 'a', 'root', now(), '[]',
+                 '[{\"tx_index\": 0, \"event_index\": 0, \"token\": \"t\", \"to_address\": \"x\", \"amount\": 5}]');
+             select put_block('main', 1, 'b', 'root')",
+        )
+        .await
+        .unwrap();
+    let left: i64 = client.query_one("select count(*) from token_events", &[]).await.unwrap().get(0);
+    assert_eq!(left, 0, "the replaced block took its events along");
+}
+
+#[tokio::test]
+async fn tables_are_named_and_left_to_people() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    for (damage, what, repair) in [
+        (
+            "alter table blocks drop constraint blocks_height_is_not_negative",
+            "the constraint blocks_height_is_not_negative of blocks is missing: `CHECK ((height >= 0))`",
+            "alter table blocks add constraint blocks_height_is_not_negative check (height >= 0)",
+        ),
+        (
+            "drop index blocks_hash",
+            "the index blocks_hash of blocks is missing",
+            "create index blocks_hash on blocks (chain_id, hash)",
+        ),
+        (
+            "alter table chains alter column name drop not null",
+            "the column name of chains is `text",
+            "alter table chains alter column name set not null",
+        ),
+        (
+            "alter table blocks enable row level security",
+            "the table blocks is `persistence p, row security t",
+            "alter table blocks disable row level security",
+        ),
+        (
+            "alter table opening_balances disable trigger all",
+            "the constraint opening_balances_chain_is_known of opening_balances is",
+            "alter table opening_balances enable trigger all",
+        ),
+    ] {
+        client.batch_execute(damage).await.unwrap_or_else(|e| panic!("{damage}: {e:?}"));
+        let (well, text) = said(&pg, &["status"]);
+        assert!(!well && text.contains(what) && text.contains(REMEDY), "{damage}: {text}");
+        // What is there does not become what should be there, also not when all is made anew.
+        for mark in ["", "comment on table refinery_schema_history is 'triggers of another version'"] {
+            client.batch_execute(mark).await.unwrap();
+            let (well, text) = said(&pg, &["migrate"]);
+            assert!(!well && text.contains(what) && text.contains("by hand"), "{damage}: {text}");
+        }
+        client.batch_execute(repair).await.unwrap();
+        let (well, text) = said(&pg, &["migrate"]);
+        assert!(well, "{repair}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn what_people_add_is_theirs() {
+    let pg = Pg::new().await;
+    pg.client()
+        .await
+        .batch_execute(
+            "create index mine on blocks (time); create view mine_too as select * from blocks; create table notes (k int);
+             create function note() returns trigger language plpgsql as 'begin return null; end';
+             create trigger note after insert on blocks for each statement execute function note()",
+        )
+        .await
+        .unwrap();
+    let (well, text) = said(&pg, &["status"]);
+    assert!(well, "{text}");
+}
+
+#[tokio::test]
+async fn a_program_with_other_functions_is_refused_until_it_migrates() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    for damage in
+        ["comment on table refinery_schema_history is 'triggers of another version'", "drop table schema_manifest"]
+    {
+        client.batch_execute(damage).await.unwrap();
+        for command in [&["status"][..], &["process", "--once"]] {
+            let (well, text) = said(&pg, command);
+            assert!(!well && text.contains(REMEDY), "{damage}, {command:?}: {text}");
+        }
+        assert!(said(&pg, &["migrate"]).0);
+        assert!(said(&pg, &["status"]).0);
+    }
+}
+
+#[tokio::test]
+async fn a_processor_at_work_ends_when_a_trigger_is_dropped() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    client.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
+    let mut running = Ebbtide::spawn(&["process", "--database-url", &pg.url], &[]);
+    support::wait_until("it has looked", async || client.query_opt("select from checkpoints", &[]).await.unwrap())
+        .await;
+    client.batch_execute("drop trigger deleted on blocks").await.unwrap();
+    let ended = running.wait(Duration::from_secs(60)).await;
+    let log = running.stderr().join("\n");
+    assert!(
+        !ended.success() && log.contains("the trigger deleted of blocks is missing") && log.contains(REMEDY),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn roles_that_came_after_the_first_migration_get_their_rights() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    client
+        .batch_execute(
+            "do $$ begin
+                 perform pg_advisory_xact_lock(hashtext('ebbtide_reader'));
+                 if not exists (select from pg_roles where rolname = 'ebbtide_reader') then create role ebbtide_reader; end if;
+             end $$;
+             revoke all on schema ebbtide from ebbtide_reader;
+             revoke all on all tables in schema ebbtide from ebbtide_reader",
+        )
+        .await
+        .unwrap();
+    let may = async |client: &Client| -> bool {
+        let sql = "select has_schema_privilege('ebbtide_reader', 'ebbtide', 'usage')
+                       and has_table_privilege('ebbtide_reader', 'ebbtide.balances', 'select')";
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    assert!(!may(&client).await);
+    assert!(said(&pg, &["migrate"]).0);
+    assert!(may(&client).await);
+}
+
+#[tokio::test]
+async fn a_schema_that_others_can_change_is_refused() {
+    let mallory = format!("mallory_{}", std::process::id());
+    let pg = Pg::empty().await;
+    let client = connect(&pg.url).await;
+    client
+        .batch_execute(&format!("create role {mallory}; create schema ebbtide authorization {mallory}"))
+        .await
+        .unwrap();
+    let refused = |what: &str| {
+        let (well, text) = said(&pg, &["migrate"]);
+        assert!(!well && text.contains(what) && text.contains(&mallory), "{what}: {text}");
+    };
+    refused("the schema is in the hands of");
+    client
+        .batch_execute(&format!(
+            "set role {mallory}; create function ebbtide.cardinality(bigint[]) returns int language sql as 'select 1'; reset role;
+             alter schema ebbtide owner to postgres"
+        ))
+        .await
+        .unwrap();
+    refused("the function cardinality is in the hands of");
+    client
+        .batch_execute(&format!(
+            "drop function ebbtide.cardinality(bigint[]); grant create on schema ebbtide to {mallory}"
+        ))
+        .await
+        .unwrap();
+    refused("the right to create in the schema is in the hands of");
+    client.batch_execute(&format!("drop owned by {mallory}; drop role {mallory}")).await.unwrap();
+    let (well, text) = said(&pg, &["migrate"]);
+    assert!(well, "{text}");
+}
