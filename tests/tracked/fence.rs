@@ -60,10 +60,10 @@ async fn a_block_sent_ahead_does_not_land_on_what_another_processor_applied() {
         let seq: i64 =
             theirs.query_one("select seq from checkpoints where projection = 'seen'", &[]).await.unwrap().get(0);
         theirs
-            .batch_execute(&format!(
+            .batch_execute(
                 "select undo_blocks(1, 'seen', seq, height, hash, 1, 'h1', null)
-                 from checkpoints where projection = 'seen'"
-            ))
+                 from checkpoints where projection = 'seen'",
+            )
             .await
             .unwrap();
         let before = state(&theirs).await;
@@ -80,10 +80,10 @@ async fn a_block_sent_ahead_does_not_land_on_what_another_processor_applied() {
     ours.batch_execute("update checkpoints set hash = 'other' where projection = 'seen'").await.unwrap();
     assert_eq!(moved(&ours, &step("live", seq, 2)).await, None);
     // Nor is nothing a block.
-    ours.batch_execute(&format!(
+    ours.batch_execute(
         "select undo_blocks(1, 'seen', seq, height, hash, null, null, null)
-             from checkpoints where projection = 'seen'"
-    ))
+             from checkpoints where projection = 'seen'",
+    )
     .await
     .unwrap();
     assert_eq!(moved(&ours, &step("live", seq + 1, 2)).await, None);

@@ -149,7 +149,7 @@ async fn put_blocks(
     let times: Vec<Option<jiff::Timestamp>> = blocks.iter().map(|b| b.time).collect();
     let mut tx = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut moved = (Vec::new(), Vec::new(), Vec::new());
-    let mut movements: (Vec<&str>, Vec<Option<&str>>, Vec<Option<&str>>, Vec<Numeric>) = Default::default();
+    let mut movements = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for block in blocks {
         let height = block.link.height.to_sql();
         for t in &block.transactions {
