@@ -1,8 +1,8 @@
 -- One block, one statement, one transaction: fence, balances, journal, checkpoint.
 --
--- $1 chain, $2 projection, $3 the checkpoint's seq, $4 to $6 blocks to hold (ascending heights, hashes, revisions;
--- a null revision: any), $7 the chain must be complete to here (null: not asked), $8 height, $9 hash, $10 revision,
--- $11 through_height, $12 start_height, $13 note it in applied_blocks, $14 to $16 deltas by (token, address),
+-- $1 chain, $2 projection, $3 the checkpoint's seq, $4 to $6 blocks to hold (the one before, if there
+-- is one, and this one: heights, hashes, revisions; a null revision: any), $7 the chain must be complete to here
+-- (null: not asked), $8 height, $9 hash, $10 revision, $11 through_height, $12 start_height, $13 note it in applied_blocks, $14 to $16 deltas by (token, address),
 -- $17 write history, $18 refuse negative balances, $19 to $22 refused events (tx_index, event_index, raw, reason).
 --
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone
@@ -59,8 +59,10 @@ journalled as (
     where $17
 ),
 noted as (
-    insert into applied_blocks (chain_id, projection, height, hash, revision)
-    select $1, $2, $8, $9, $10 from moved where $13
+    insert into applied_blocks (chain_id, projection, height, hash, revision, before_height, ids)
+    select $1, $2, $8, $9, $10, case when cardinality($4::bigint[]) > 1 then ($4::bigint[])[1] end,
+        case when $17 then array(select c.balance_id from changed c) end
+    from moved where $13
 ),
 refused as (
     insert into rejected_events (chain_id, height, tx_index, event_index, projection, block_hash, raw, reason)

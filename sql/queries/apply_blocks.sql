@@ -57,10 +57,21 @@ journalled as (
     join changed c on c.place = d.place
     where $22
 ),
+named as (
+    select d.height, array_agg(c.balance_id) as ids
+    from (select unnest($17::integer[]) as place, unnest($18::bigint[]) as height) d
+    join changed c on c.place = d.place
+    where cardinality($8::bigint[]) > 0
+    group by d.height
+),
 noted as (
-    insert into applied_blocks (chain_id, projection, height, hash, revision)
-    select $1, $2, n.height, n.hash, n.revision
-    from moved, unnest($8::bigint[], $9::text[], $10::bigint[]) as n (height, hash, revision)
+    insert into applied_blocks (chain_id, projection, height, hash, revision, before_height, ids)
+    select $1, $2, n.height, n.hash, n.revision,
+        ($4::bigint[])[cardinality($4::bigint[]) - cardinality($8::bigint[]) + n.place::int - 1],
+        case when $22 then coalesce(i.ids, '{}') end
+    from moved
+    cross join unnest($8::bigint[], $9::text[], $10::bigint[]) with ordinality n (height, hash, revision, place)
+    left join named i on i.height = n.height
 ),
 refused as (
     insert into rejected_events (chain_id, height, tx_index, event_index, projection, block_hash, raw, reason)

@@ -144,7 +144,8 @@ pub(super) fn batch(
         start,
         final_height: look.final_height.filter(|_| !journalled),
         changes: token_balances::changes(nets),
-        history: settings.history == History::Full || !is_final,
+        // What is in the journal can be taken back.
+        history: settings.history == History::Full || !is_final || journalled,
         refuse_negative: settings.negative_balances == NegativeBalances::Halt,
         refused,
     };

@@ -33,8 +33,6 @@ pub(super) struct Task {
     timeouts: u32,
     /// History is pruned up to here at most once in so many blocks.
     pruned_at: Option<Height>,
-    /// History was pruned up to here by this task.
-    history_pruned: Option<Height>,
     /// Statistics are made anew once, after the first blocks.
     pub(super) analyzed: bool,
     /// A follower took too long: the next block goes without them, and they after it by themselves.
@@ -119,7 +117,6 @@ impl Task {
             most_blocks: u64::MAX,
             timeouts: 0,
             pruned_at: None,
-            history_pruned: None,
             analyzed: false,
             without_followers: false,
             has_replica: false,
@@ -490,16 +487,12 @@ impl Task {
                 session.write.prune_undo(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
                 return self.raise_final(session, look, through).await;
             }
-            session.write.prune_applied(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
-            // Not above the last block: empty heights passed after it would make the present itself look pruned.
-            let horizon = look.checkpoint.block.as_ref().map_or(horizon, |block| horizon.min(block.height));
-            let pruned = self.history_pruned.or(look.checkpoint.history_from);
-            if self.settings.token_balances.history == token_balances::History::Window
-                && pruned.is_none_or(|to| horizon > to)
-            {
-                session.write.prune_history(self.chain, &self.name, pruned, horizon, look.checkpoint.seq).await?;
-                self.history_pruned = Some(horizon);
+            if self.settings.token_balances.history == token_balances::History::Window {
+                // Not above the last block: empty heights passed after it would make the present itself look pruned.
+                let horizon = look.checkpoint.block.as_ref().map_or(horizon, |block| horizon.min(block.height));
+                session.write.prune_history(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
             }
+            session.write.prune_applied(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
         }
         self.raise_final(session, look, through).await
     }

@@ -283,21 +283,20 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Prunes `balance_history` that lie below the horizon and were followed by others up to it.
+    /// Prunes what `balance_history` holds below the horizon and was followed by another change up to it. Before
+    /// [`LedgerWrite::prune_applied`], which drops what names these balances.
     pub async fn prune_history(
         &self,
         chain: ChainId,
         projection: &str,
-        pruned_to: Option<Height>,
         horizon: Height,
         seq: i64,
     ) -> Result<u64, StoreError> {
-        let above = pruned_to.map_or(-1, Height::to_sql);
         let row = self
             .client
             .query_one(
                 include_str!("../../sql/queries/prune_history.sql"),
-                &[&chain.0, &projection, &above, &horizon.to_sql(), &seq],
+                &[&chain.0, &projection, &horizon.to_sql(), &seq],
             )
             .await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())

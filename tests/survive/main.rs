@@ -10,6 +10,7 @@
 
 mod crash;
 mod flat;
+mod journal;
 mod psql;
 mod readers;
 mod rebuild;
