@@ -6,6 +6,13 @@ from balance_history h
 join balances b on b.balance_id = h.balance_id;
 comment on view balance_changes is 'Every change of every balance, one row a block; prev_height null: the account did not exist.';
 
+-- `e.kind` of a row e of token_events: not stored, since it follows from two columns beside it.
+create or replace function kind(event token_events) returns text
+language sql immutable parallel safe as $$
+    select case when event.from_address is null then 'mint' when event.to_address is null then 'burn' else 'transfer' end
+$$;
+comment on function kind is 'mint, burn or transfer: select e.kind from token_events e.';
+
 -- A package path is set by the chain, attributes are not: only packages that are believed announce tokens. One id
 -- announced twice is the name of two ledgers whose movements cannot be told apart (specs/gno-token-balances 6).
 create or replace view token_announcements as

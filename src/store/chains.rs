@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row, Transaction};
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::delta::Delta;
-use crate::chain::{Block, BlockRef, ChainId, Event, Hash, Height, Kind, Text};
+use crate::chain::{Block, BlockRef, ChainId, Event, Hash, Height, Kind, Text, TokenEvent};
 
 pub use registry::{CaughtUp, Missed, RegisteredVault};
 
@@ -359,15 +359,30 @@ fn index(n: u64) -> Result<i64, StoreError> {
     i64::try_from(n).map_err(|_| StoreError::Nonsense { what: format!("event or transaction index {n}") })
 }
 
-/// The bulk path is not looked at by the trigger that refuses 0x hex with capitals: that would make two accounts of one.
-fn refuse_capitals(text: &str) -> Result<(), StoreError> {
-    let bytes = text.as_bytes();
-    if bytes.len() > 1
-        && bytes[0] == b'0'
-        && matches!(bytes[1], b'x' | b'X')
-        && bytes.iter().any(u8::is_ascii_uppercase)
-    {
-        return Err(StoreError::Nonsense { what: format!("{text} is 0x hex with capitals") });
+/// The bulk path passes by the trigger that looks at the texts of token events (`token_events_spelt`): the same here, with
+/// the same name for what is broken. Positions are not negative by their type.
+fn refuse_misspelt(event: &TokenEvent) -> Result<(), StoreError> {
+    let texts = [
+        ("token", "token", Some(&event.token)),
+        ("from_address", "from", event.from.as_ref()),
+        ("to_address", "to", event.to.as_ref()),
+    ];
+    for (column, short_name, text) in texts {
+        let Some(text) = text else { continue };
+        let broken = if !(1..=512).contains(&text.len()) {
+            format!("{short_name}_is_1_to_512_bytes")
+        } else if matches!(text.get(..2), Some("0x" | "0X")) && text.bytes().any(|b| b.is_ascii_uppercase()) {
+            "hex_is_in_lower_case".to_owned()
+        } else {
+            continue;
+        };
+        let start: String = text.chars().take(80).collect();
+        return Err(StoreError::Refused {
+            reason: format!(
+                "event {}/{}: the {column} {start:?} violates token_events_{broken}",
+                event.tx_index, event.event_index
+            ),
+        });
     }
     Ok(())
 }
@@ -400,9 +415,7 @@ async fn copy_blocks(tx: &Transaction<'_>, chain: ChainId, blocks: &[Block]) -> 
         for block in blocks {
             let height = block.link.height.to_sql();
             for e in &block.token_events {
-                for text in [Some(&e.token), e.from.as_ref(), e.to.as_ref()].into_iter().flatten() {
-                    refuse_capitals(text)?;
-                }
+                refuse_misspelt(e)?;
                 copy.row(&[
                     &chain.0,
                     &height,
