@@ -8,8 +8,14 @@ use ebbtide::store::{ChainSettings, NewBlocks, Store, StoreSettings, SyncLock, W
 use tokio_postgres::{Client, NoTls};
 
 /// Beside what every private server of ours has; fsync and full_page_writes stay on.
-pub(crate) const SETTINGS: [&str; 5] =
-    ["shared_buffers=1GB", "work_mem=64MB", "max_wal_size=8GB", "checkpoint_timeout=30min", "wal_compression=off"];
+pub(crate) const SETTINGS: [&str; 6] = [
+    "shared_buffers=1GB",
+    "work_mem=64MB",
+    "max_wal_size=8GB",
+    "checkpoint_timeout=30min",
+    "wal_compression=off",
+    "max_connections=300",
+];
 
 pub(crate) struct Server {
     postgres: PrivatePostgres,
