@@ -1,17 +1,23 @@
--- history = "window": the last change at or below the horizon $3 stays, since it is the balance there. Before the journal
--- is pruned, which names the balances. Only for a state that was compared as it stands ($4: its seq): another processor
--- may have taken it below the horizon meanwhile.
+-- history = "window": the undo horizon $3 as in prune_applied.sql, and history with it. The last change at or below the
+-- horizon stays, since it is the balance there. In one step: history that is gone while the journal still names its block
+-- would be missed by the next undo. Only for a state that was compared as it stands ($4: its seq).
 with fence as materialized (
     update checkpoints k
-    set history_from = greatest(k.history_from, $3)
+    set journal_from = greatest(k.journal_from, $3::bigint + 1),
+        -- Not above the last block: empty heights passed after it would make the present itself look pruned.
+        history_from = greatest(k.history_from, least($3, k.height))
     where k.chain_id = $1 and k.projection = $2 and k.seq = $4
     returning 1
 ),
+unnoted as (
+    delete from applied_blocks a
+    where a.chain_id = $1 and a.projection = $2 and a.height <= $3 and exists (select from fence)
+    returning a.height, a.ids
+),
 later as materialized (
     select i.balance_id, max(a.height) as height
-    from applied_blocks a
+    from unnoted a
     cross join unnest(a.ids) i (balance_id)
-    where a.chain_id = $1 and a.projection = $2 and a.height <= $3 and exists (select from fence)
     group by i.balance_id
     union all
     -- Nothing was pruned yet: all history was kept until now, and is looked at once.

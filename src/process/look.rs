@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Of, Pause, ProcessError, ProcessSettings, Seen, Session, Watcher, Work};
 use crate::chain::plan::{Mark, Step, StoredBlock, Theirs, Window, counting, plan};
 use crate::chain::{BlockRef, ChainId, Height};
-use crate::projections::token_balances::{self, OnDeepChange};
+use crate::projections::token_balances::{History, OnDeepChange};
 use crate::store::{Look, Store, StoreError, StoreFault, Wake};
 
 /// Statements that ran too long at a single block before it is given up: a slow disk or a frozen server is forgiven.
@@ -487,12 +487,11 @@ impl Task {
                 session.write.prune_undo(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
                 return self.raise_final(session, look, through).await;
             }
-            if self.settings.token_balances.history == token_balances::History::Window {
-                // Not above the last block: empty heights passed after it would make the present itself look pruned.
-                let horizon = look.checkpoint.block.as_ref().map_or(horizon, |block| horizon.min(block.height));
-                session.write.prune_history(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
+            let (write, seq) = (&session.write, look.checkpoint.seq);
+            match self.settings.token_balances.history {
+                History::Full => write.prune_applied(self.chain, &self.name, horizon, seq).await?,
+                History::Window => write.prune_history(self.chain, &self.name, horizon, seq).await?,
             }
-            session.write.prune_applied(self.chain, &self.name, horizon, look.checkpoint.seq).await?;
         }
         self.raise_final(session, look, through).await
     }

@@ -283,23 +283,18 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Prunes what `balance_history` holds below the horizon and was followed by another change up to it. Before
-    /// [`LedgerWrite::prune_applied`], which drops what names these balances.
+    /// [`LedgerWrite::prune_applied`], and with the journal what `balance_history` holds below the horizon that was followed
+    /// by another change up to it.
     pub async fn prune_history(
         &self,
         chain: ChainId,
         projection: &str,
         horizon: Height,
         seq: i64,
-    ) -> Result<u64, StoreError> {
-        let row = self
-            .client
-            .query_one(
-                include_str!("../../sql/queries/prune_history.sql"),
-                &[&chain.0, &projection, &horizon.to_sql(), &seq],
-            )
-            .await?;
-        Ok(row.get::<_, i64>(0).unsigned_abs())
+    ) -> Result<(), StoreError> {
+        let sql = include_str!("../../sql/queries/prune_history.sql");
+        self.client.execute(sql, &[&chain.0, &projection, &horizon.to_sql(), &seq]).await?;
+        Ok(())
     }
 
     /// First statistics after the first blocks: plans made on empty tables are bad ones. Later ones are the server's affair.

@@ -72,6 +72,9 @@ async fn a_file_of_starknet_spells_accounts_as_a_node_does() {
     assert_eq!(blocks[0].link.hash.as_str(), "0x01", "a block's name is its own");
 }
 
+/// Token, sender, receiver, and what each way must say.
+type Case<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Option<&'a str>);
+
 /// What a statement of anybody is refused for, and what the syncer's own path is.
 #[tokio::test]
 async fn the_trigger_and_the_bulk_path_refuse_the_same_texts() {
@@ -81,8 +84,7 @@ async fn the_trigger_and_the_bulk_path_refuse_the_same_texts() {
     let mut lock = SyncLock::acquire(&store, ChainId(chain)).await.unwrap().unwrap();
     let (longest, wide) = ("x".repeat(512), "é".repeat(256));
     let (too_long, too_wide) = ("x".repeat(513), "é".repeat(257));
-    // Token, sender, receiver, and what each way must say.
-    let cases: [(&str, Option<&str>, Option<&str>, Option<&str>); 15] = [
+    let cases: [Case<'_>; 15] = [
         ("gold", Some("alice"), None, None),
         ("Gold", Some("0xab"), Some("0y0X"), None),
         (&longest, Some(&wide), Some("0x"), None),

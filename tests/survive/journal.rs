@@ -94,3 +94,28 @@ async fn blocks_noted_in_the_journal_name_the_balances_they_changed() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_window_of_history_is_pruned_with_the_journal_that_names_it_or_not_at_all() {
+    let mut world = World::new(64).await;
+    world.settings.token_balances.history = History::Window;
+    world.branch("a", 1, 12, "a0").await;
+    world.settle().await;
+    let rows = "select concat_ws(' ', (select count(*) from balance_history), (select count(*) from applied_blocks))";
+    let before = world.one(rows).await;
+    // Whatever comes between the two: here the journal cannot be pruned.
+    world
+        .sql(
+            "create function refuse() returns trigger language plpgsql as $$ begin raise 'not now'; end $$;
+             create trigger refuse before delete on applied_blocks for each row execute function refuse();
+             update chains set final_height = 9",
+        )
+        .await;
+    world.try_process().await.unwrap_err();
+    world.sql("drop trigger refuse on applied_blocks").await;
+    assert_eq!(world.one(rows).await, before);
+    world.branch("b", 8, 13, "a7").await;
+    world.settle().await;
+    world.settle().await;
+    assert_ne!(world.one(rows).await, before, "pruned in the end");
+}
