@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::Projection;
 use super::token_balances::OnBadEvent;
@@ -38,6 +39,9 @@ pub use steps::{Class, Directory, Step, addresses, read};
 /// The projection's name in `projections` and `checkpoints`.
 pub const NAME: &str = "option_vaults";
 
+/// Raised when the same events and settings give other rows than before.
+const REVISION: u32 = 2;
+
 /// The projection's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
@@ -47,6 +51,22 @@ pub struct Settings {
     pub classes: BTreeMap<Text, Class>,
     /// What to do with an event that cannot be read or does not fit.
     pub on_bad_event: OnBadEvent,
+}
+
+impl Settings {
+    /// What the rows follow from beside the events. `on_bad_event` is not part of it: it decides whether a block is applied,
+    /// not what follows from it.
+    fn digest(&self) -> String {
+        let mut decisive = format!("{NAME} {REVISION}");
+        for deployer in &self.deployers {
+            decisive += &format!("\ndeployer {deployer}");
+        }
+        for (hash, class) in &self.classes {
+            let by = class.deployer.as_deref().unwrap_or("anybody");
+            decisive += &format!("\nclass {hash} layout {} by {by}", class.layout.as_str());
+        }
+        format!("{:x}", Sha256::digest(decisive))
+    }
 }
 
 /// The projection: the vaults of `vault_registry`, and those of known classes, on every Starknet chain.
@@ -84,6 +104,10 @@ impl Projection for OptionVaults {
 
     fn kind(&self) -> Option<Kind> {
         Some(Kind::Starknet)
+    }
+
+    fn version(&self) -> String {
+        self.settings.digest()
     }
 
     async fn apply(&self, block: &BlockTransaction<'_>) -> Result<(), BlockError> {

@@ -272,6 +272,42 @@ async fn a_vault_of_a_known_class_needs_no_row_in_the_registry() {
 }
 
 #[tokio::test]
+async fn changed_settings_are_applied_to_what_is_there() {
+    let world = Registered::new(Layout::A).await;
+    world.db.batch_execute("delete from vault_registry").await.unwrap();
+    let mut parent = "0xaaa".to_owned();
+    for (height, time, events) in &told(Layout::A, false) {
+        parent = world.put(*height, *time, &parent, "c0", events).await;
+    }
+    let deployers = format!("[projections.option_vaults]\ndeployers = [\"{UDC}\"]\n");
+    let class = |rest: &str| format!("{deployers}[projections.option_vaults.classes.\"0xc1a55\"]\n{rest}");
+    let seq = async || {
+        let sql = "select seq from checkpoints where projection = 'option_vaults'";
+        world.db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let story = must(108);
+    let (all, none): (&[String], &[String]) = (&story, &[]);
+    for (settings, rows) in [
+        (String::new(), none),
+        (class("layout = \"a\"\n"), all),
+        // The deployment has another length in this layout.
+        (class("layout = \"b\"\n"), none),
+        (class("layout = \"a\"\ndeployer = \"0xde\"\n"), all),
+        (class("layout = \"a\"\ndeployer = \"0xdf\"\n"), none),
+        (class("layout = \"a\"\n"), all),
+        (deployers.clone(), none),
+    ] {
+        let (well, told) = world.process(&settings);
+        assert!(well, "{told}");
+        assert_eq!(world.lines().await, rows, "{settings}");
+        let before = seq().await;
+        let (well, told) = world.process(&settings);
+        assert!(well, "{told}");
+        assert_eq!(seq().await, before, "the same settings leave it where it is: {settings}");
+    }
+}
+
+#[tokio::test]
 async fn settings_of_one_projection_are_refused_for_another() {
     let world = Registered::new(Layout::A).await;
     let class = "[projections.option_vaults.classes.\"0x1\"]\nlayout = \"a\"\n";
