@@ -153,7 +153,7 @@ pub fn must(height: u32) -> Vec<String> {
     lines
 }
 
-/// The example as it is told: the layout, and how names and keys are written.
+/// The example as it is told: the layout, and how names and selectors are written.
 pub fn told(layout: Layout, by_selector: bool) -> Vec<(u32, i64, Vec<Event>)> {
     let rounds: BTreeMap<String, u64> = [(R1.to_owned(), 1), (R2.to_owned(), 2)].into();
     let mut blocks = blocks();
@@ -167,7 +167,7 @@ pub fn told(layout: Layout, by_selector: bool) -> Vec<(u32, i64, Vec<Event>)> {
                 // With the leading zero that the chain's own tools write.
                 let selector = SELECTORS.iter().find(|(name, _)| *name == &*event.name).unwrap().1;
                 event.name = format!("0x{:0>64}", selector[2..].to_uppercase()).into();
-                event.keys.remove(0);
+                event.keys[0] = event.name.clone();
             }
         }
     }

@@ -57,7 +57,7 @@ pub fn addresses(events: &[Event]) -> BTreeSet<Text> {
     let mut found = BTreeSet::new();
     for event in events {
         found.extend(felts::canonical(&event.emitter));
-        if decode::name_of(event) == Some("ContractDeployed") {
+        if is_deployment(event) {
             found.extend(event.data.first().and_then(|address| felts::canonical(address).ok()));
         }
     }
@@ -69,8 +69,7 @@ pub fn addresses(events: &[Event]) -> BTreeSet<Text> {
 ///
 /// Vaults and rounds that are deployed on the way join the directory, for the events after them.
 pub fn read<'a>(directory: &mut Directory, events: &'a [Event]) -> Vec<Step<'a>> {
-    let mut ordered: Vec<(bool, &Event)> =
-        events.iter().map(|event| (decode::name_of(event) != Some("ContractDeployed"), event)).collect();
+    let mut ordered: Vec<(bool, &Event)> = events.iter().map(|event| (!is_deployment(event), event)).collect();
     ordered.sort_by_key(|(is_later, event)| (event.tx_index, *is_later, event.event_index));
     ordered.into_iter().filter_map(|(_, event)| step(directory, event)).collect()
 }
@@ -91,10 +90,18 @@ fn step<'a>(directory: &mut Directory, source: &'a Event) -> Option<Step<'a>> {
         let event = decode::decode(source, layout, &Emitter::Round(emitter)).transpose()?;
         return Some(Step { source, vault: vault.clone(), event });
     }
-    if directory.deployers.contains(&emitter) && decode::name_of(source) == Some("ContractDeployed") {
-        return deployment(directory, source, emitter);
+    if directory.deployers.contains(&emitter) {
+        return match decode::kind_of(source) {
+            Ok(Some("ContractDeployed")) => deployment(directory, source, emitter),
+            Ok(_) => None,
+            Err(fault) => Some(Step { source, vault: emitter, event: Err(fault) }),
+        };
     }
     None
+}
+
+fn is_deployment(event: &Event) -> bool {
+    decode::kind_of(event) == Ok(Some("ContractDeployed"))
 }
 
 fn deployment<'a>(directory: &mut Directory, source: &'a Event, emitter: Text) -> Option<Step<'a>> {
