@@ -6,7 +6,7 @@ insert into option_rounds (
     remaining_liquidity, latest_block, latest_block_hash)
 select $1, w.*, $2::bigint, $3::text
 from unnest(
-    $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
+    $4::text[], $5::text[], $6::numeric[], $7::text[], $8::numeric[], $9::numeric[], $10::numeric[], $11::bigint[],
     $12::numeric[], $13::numeric[], $14::numeric[], $15::numeric[], $16::numeric[], $17::numeric[],
     $18::numeric[], $19::numeric[], $20::numeric[], $21::numeric[], $22::numeric[], $23::numeric[],
     $24::numeric[]) as w

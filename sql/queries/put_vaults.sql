@@ -8,9 +8,9 @@ with written as (
         latest_block_hash)
     select $1, w.*, $2::bigint, $3::text
     from unnest(
-        $4::text[], $5::text[], $6::numeric[], $7::numeric[], $8::numeric[], $9::bigint[], $10::text[],
-        $11::text[], $12::text[], $13::text[], $14::numeric[], $15::numeric[], $16::bigint[], $17::bigint[],
-        $18::bigint[], $19::bigint[]) as w
+        $4::text[], $5::text[], $6::numeric[], $7::numeric[], $8::numeric[], $9::numeric[], $10::text[],
+        $11::text[], $12::text[], $13::text[], $14::numeric[], $15::numeric[], $16::numeric[], $17::numeric[],
+        $18::numeric[], $19::bigint[]) as w
     on conflict (chain_id, address) do update
     set layout = excluded.layout, unlocked_balance = excluded.unlocked_balance,
         locked_balance = excluded.locked_balance, stashed_balance = excluded.stashed_balance,

@@ -4,5 +4,5 @@ from unnest($2::text[]) as w (address)
 join option_rounds r on r.chain_id = $1 and r.address = w.address
 union all
 select r.*
-from unnest($3::text[], $4::bigint[]) as w (vault_address, round_id)
+from unnest($3::text[], $4::numeric[]) as w (vault_address, round_id)
 join option_rounds r on r.chain_id = $1 and r.vault_address = w.vault_address and r.round_id = w.round_id

@@ -206,8 +206,8 @@ impl Request<'_> {
         let lists: &[VaultList] = if self.is_now() { &[VaultList::Rounds] } else { &[] };
         let paging = self.paging(lists, address)?;
         let after = match paging.after().0 {
-            "" => i64::MIN,
-            number => number.parse().map_err(|_| Failure::invalid_cursor())?,
+            "" => None,
+            number => Some(number.parse().map_err(|_| Failure::invalid_cursor())?),
         };
         let (vault, state) = self.known(address).await?;
         if !self.is_now() {

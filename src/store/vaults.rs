@@ -1,6 +1,6 @@
 //! The rows of the option vault tables, as they stand in Postgres (migrations/V3__option_vaults.sql).
 //!
-//! Addresses, hashes and ids are felts in canonical text. Heights, dates and counters fit `bigint`.
+//! Addresses, hashes and ids are felts in canonical text. Dates and counters are u64, as the contracts have them.
 
 mod statements;
 
@@ -10,7 +10,7 @@ use crate::chain::{Amount, Text};
 
 pub use statements::{Followed, VaultStatements};
 
-pub(super) use statements::{bid_row, buyer_row, provider_row, queued_row, round_row, vault_row};
+pub(super) use statements::{bid_row, buyer_row, provider_row, queued_row, round_row, vault_row, whole};
 
 /// Which contract emits what: two incompatible builds exist, and a vault is told which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -136,6 +136,32 @@ fn halves_and_counters_beyond_their_bounds_are_refused() {
 }
 
 #[test]
+fn a_counter_may_use_all_64_bits() {
+    let highest = format!("{:#x}", u64::MAX);
+    let read = |name: &str, at: usize| {
+        let (emitter, mut event) = sample(name, Layout::A).unwrap();
+        event.data[at] = text(&highest);
+        decode(&event, Layout::A, &emitter).unwrap().unwrap()
+    };
+    for at in [0, 2, 3, 4] {
+        match read("OptionRoundDeployed", at) {
+            VaultEvent::RoundDeployed { id, dates, .. } => {
+                assert_eq!([id, 0, dates[0], dates[1], dates[2]][at], u64::MAX);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    match (read("BidPlaced", 5), read("AuctionEnded", 6), read("WithdrawalQueued", 1)) {
+        (
+            VaultEvent::BidPlaced { nonce, .. },
+            VaultEvent::AuctionEnded { clearing_nonce, .. },
+            VaultEvent::WithdrawalQueued { round_id, .. },
+        ) => assert_eq!((nonce, clearing_nonce, round_id), (u64::MAX - 1, u64::MAX, u64::MAX)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn the_selector_decides_what_an_event_is() {
     let selector = |name: &str| SELECTORS.iter().find(|(known, _)| *known == name).unwrap().1;
     let strange = "0x5e1ec7";

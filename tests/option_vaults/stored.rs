@@ -198,7 +198,8 @@ async fn the_largest_and_the_lowest_numbers_come_back() {
         let parameters = vault.parameters.as_mut().unwrap();
         parameters.strike_level = strike_level;
         parameters.alpha = ebbtide::chain::Amount::from(u128::MAX);
-        parameters.round_duration = i64::MAX as u64;
+        parameters.round_duration = u64::MAX;
+        vault.current_round = Some(u64::MAX);
         let changes = ebbtide::store::vaults::Changes { vaults: vec![vault.clone()], ..Default::default() };
         let height = Height::from(u32::MAX).minus(strike_level.rem_euclid(7) as u64);
         let block = BlockRef { height, hash: Hash::new("0xb") };
@@ -231,7 +232,9 @@ async fn the_tables_refuse_what_cannot_be() {
             "option_rounds_amounts_are_0_to_below_2_to_the_256",
         ),
         ("update option_bids set price = 'NaN'", "option_bids_amounts_are_0_to_below_2_to_the_256"),
-        ("update option_bids set tree_nonce = -1", "option_bids_counters_are_not_negative"),
+        ("update option_bids set tree_nonce = -1", "option_bids_tree_nonce_is_u64"),
+        ("update option_bids set tree_nonce = 18446744073709551616", "option_bids_tree_nonce_is_u64"),
+        ("update option_rounds set end_date = 18446744073709551616", "option_rounds_counters_are_u64"),
         ("update option_rounds set state = 'open'", "option_rounds_state_is_known"),
         ("update option_buyers set address = '0xB1'", "option_buyers_felts_are_in_canonical_text"),
         ("update vaults set eth_address = '0x01'", "vaults_felts_are_in_canonical_text"),

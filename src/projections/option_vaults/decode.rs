@@ -416,7 +416,7 @@ impl<'a> Felts<'a> {
     }
 
     fn key_number(&self, at: usize) -> Result<u64, BadEvent> {
-        self.read(Part::Keys, at, |text| felts::u63(text))
+        self.read(Part::Keys, at, |text| felts::u64(text))
     }
 
     fn text(&self, at: usize) -> Result<Text, BadEvent> {
@@ -424,7 +424,7 @@ impl<'a> Felts<'a> {
     }
 
     fn number(&self, at: usize) -> Result<u64, BadEvent> {
-        self.read(Part::Data, at, |text| felts::u63(text))
+        self.read(Part::Data, at, |text| felts::u64(text))
     }
 
     fn u128(&self, at: usize) -> Result<Amount, BadEvent> {
@@ -443,6 +443,6 @@ impl<'a> Felts<'a> {
 
     /// The nonce of the bid just inserted, from the count after it.
     fn nonce_below(&self, at: usize) -> Result<u64, BadEvent> {
-        self.read(Part::Data, at, |text| felts::u63(text)?.checked_sub(1).ok_or(FeltFault::Zero))
+        self.read(Part::Data, at, |text| felts::u64(text)?.checked_sub(1).ok_or(FeltFault::Zero))
     }
 }

@@ -5,7 +5,7 @@ use tokio_postgres::types::ToSql;
 
 use super::super::vaults::{
     BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow, bid_row, buyer_row, provider_row, queued_row,
-    round_row, vault_row,
+    round_row, vault_row, whole,
 };
 use super::{ChainState, Snapshot, StoreError};
 
@@ -107,7 +107,7 @@ impl Snapshot<'_> {
         self.standing(sql, &[&chain.chain_id, &height, &account, &after, &limit], provider_row).await
     }
 
-    /// Up to `limit` rounds of a vault with numbers above `after`, lowest first, as they are now.
+    /// Up to `limit` rounds of a vault with numbers above `after` (None means from the first), lowest first, as they are now.
     ///
     /// # Errors
     /// Whatever Postgres says.
@@ -115,10 +115,11 @@ impl Snapshot<'_> {
         &self,
         chain: &ChainState,
         vault: &str,
-        after: i64,
+        after: Option<u64>,
         limit: i64,
     ) -> Result<Vec<Standing<RoundRow>>, StoreError> {
         let sql = include_str!("../../../sql/queries/rounds_of_vault.sql");
+        let after = after.map(whole);
         self.standing(sql, &[&chain.chain_id, &vault, &after, &limit], round_row).await
     }
 

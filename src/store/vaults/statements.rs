@@ -96,10 +96,10 @@ impl VaultStatements {
         let [provider_vaults, providers] = pairs(&wanted.providers);
         let rounds = texts(&wanted.rounds);
         let number_vaults = texts(wanted.numbered_rounds.iter().map(|(vault, _)| vault));
-        let numbers: Vec<i64> = wanted.numbered_rounds.iter().map(|(_, id)| *id as i64).collect();
+        let numbers: Vec<Numeric> = wanted.numbered_rounds.iter().map(|(_, id)| whole(*id)).collect();
         let queue_rounds = texts(&wanted.rounds_with_queue);
         let queue_vaults = texts(wanted.queued.iter().map(|(vault, _, _)| vault));
-        let queue_numbers: Vec<i64> = wanted.queued.iter().map(|(_, id, _)| *id as i64).collect();
+        let queue_numbers: Vec<Numeric> = wanted.queued.iter().map(|(_, id, _)| whole(*id)).collect();
         let queue_accounts = texts(wanted.queued.iter().map(|(_, _, account)| account));
         let whole_rounds = texts(&wanted.rounds_with_bids);
         let [buyer_rounds, buyers] = pairs(&wanted.buyers);
@@ -164,8 +164,8 @@ impl VaultStatements {
         let felts = |read: fn(&VaultParameters) -> &Text| -> Vec<Option<&str>> {
             rows.iter().map(|row| said_at_deployment(row).map(|p| &**read(p))).collect()
         };
-        let durations = |read: fn(&VaultParameters) -> u64| -> Vec<Option<i64>> {
-            rows.iter().map(|row| said_at_deployment(row).map(|p| read(p) as i64)).collect()
+        let durations = |read: fn(&VaultParameters) -> u64| -> Vec<Option<Numeric>> {
+            rows.iter().map(|row| said_at_deployment(row).map(|p| whole(read(p)))).collect()
         };
         let alphas: Vec<Option<Numeric>> =
             rows.iter().map(|row| said_at_deployment(row).map(|p| p.alpha.into())).collect();
@@ -177,7 +177,7 @@ impl VaultStatements {
             &amounts(rows, |row| row.unlocked_balance),
             &amounts(rows, |row| row.locked_balance),
             &amounts(rows, |row| row.stashed_balance),
-            &rows.iter().map(|row| row.current_round.map(|id| id as i64)).collect::<Vec<_>>(),
+            &rows.iter().map(|row| row.current_round.map(whole)).collect::<Vec<_>>(),
             &rows.iter().map(|row| row.current_round_address.as_deref()).collect::<Vec<_>>(),
             &felts(|p| &p.fossil_client_address),
             &felts(|p| &p.eth_address),
@@ -215,7 +215,8 @@ impl VaultStatements {
         at: &At<'_>,
         rows: &[RoundRow],
     ) -> Result<(), StoreError> {
-        let numbers = |read: fn(&RoundRow) -> u64| -> Vec<i64> { rows.iter().map(|row| read(row) as i64).collect() };
+        let numbers =
+            |read: fn(&RoundRow) -> u64| -> Vec<Numeric> { rows.iter().map(|row| whole(read(row))).collect() };
         let columns: [Parameter<'_>; 21] = [
             &texts(rows.iter().map(|row| &row.address)),
             &texts(rows.iter().map(|row| &row.vault_address)),
@@ -287,7 +288,7 @@ impl VaultStatements {
             &texts(rows.iter().map(|row| &row.round_address)),
             &texts(rows.iter().map(|row| &row.bid_id)),
             &texts(rows.iter().map(|row| &row.buyer_address)),
-            &rows.iter().map(|row| row.tree_nonce as i64).collect::<Vec<_>>(),
+            &rows.iter().map(|row| whole(row.tree_nonce)).collect::<Vec<_>>(),
             &amounts(rows, |row| row.amount),
             &amounts(rows, |row| row.price),
         ];
@@ -340,6 +341,11 @@ fn amounts<R>(rows: &[R], read: fn(&R) -> Amount) -> Vec<Numeric> {
     rows.iter().map(|row| Numeric::from(read(row))).collect()
 }
 
+/// A u64 of a contract, which has more bits than a `bigint`.
+pub(in crate::store) fn whole(value: u64) -> Numeric {
+    Numeric::from(Amount::from(value))
+}
+
 fn signed(value: i128) -> Option<Numeric> {
     Delta::from_parts(value < 0, Uint::from(value.unsigned_abs())).map(Numeric)
 }
@@ -362,8 +368,11 @@ fn word<T>(row: &SqlRow, column: &str, parse: fn(&str) -> Option<T>) -> Result<T
 }
 
 fn number_or_null(row: &SqlRow, column: &str) -> Result<Option<u64>, StoreError> {
-    let number = row.try_get::<_, Option<i64>>(column)?;
-    number.map(|n| u64::try_from(n).map_err(|_| nonsense(column, "is negative"))).transpose()
+    let number = row.try_get::<_, Option<Numeric>>(column)?;
+    number
+        .map(|Numeric(n)| u64::try_from(n.magnitude()).ok().filter(|_| !n.is_negative()))
+        .map(|n| n.ok_or_else(|| nonsense(column, "is not a whole number of 64 bits")))
+        .transpose()
 }
 
 fn number(row: &SqlRow, column: &str) -> Result<u64, StoreError> {
