@@ -30,14 +30,16 @@ begin
         for no key update of k;
     end if;
     update checkpoints k
-    set redo_from = least(k.redo_from, lowest_height), deep_change = true
+    set redo_from = least(k.redo_from, lowest_height), deep_change = true, changed_seq = k.seq,
+        changed_from = least(case when k.changed_seq = k.seq then k.changed_from end, lowest_height)
     from chains c
     where c.chain_id = chain
       and k.chain_id = chain
       and lowest_height <= c.final_height
       and lowest_height <= k.through_height
       and k.projection <> all (coalesce(nullif(current_setting('ebbtide.not_concerned', true), ''), '{}')::text[])
-      and (not k.deep_change or k.redo_from is distinct from least(k.redo_from, lowest_height));
+      and (not k.deep_change or k.redo_from is null or k.changed_seq is distinct from k.seq
+           or lowest_height < greatest(k.redo_from, k.changed_from));
     perform pg_notify('ebbtide_blocks', chain::text);
 end $$;
 
