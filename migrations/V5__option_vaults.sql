@@ -37,7 +37,7 @@ begin
 end $$;
 update tracked_tables set shape = '' where projection = 'option_vaults';
 
--- What events of contracts that are being caught up say nothing to yet: see events_touched.
+-- Whom events of contracts that are being caught up do not concern yet: see events_touched.
 alter table projections add column ignores_catching_up boolean not null default false;
 comment on column projections.ignores_catching_up is
     'Events stored while a contract is being caught up do not concern it: what the source tells it afterwards does.';

@@ -284,7 +284,8 @@ async fn tasks_to_run(
 
 async fn register(store: &Store, projection: &Arc<dyn Projection>) -> Result<(), StoreError> {
     projection.prepare(store).await?;
-    store.register_projection(projection.name(), &projection.tables(), projection.kind()).await
+    let ignores = projection.ignores_catching_up();
+    store.register_projection(projection.name(), &projection.tables(), projection.kind(), ignores).await
 }
 
 /// What a task applies a block with.

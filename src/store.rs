@@ -10,8 +10,8 @@ pub mod private;
 pub mod reads;
 mod rejected;
 mod sample;
+mod session;
 mod tls;
-pub mod vaults;
 mod verify;
 mod wake;
 
@@ -25,15 +25,18 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use chains::{CaughtUp, ChainRow, ChainSettings, Missed, NewBlocks, RegisteredVault, SyncLock, Tip, Written};
 pub use ledger::{
-    After, Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite,
-    Look, ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
+    After, Applied, ApplyBlock, BlockChange, BlockError, BlockEvents, BlockTransaction, Checkpoint, Fence, LedgerRead,
+    LedgerWrite, Look, ProjectionRow, RangeTransaction, Refused, ReorgNote, StepBlock, Switch, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use opening::Imported;
 pub use operate::{Rebuilding, Standing, aligned};
 pub use rejected::{RejectedEvent, RejectedFilter, Retried};
 pub use sample::Sample;
-pub use verify::{Audit, AuditBlock, Findings, FuzzSettings, Progress, VaultAudit, Verifiable};
+pub use session::{Prepared, Session};
+pub use tokio_postgres::Row;
+pub use tokio_postgres::types::ToSql;
+pub use verify::{Audit, Findings, FuzzSettings, Progress, Recomputation, Verifiable};
 pub use wake::{Wake, WakeMode};
 
 /// How connections behave. One value for a process.

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use ebbtide::chain::Event;
+use ebbtide::projections::option_vaults::Layout;
 use ebbtide::store::private::Search;
-use ebbtide::store::vaults::Layout;
 use serde_json::{Value, json};
 use support::fake_indexer::{FakeIndexer, blocks_from, transfer};
 use support::fake_starknet::{FakeStarknet, chain, tx};

@@ -113,8 +113,8 @@ end $$;
 -- Events or transactions came, went or changed: raise the revision of their blocks, old height and new.
 --
 -- Far below the head a change has projections made anew, from the first block if need be. `token_balances` follows from
--- token_events alone and stays as it is where only another table changed. `option_vaults` stays while a vault is caught up
--- (`ebbtide.catching_up`, the syncer's): the vault does not count yet, and when it does, all of it is applied at once.
+-- token_events alone and stays as it is where only another table changed. Events of a contract that is being caught up
+-- (`ebbtide.catching_up`, the syncer's) do not concern the projections that say so.
 drop function if exists events_touched(bigint, bigint[]);
 create or replace function events_touched(chain bigint, at_heights bigint[], of_table text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp
@@ -127,10 +127,10 @@ begin
             using errcode = 'foreign_key_violation', constraint = 'events_chain_is_known',
                   hint = 'insert into chains (name, kind) values (...) makes one.';
     end if;
-    perform set_config('ebbtide.not_concerned', case
-        when of_table = 'token_events' then '{}'
-        when current_setting('ebbtide.catching_up', true) = 'on' then '{token_balances,option_vaults}'
-        else '{token_balances}' end, true);
+    perform set_config('ebbtide.not_concerned', case when of_table = 'token_events' then '{}' else (
+        select array_agg(p.name)::text from projections p
+        where p.name = 'token_balances'
+           or p.ignores_catching_up and current_setting('ebbtide.catching_up', true) = 'on') end, true);
     update blocks b set revision = default
     from unnest(at_heights) t(height)
     where b.chain_id = chain and b.height = t.height;

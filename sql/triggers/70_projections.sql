@@ -454,7 +454,10 @@ begin
 end $$;
 
 -- A projection that the program applies: its tables are tracked, its name is known.
-create or replace function register_projection(name text, tables text[], kind text default null) returns void
+drop function if exists register_projection(text, text[], text);
+create or replace function register_projection(
+    name text, tables text[], kind text default null, ignores_catching_up boolean default false
+) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -467,7 +470,8 @@ begin
     from unnest(register_projection.tables) with ordinality t(rel, o);
     select p.tables into known from projections p where p.name = register_projection.name;
     if not found then
-        insert into projections (name, tables, kind) values (register_projection.name, wanted, register_projection.kind);
+        insert into projections (name, tables, kind, ignores_catching_up)
+        values (register_projection.name, wanted, register_projection.kind, register_projection.ignores_catching_up);
     elsif exists (select from projections p where p.name = register_projection.name and p.apply is not null) then
         raise exception 'there is a projection named % already, and a function applies it', register_projection.name
             using errcode = 'unique_violation', constraint = 'projection_name_is_taken',
@@ -478,6 +482,8 @@ begin
             using errcode = 'object_not_in_prerequisite_state', constraint = 'a_projection_keeps_its_tables',
                   hint = format('select ebbtide.unregister_projection(%L) lets it begin anew.', register_projection.name);
     end if;
+    update projections p set ignores_catching_up = register_projection.ignores_catching_up
+    where p.name = register_projection.name and p.ignores_catching_up <> register_projection.ignores_catching_up;
     if not exists (select from tracked_tables k where k.projection = register_projection.name) then
         perform track_tables(register_projection.name, wanted::regclass[], null);
     end if;

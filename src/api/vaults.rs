@@ -14,8 +14,9 @@ use super::{Context, query, reading};
 use crate::chain::Text;
 use crate::chain::felt::Felt;
 use crate::projections::option_vaults;
-use crate::store::reads::{At, ChainState, Snapshot, Standing};
-use crate::store::vaults::VaultRow;
+use crate::projections::option_vaults::reads::Standing;
+use crate::projections::option_vaults::rows::VaultRow;
+use crate::store::reads::{At, ChainState, Snapshot};
 use items::{BidItem, BuyerItem, ProviderItem, QueuedItem, RoundItem, VaultItem};
 
 /// `/vaults`, `/vaults/{address}`, `/vaults/{address}/liquidity-providers[/{provider}]`, `/rounds/{address}`.

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use super::ConfigError;
 use crate::projections::{option_vaults, token_balances};
 use crate::sources::evm::FactorySettings;
-use crate::store::vaults::Layout;
 
 /// The file's whole content.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -261,7 +260,7 @@ impl ProjectionFile {
         };
         let mut classes = BTreeMap::new();
         for (hash, class) in &self.classes {
-            let layout = Layout::parse(&class.layout).ok_or_else(|| ConfigError::OutOfBounds {
+            let layout = option_vaults::Layout::parse(&class.layout).ok_or_else(|| ConfigError::OutOfBounds {
                 setting: format!("projections.option_vaults.classes.{hash}.layout"),
                 value: class.layout.clone(),
                 bounds: "a (each round speaks for itself) or b (the vault speaks for all)".to_owned(),

@@ -30,6 +30,8 @@ pub(super) struct Task {
     pub(super) shutdown: CancellationToken,
     /// Most blocks in one transaction; halved by each that ran too long, doubled by each that did not.
     pub(super) most_blocks: u64,
+    /// Most final blocks that code is given at once; halved by each range that failed, doubled by each that did not.
+    pub(super) most_in_range: usize,
     timeouts: u32,
     /// History is pruned up to here at most once in so many blocks.
     pruned_at: Option<Height>,
@@ -117,6 +119,7 @@ impl Task {
             watcher,
             shutdown,
             most_blocks: u64::MAX,
+            most_in_range: usize::MAX,
             timeouts: 0,
             pruned_at: None,
             history_pruned: None,

@@ -13,15 +13,18 @@ use super::switch::{depth_of, log_reorg};
 use super::{Done, Of, Session, Work};
 use crate::chain::plan::StoredBlock;
 use crate::chain::{BlockRef, Height};
-use crate::projections::{Projection, option_vaults};
-use crate::store::{BlockError, Fence, Look, ReorgNote, StepBlock, StoreError, Switch, Undone};
+use crate::projections::Projection;
+use crate::store::{BlockError, Fence, LedgerRead, Look, ReorgNote, StepBlock, StoreError, Switch, Undone};
 
 /// Blocks sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
 /// Blocks read at once.
 const CHUNK_BLOCKS: u64 = 500;
+/// Most events of a kind in one transaction of several final blocks.
+const RANGE_EVENTS: u64 = 10_000;
 
 /// Makes the steps of a run of blocks.
+#[derive(Clone)]
 struct Steps {
     start: Height,
     digest: Option<String>,
@@ -33,6 +36,11 @@ struct Steps {
 }
 
 impl Steps {
+    /// Whether no undo is recorded of a block at this height, if it comes next.
+    fn is_final(&self, height: Height) -> bool {
+        !self.journalled && self.final_height.is_some_and(|f| height <= f)
+    }
+
     fn next(&mut self, stored: &StoredBlock) -> StepBlock {
         let block = BlockRef { height: stored.height, hash: stored.hash.clone() };
         let mut fence = Fence::default();
@@ -47,7 +55,7 @@ impl Steps {
         if block.height != expected {
             fence.needs_complete_to(block.height.minus(1));
         }
-        let record = self.journalled || self.final_height.is_none_or(|f| block.height > f);
+        let record = !self.is_final(block.height);
         self.journalled |= record;
         self.before = Some((block.clone(), Some(stored.revision)));
         let (start, digest, on_replica) = (self.start, self.digest.clone(), self.on_replica);
@@ -139,7 +147,7 @@ impl Task {
     }
 
     async fn extend_by_code(
-        &self,
+        &mut self,
         session: &mut Session,
         look: &Look,
         steps: &mut Steps,
@@ -147,31 +155,66 @@ impl Task {
         code: &Arc<dyn Projection>,
     ) -> Result<u64, Fault> {
         let mut seq = look.checkpoint.seq;
-        for (applied, stored) in (0..).zip(chunk) {
-            if self.shutdown.is_cancelled() {
-                return Ok(applied);
-            }
-            let step = steps.next(stored);
-            let failed = |error| self.block_fault(error, seq, &step.block);
+        let mut applied = 0;
+        while applied < chunk.len() && !self.shutdown.is_cancelled() {
+            let before = steps.clone();
+            let range = self.next_range(&session.read, steps, &chunk[applied..]).await?;
             let mut tx = session.write.block_transaction(self.chain, &self.name, seq).await?;
-            if !apply_by_code(&mut tx, &step, code).await.map_err(failed)? {
-                return Ok(applied);
+            let committed = match apply_by_code(&mut tx, &range, code).await {
+                Ok(true) => tx.commit().await,
+                Ok(false) => break,
+                Err(error) => Err(error),
+            };
+            match committed {
+                Ok(new_seq) => {
+                    (seq, applied) = (new_seq, applied + range.len());
+                    self.most_in_range = self.most_in_range.saturating_mul(2);
+                }
+                Err(error) if !self.halve(&error, &range) => return Err(self.block_fault(error, seq, &range[0].block)),
+                Err(_) => *steps = before,
             }
-            seq = tx.commit().await.map_err(failed)?;
         }
-        Ok(chunk.len() as u64)
+        Ok(applied as u64)
     }
 
-    async fn apply_step(&self, tx: &mut Switch<'_>, step: &StepBlock) -> Result<bool, StoreError> {
+    /// The next block, or as many final ones as go into one transaction.
+    async fn next_range(
+        &self,
+        read: &LedgerRead,
+        steps: &mut Steps,
+        left: &[StoredBlock],
+    ) -> Result<Vec<StepBlock>, StoreError> {
+        let is_code = matches!(self.work, Work::Code(_));
+        let mut count = left.iter().take_while(|block| is_code && steps.is_final(block.height)).count();
+        count = count.min(self.most_in_range).max(1);
+        let heights = (left[0].height, left[count - 1].height);
+        if count > 1
+            && let Some(full) = read.range_end(self.chain, heights.0, heights.1, RANGE_EVENTS).await?
+        {
+            count = left.partition_point(|block| block.height < full).max(1);
+        }
+        Ok(left[..count].iter().map(|block| steps.next(block)).collect())
+    }
+
+    /// After a range failed: whether it is tried again in parts. A single block has none.
+    fn halve(&mut self, error: &StoreError, range: &[StepBlock]) -> bool {
+        if let [first, .., last] = range {
+            let (first, last) = (first.block.height, last.block.height);
+            tracing::debug!(%error, "Blocks {first} to {last} could not be applied at once; trying half of them");
+            self.most_in_range = range.len() / 2;
+        }
+        range.len() > 1
+    }
+
+    async fn apply_range(&self, tx: &mut Switch<'_>, range: &[StepBlock]) -> Result<bool, StoreError> {
         match &self.work {
-            Work::Code(code) => apply_by_code(tx, step, code).await,
-            Work::Balances | Work::Function => tx.apply_function(step).await,
+            Work::Code(code) => apply_by_code(tx, range, code).await,
+            Work::Balances | Work::Function => tx.apply_function(&range[0]).await,
         }
     }
 
-    /// Whether a rebuild goes beside the live tables: only code known to name its tables without their schema.
     fn builds_beside(&self) -> bool {
-        matches!(&self.work, Work::Code(code) if code.name() == option_vaults::NAME)
+        matches!(&self.work, Work::Code(code) if code.builds_beside())
     }
 
     /// From one branch to the other in one transaction; begins and rebuilds as well.
@@ -189,7 +232,6 @@ impl Task {
         let seq = look.checkpoint.seq;
         let old_tip = look.checkpoint.block.clone();
         let empties = deep;
-        let of = Of { chain: &look.chain_name, projection: &self.name };
         let ancestor = ancestor.filter(|_| !empties);
         // A block of the new branch that fails must not keep the state on the old one; a rebuild keeps it, for readers.
         let stuck = self.stuck_at.filter(|_| !empties && old_tip.is_some());
@@ -244,25 +286,36 @@ impl Task {
                 if chunk.is_empty() {
                     break;
                 }
-                for stored in &chunk {
+                let mut left = chunk.as_slice();
+                while !left.is_empty() {
                     if self.shutdown.is_cancelled() && empties {
                         return Ok(Outcome::Contended);
                     }
-                    let step = steps.next(stored);
+                    let before = steps.clone();
+                    let range = self.next_range(read, &mut steps, left).await?;
                     // Undo is recorded in the live tables alone.
-                    if step.record {
+                    if range[0].record {
                         rows_replaced += tx.replace_tables_by_built().await.map_err(&failed)?;
                     }
-                    match self.apply_step(&mut tx, &step).await {
-                        Ok(true) => applied += 1,
-                        Ok(false) => return Ok(Outcome::Contended),
-                        Err(error) => {
+                    let place = if range.len() > 1 { Some(tx.mark().await.map_err(&failed)?) } else { None };
+                    match (self.apply_range(&mut tx, &range).await, place) {
+                        (Ok(true), _) => {}
+                        (Ok(false), _) => return Ok(Outcome::Contended),
+                        (Err(error), Some(place)) if self.halve(&error, &range) => {
+                            tx.back_to(place).await.map_err(&failed)?;
+                            steps = before;
+                            continue;
+                        }
+                        (Err(error), _) => {
                             drop(tx);
-                            return Err(self.block_fault(error, seq, &step.block));
+                            return Err(self.block_fault(error, seq, &range[0].block));
                         }
                     }
-                    if let Some(rebuild) = &mut rebuild {
-                        self.rebuild_is_at(read, look, rebuild, step.block.height).await?;
+                    applied += range.len() as u64;
+                    left = &left[range.len()..];
+                    self.most_in_range = self.most_in_range.saturating_mul(2);
+                    if let (Some(rebuild), Some(last)) = (&mut rebuild, range.last()) {
+                        self.rebuild_is_at(read, look, rebuild, last.block.height).await?;
                     }
                 }
                 if first_only {
@@ -294,6 +347,7 @@ impl Task {
             tx.note_reorg(note).await.map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)?;
+        let of = Of { chain: &look.chain_name, projection: &self.name };
         if let Some((depth, _)) = reorg.filter(|(depth, _)| *depth > 0) {
             log_reorg(of, ancestor.as_ref(), depth, applied, took);
             self.watcher.switched(of, depth, took);
@@ -303,15 +357,17 @@ impl Task {
     }
 }
 
-/// False: the fence did not hold.
-async fn apply_by_code(tx: &mut Switch<'_>, step: &StepBlock, code: &Arc<dyn Projection>) -> Result<bool, StoreError> {
-    if !tx.begin_block(step).await? {
+/// A block, or several final ones. False: the fence did not hold.
+async fn apply_by_code(
+    tx: &mut Switch<'_>,
+    range: &[StepBlock],
+    code: &Arc<dyn Projection>,
+) -> Result<bool, StoreError> {
+    if !tx.begin_blocks(range).await? {
         return Ok(false);
     }
-    code.apply(&tx.block(&step.block)).await.map_err(|error| match error {
-        BlockError::Store(error) => error,
-        BlockError::Refused { reason } => StoreError::Refused { reason },
-    })?;
+    let blocks: Vec<BlockRef> = range.iter().map(|step| step.block.clone()).collect();
+    code.apply_range(&tx.range(&blocks)).await.map_err(BlockError::into_store)?;
     tx.leave_block().await?;
     Ok(true)
 }

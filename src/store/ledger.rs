@@ -1,5 +1,6 @@
 //! What the processor reads and writes. One connection reads ahead, another applies.
 
+mod block;
 mod read;
 mod switch;
 mod tracked;
@@ -13,9 +14,10 @@ use super::{Store, StoreError};
 use crate::chain::delta::Delta;
 use crate::chain::{BlockRef, ChainId, Height, Text};
 
+pub use block::{BlockError, BlockEvents, BlockTransaction, RangeTransaction};
 pub use read::LedgerRead;
 pub use switch::Switch;
-pub use tracked::{BlockError, BlockTransaction, ProjectionRow, StepBlock};
+pub use tracked::{ProjectionRow, StepBlock};
 pub use values::{After, Checkpoint, Look, ReorgNote};
 
 /// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
@@ -33,6 +35,18 @@ impl Fence {
         self.heights.push(block.height.to_sql());
         self.hashes.push(block.hash.as_str().to_owned());
         self.revisions.push(revision);
+    }
+
+    /// Adds another fence above this one: what both hold is held once.
+    pub(super) fn extend(&mut self, above: &Fence) {
+        for (n, height) in above.heights.iter().enumerate() {
+            if self.heights.last().is_none_or(|last| last < height) {
+                self.heights.push(*height);
+                self.hashes.push(above.hashes[n].clone());
+                self.revisions.push(above.revisions[n]);
+            }
+        }
+        self.complete_to = self.complete_to.max(above.complete_to);
     }
 
     /// The chain must be complete to this height: missing ones below it were taken as empty.

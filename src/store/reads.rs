@@ -7,7 +7,6 @@ mod balances;
 mod history;
 mod moment;
 mod states;
-mod vaults;
 
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ pub use balances::{Balance, TokenRange};
 pub use history::{HistoryPage, HistoryRequest, Position, Transfer};
 pub use moment::{At, Moment, NOW};
 pub use states::{ChainStatus, ProjectionStatus, ReorgRow};
-pub use vaults::Standing;
 
 /// A connection for reading.
 pub struct Reader {
@@ -170,7 +168,11 @@ impl Snapshot<'_> {
         }))
     }
 
-    async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    /// The rows of a statement with its parameters. It is prepared at its first use on this connection, and kept.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let statement = self.tx.prepare_cached(sql).await?;
         Ok(self.tx.query(&statement, parameters).await?)
     }

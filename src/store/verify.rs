@@ -2,12 +2,12 @@
 //!
 //! The ledger shares no code with the processor: what counts, the sums, the journal and the refusals are all told anew, so that a
 //! fault there cannot hide itself here. Reads one snapshot and changes nothing. Projections with tracked tables are
-//! recomputed by their own functions (`tables`), the option vaults by `commands` with what `vaults` reads and compares.
+//! recomputed by their own functions (`tables`), those of the program by their own code (`recomputation`).
 
 mod dice;
 mod fuzz;
+mod recomputation;
 mod tables;
-mod vaults;
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, IsolationLevel, Row, Transaction};
@@ -15,8 +15,8 @@ use tokio_postgres::{GenericClient, IsolationLevel, Row, Transaction};
 use super::{Store, StoreError};
 
 pub use fuzz::FuzzSettings;
+pub use recomputation::{Audit, Recomputation};
 pub use tables::{Progress, Verifiable};
-pub use vaults::{Audit, AuditBlock, VaultAudit};
 
 /// What `verify` found.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 use serde_json::{Value, json};
 use warp::Filter;
 use warp::http::Response;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_postgres::{AsyncMessage, Client, NoTls};

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::{Layout, RoundState};
+use ebbtide::projections::option_vaults::rows::{Layout, RoundState};
 use num_bigint::BigInt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -454,6 +454,26 @@ impl Play {
         assert_eq!((tables.bids.len(), tables.queued.len()), (bids, queues), "{place}");
         tables.providers.len() * 3 + 3
     }
+}
+
+/// What a random history says, block by block, up to so many operations.
+pub fn told_at_random(seed: u64, layout: Layout, operations: usize) -> Vec<Vec<Event>> {
+    let rng = StdRng::seed_from_u64(seed);
+    let mut play =
+        Play { rng, contract: Contract::default(), huge: false, dear: seed % 5 == 1, said: vec![], bid_ids: 0 };
+    play.deploy_round();
+    let mut blocks = Vec::new();
+    let mut done = 0;
+    while done < operations {
+        for _ in 0..play.rng.random_range(1..4) {
+            play.step();
+            done += 1;
+        }
+        let events = in_order(std::mem::take(&mut play.said));
+        let rounds = (0..play.contract.rounds.len()).map(|n| (Play::round_address(n), n as u64 + 1)).collect();
+        blocks.push(if layout == Layout::B { as_layout_b(&events, V, &rounds) } else { events });
+    }
+    blocks
 }
 
 fn play(seed: u64, compared: &mut usize, settled: &mut usize, uneven: &mut usize, beyond: &mut usize) {

@@ -7,6 +7,7 @@ mod support;
 mod audit;
 mod bells;
 mod clearing;
+mod cuts;
 mod example;
 mod histories;
 mod run;

@@ -1,7 +1,7 @@
 //! The worked example through the program: applied block by block, taken back by every number of blocks, replaced.
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 use serde_json::{Value, json};
 
 use crate::bells::{Ear, lines};
@@ -31,8 +31,14 @@ impl Registered {
         hash
     }
 
+    /// Applies what is there, which goes well.
+    pub fn succeed(&self) {
+        let (well, told) = self.process("");
+        assert!(well, "{told}");
+    }
+
     /// Applies what is there, with these settings; whether that went well, and what was told.
-    fn process(&self, settings: &str) -> (bool, String) {
+    pub fn process(&self, settings: &str) -> (bool, String) {
         let config = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(config.path(), settings).unwrap();
         let args = ["process", "--once", "--config", config.path().to_str().unwrap(), "--database-url", &self.pg.url];
@@ -57,6 +63,18 @@ impl Registered {
 
     /// All rows of all its tables, without what differs between two blocks of one content.
     async fn dump(&self) -> String {
+        self.dump_without("latest_block_hash,block_hash").await
+    }
+
+    /// All rows of all its tables, and what was refused.
+    pub async fn whole_dump(&self) -> String {
+        let sql = "select coalesce(string_agg(concat_ws('/', height, tx_index, event_index, block_hash, reason), E'\\n'
+                       order by height, tx_index, event_index), '') from rejected_events";
+        let refused: String = self.db.query_one(sql, &[]).await.unwrap().get(0);
+        self.dump_without("").await + &refused
+    }
+
+    async fn dump_without(&self, columns: &str) -> String {
         let mut all = String::new();
         for table in [
             "vaults",
@@ -69,7 +87,7 @@ impl Registered {
             "option_bids",
         ] {
             let sql = format!(
-                "select coalesce(string_agg((to_jsonb(t) - '{{latest_block_hash,block_hash}}'::text[])::text, E'\\n'
+                "select coalesce(string_agg((to_jsonb(t) - '{{{columns}}}'::text[])::text, E'\\n'
                     order by to_jsonb(t)::text collate \"C\"), '') from {table} t"
             );
             let rows: String = self.db.query_one(&sql, &[]).await.unwrap().get(0);
@@ -77,6 +95,17 @@ impl Registered {
         }
         all
     }
+}
+
+/// The newest block's height.
+pub async fn head(world: &Registered) -> Option<u32> {
+    let sql = "select max(height) from blocks";
+    world.db.query_one(sql, &[]).await.unwrap().get::<_, Option<i64>>(0).map(|height| height as u32)
+}
+
+/// `ebbtide verify option_vaults` finds nothing.
+pub fn verified(world: &Registered) {
+    Ebbtide::succeed(&["verify", "option_vaults", "--database-url", &world.pg.url], &[]);
 }
 
 #[tokio::test]

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use alloy_primitives::keccak256;
 use ebbtide::chain::{Event, Text};
+use ebbtide::projections::option_vaults::Layout;
 use ebbtide::projections::option_vaults::decode::{BadEvent, Deployment, Emitter, SELECTORS, decode};
 use ebbtide::projections::option_vaults::event::VaultEvent;
 use ebbtide::projections::option_vaults::felts::FeltFault;
-use ebbtide::store::vaults::Layout;
 use proptest::prelude::*;
 
 use crate::story::{V, blocks};

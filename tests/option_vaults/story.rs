@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ebbtide::chain::Event;
+use ebbtide::projections::option_vaults::Layout;
 use ebbtide::projections::option_vaults::decode::SELECTORS;
-use ebbtide::store::vaults::Layout;
 
 use crate::tables::{UDC, as_layout_b, event, in_order};
 

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebbtide::chain::{Event, Height, Text};
-use ebbtide::projections::option_vaults::{At, decode::SELECTORS};
-use ebbtide::projections::option_vaults::{Directory, Working, addresses, apply, read, wanted};
-use ebbtide::store::Refused;
-use ebbtide::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted};
+use ebbtide::chain::{BlockRef, Event, Hash, Height, Text};
+use ebbtide::projections::option_vaults::decode::SELECTORS;
+use ebbtide::projections::option_vaults::rows::{
+    BidRow, BuyerRow, Changes, Layout, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted,
+};
+use ebbtide::projections::option_vaults::{Directory, Registered, Working, addresses, apply, wanted};
+use ebbtide::store::{BlockEvents, Refused};
 
 pub const UDC: &str = "0x41a78e741e5af2fec34b695679bc6891742439f7afb8484ecd7766661ad02bf";
 
@@ -67,10 +69,16 @@ pub fn as_layout_b(events: &[Event], vault: &str, rounds: &BTreeMap<String, u64>
     in_order(said)
 }
 
+/// A block of these events.
+pub fn block(height: u32, time: i64, events: &[Event]) -> BlockEvents {
+    let block = BlockRef { height: Height::from(height), hash: Hash::new(format!("0xb{height}")) };
+    BlockEvents { block, time: Some(time), events: events.to_vec() }
+}
+
 /// All rows of all tables.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tables {
-    pub registered: BTreeMap<Text, Layout>,
+    pub directory: Directory,
     pub vaults: BTreeMap<Text, VaultRow>,
     pub providers: BTreeMap<(Text, Text), ProviderRow>,
     pub rounds: BTreeMap<Text, RoundRow>,
@@ -81,31 +89,23 @@ pub struct Tables {
 
 impl Tables {
     pub fn with_vault(address: &str, layout: Layout) -> Tables {
-        Tables { registered: [(text(address), layout)].into(), ..Tables::default() }
+        let registered = [(text(address), Registered { layout, from_height: None })].into();
+        let directory = Directory { deployers: [text(UDC)].into(), registered, ..Directory::default() };
+        Tables { directory, ..Tables::default() }
     }
 
-    fn directory(&self, known: &BTreeSet<Text>) -> Directory {
-        let mut directory = Directory { deployers: [text(UDC)].into(), ..Directory::default() };
-        let mut vaults: BTreeSet<Text> = known.clone();
-        for round in known.iter().filter_map(|address| self.rounds.get(address)) {
-            directory.rounds.insert(round.address.clone(), round.vault_address.clone());
-            vaults.insert(round.vault_address.clone());
-        }
-        for vault in vaults {
-            let layout = self.registered.get(&vault).copied().or(self.vaults.get(&vault).map(|row| row.layout));
-            directory.vaults.extend(layout.map(|layout| (vault, layout)));
-        }
-        directory
-    }
-
-    fn load(&self, wanted: &Wanted) -> Working {
+    /// The vaults and rounds at these addresses, and the rounds' vaults.
+    fn named(&self, addresses: &BTreeSet<Text>) -> Working {
         let mut rows = Working::default();
+        let rounds: Vec<&RoundRow> = addresses.iter().filter_map(|address| self.rounds.get(address)).collect();
+        let vaults = addresses.iter().chain(rounds.iter().map(|round| &round.vault_address));
+        vaults.filter_map(|address| self.vaults.get(address)).for_each(|row| rows.load(Row::Vault(row.clone())));
+        rounds.into_iter().for_each(|row| rows.load(Row::Round(row.clone())));
+        rows
+    }
+
+    fn load(&self, wanted: &Wanted, rows: &mut Working) {
         let mut give = |row: Row| rows.load(row);
-        for (address, row) in &self.vaults {
-            if wanted.vaults.contains(address) {
-                give(Row::Vault(row.clone()));
-            }
-        }
         for (key, row) in &self.providers {
             if wanted.providers.contains(key) || wanted.vaults_with_providers.contains(&key.0) {
                 give(Row::Provider(row.clone()));
@@ -133,23 +133,28 @@ impl Tables {
                 give(Row::Bid(row.clone()));
             }
         }
-        rows
     }
 
     /// Applies a block and writes back; returns what was refused.
     pub fn apply(&mut self, height: u32, time: i64, events: &[Event]) -> Vec<Refused> {
-        let mut directory = self.directory(&addresses(events));
-        let steps = read(&mut directory, events);
-        let mut rows = self.load(&wanted(&steps));
-        let refused = apply(&mut rows, At { height: Height::from(height), time: Some(time) }, &steps);
-        let changes = rows.changes();
-        changes.vaults.into_iter().for_each(|row| self.put(Row::Vault(row)));
-        changes.providers.into_iter().for_each(|row| self.put(Row::Provider(row)));
-        changes.rounds.into_iter().for_each(|row| self.put(Row::Round(row)));
-        changes.queued.into_iter().for_each(|row| self.put(Row::Queued(row)));
-        changes.buyers.into_iter().for_each(|row| self.put(Row::Buyer(row)));
-        changes.bids.into_iter().for_each(|row| self.put(Row::Bid(row)));
-        refused
+        self.apply_range(&[block(height, time, events)]).0
+    }
+
+    /// Applies blocks and writes back; returns what was refused, and what is to be written.
+    pub fn apply_range(&mut self, blocks: &[BlockEvents]) -> (Vec<Refused>, Changes) {
+        let names = addresses(blocks);
+        let mut rows = self.named(&names);
+        let wanted = wanted(&self.directory, &rows, &names, blocks);
+        self.load(&wanted, &mut rows);
+        let refused = blocks.iter().flat_map(|block| apply(&self.directory, &mut rows, block)).collect();
+        let changes = rows.take_changes();
+        changes.vaults.iter().for_each(|w| self.put(Row::Vault(w.row.clone())));
+        changes.providers.iter().for_each(|w| self.put(Row::Provider(w.row.clone())));
+        changes.rounds.iter().for_each(|w| self.put(Row::Round(w.row.clone())));
+        changes.queued.iter().for_each(|w| self.put(Row::Queued(w.row.clone())));
+        changes.buyers.iter().for_each(|w| self.put(Row::Buyer(w.row.clone())));
+        changes.bids.iter().for_each(|w| self.put(Row::Bid(w.row.clone())));
+        (refused, changes)
     }
 
     pub fn put(&mut self, row: Row) {

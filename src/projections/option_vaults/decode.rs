@@ -2,8 +2,8 @@
 //!
 //! The layout is the vault's and never read off an event: lengths alone would take one build's event for another's.
 
+use super::rows::{Layout, VaultParameters};
 use crate::chain::{Amount, Event, Text};
-use crate::store::vaults::{Layout, VaultParameters};
 
 use super::event::{Moved, Pricing, RoundKey, VaultEvent};
 use super::felts::{self, FeltFault};

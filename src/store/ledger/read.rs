@@ -18,6 +18,7 @@ pub struct LedgerRead {
     applied_blocks: Statement,
     block_below: Statement,
     movements: Statement,
+    range_end: Statement,
 }
 
 impl LedgerRead {
@@ -32,6 +33,7 @@ impl LedgerRead {
             applied_blocks: client.prepare(include_str!("../../../sql/queries/applied_blocks.sql")).await?,
             block_below: client.prepare(include_str!("../../../sql/queries/block_below.sql")).await?,
             movements: client.prepare(include_str!("../../../sql/queries/movements.sql")).await?,
+            range_end: client.prepare(include_str!("../../../sql/queries/range_end.sql")).await?,
             client,
         })
     }
@@ -132,6 +134,20 @@ impl LedgerRead {
                 })
             })
             .collect()
+    }
+
+    /// The height at which a run of blocks from one height to another (inclusive) has more than `most` events of a kind: it
+    /// ends below. None: it has no more than that.
+    pub async fn range_end(
+        &self,
+        chain: ChainId,
+        from: Height,
+        to: Height,
+        most: u64,
+    ) -> Result<Option<Height>, StoreError> {
+        let row =
+            self.client.query_one(&self.range_end, &[&chain.0, &from.to_sql(), &to.to_sql(), &(most as i64)]).await?;
+        height(&row, "height")
     }
 
     /// Blocks applied and not yet pruned, ascending.

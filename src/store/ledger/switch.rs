@@ -1,11 +1,10 @@
 //! The transaction that goes from one branch to another, begins a chain, or makes its state anew.
 
-use tokio::sync::OnceCell;
 use tokio_postgres::{Row, Transaction};
 
 use super::{Applied, ApplyBlock, ApplyStatements, ReorgNote, Statements, StoreError, Undone, apply, count};
 use crate::chain::{BlockRef, ChainId, Height};
-use crate::store::vaults::VaultStatements;
+use crate::store::Prepared;
 
 /// A reorg transaction: undo, then apply, all or nothing. Dropped without a commit it is rolled back.
 #[allow(missing_debug_implementations)]
@@ -14,8 +13,8 @@ pub struct Switch<'a> {
     pub(super) statements: &'a Statements,
     /// Once the state is built beside the live tables: what writes to those that it is built in.
     beside: Option<ApplyStatements>,
-    /// The same for tracked tables.
-    pub(super) tables_beside: Option<OnceCell<VaultStatements>>,
+    /// The same for tracked tables: statements prepared under their names mean those.
+    pub(super) tables_beside: Option<Prepared>,
     pub(super) chain: ChainId,
     pub(super) projection: String,
     pub(super) seq: i64,
@@ -34,6 +33,19 @@ impl<'a> Switch<'a> {
     ) -> Switch<'a> {
         let projection = projection.to_owned();
         Switch { tx, statements, beside: None, tables_beside: None, chain, projection, seq, redo_from }
+    }
+
+    /// Marks this place, which [`back_to`](Switch::back_to) returns to.
+    pub async fn mark(&self) -> Result<i64, StoreError> {
+        self.tx.batch_execute("savepoint marked").await?;
+        Ok(self.seq)
+    }
+
+    /// Takes everything back to the place marked last, which is marked still. `seq`: what it was there.
+    pub async fn back_to(&mut self, seq: i64) -> Result<(), StoreError> {
+        self.tx.batch_execute("rollback to savepoint marked").await?;
+        self.seq = seq;
+        Ok(())
     }
 
     /// Holds the ancestor until the end. False: someone is changing it, or has.

@@ -1,16 +1,11 @@
-//! Projections whose tables triggers keep undo for: SQL functions, and code that writes through a [`BlockTransaction`].
+//! Projections whose tables triggers keep undo for: SQL functions, and code that writes through a [`RangeTransaction`].
 
-use std::fmt;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
 
-use serde_json::Value;
-use tokio::sync::OnceCell;
-use tokio_postgres::{Client, Row, Statement, Transaction};
-
-use super::{Fence, LedgerWrite, Refused, Switch, Undone, count, height};
-use crate::chain::{Amount, BlockRef, ChainId, Event, Height, Kind, TokenEvent};
-use crate::store::numeric::Numeric;
-use crate::store::vaults::VaultStatements;
-use crate::store::{Store, StoreError};
+use super::{Fence, LedgerWrite, RangeTransaction, Switch, Undone, count, height};
+use crate::chain::{BlockRef, ChainId, Height, Kind};
+use crate::store::{Prepared, Store, StoreError};
 
 /// A projection as `projections` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +49,10 @@ pub(super) struct TrackedStatements {
     follow_block: Statement,
     undo_followers: Statement,
     leave_followers_behind: Statement,
-    begin_block: Statement,
     enter_block: Statement,
     leave_block: Statement,
-    vaults: OnceCell<VaultStatements>,
+    /// Statements of projections' own code.
+    prepared: Prepared,
     undo_blocks: Statement,
     empty_projection: Statement,
 }
@@ -72,10 +67,9 @@ impl TrackedStatements {
             follow_block: client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)").await?,
             leave_followers_behind: client.prepare("select leave_followers_behind($1, $2, $3)").await?,
             undo_followers: client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)").await?,
-            begin_block: client.prepare(&["select begin_block", STEP].concat()).await?,
-            enter_block: client.prepare("select check_shapes($1), enter_block($1, $2, $3, $4)").await?,
+            enter_block: client.prepare(include_str!("../../../sql/queries/enter_blocks.sql")).await?,
             leave_block: client.prepare("select leave_block($1)").await?,
-            vaults: OnceCell::new(),
+            prepared: Prepared::default(),
             undo_blocks: client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7)").await?,
             empty_projection: client.prepare("select * from empty_projection($1, $2, $3, $4)").await?,
         })
@@ -89,28 +83,28 @@ async fn step<C: tokio_postgres::GenericClient>(
     projection: &str,
     seq: i64,
     step: &StepBlock,
+    tracking: Option<&str>,
 ) -> Result<Option<i64>, StoreError> {
-    let row = client
-        .query_one(
-            statement,
-            &[
-                &chain.0,
-                &projection,
-                &seq,
-                &step.fence.heights,
-                &step.fence.hashes,
-                &step.fence.revisions,
-                &step.fence.complete_to,
-                &step.block.height.to_sql(),
-                &step.block.hash.as_str(),
-                &step.revision,
-                &step.start.to_sql(),
-                &step.record,
-                &step.digest,
-            ],
-        )
-        .await?;
-    Ok(row.try_get(0)?)
+    let (height, hash, start) = (step.block.height.to_sql(), step.block.hash.as_str(), step.start.to_sql());
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
+        &chain.0,
+        &projection,
+        &seq,
+        &step.fence.heights,
+        &step.fence.hashes,
+        &step.fence.revisions,
+        &step.fence.complete_to,
+        &height,
+        &hash,
+        &step.revision,
+        &start,
+        &step.record,
+        &step.digest,
+    ];
+    if let Some(tracking) = &tracking {
+        parameters.push(tracking);
+    }
+    Ok(client.query_one(statement, &parameters).await?.try_get(0)?)
 }
 
 impl TrackedStatements {
@@ -129,7 +123,7 @@ impl LedgerWrite {
         seq: i64,
         block: &StepBlock,
     ) -> Result<Option<i64>, StoreError> {
-        step(&self.client, self.statements.tracked.of_function(block), chain, projection, seq, block).await
+        step(&self.client, self.statements.tracked.of_function(block), chain, projection, seq, block, None).await
     }
 
     /// Lets go of the replica, if there is one: the projection is where the one is that it follows.
@@ -138,7 +132,7 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// A transaction for one block, which [`Switch::begin_block`] fences.
+    /// A transaction for a block or several final ones, which [`Switch::begin_blocks`] fences.
     pub async fn block_transaction(
         &mut self,
         chain: ChainId,
@@ -197,30 +191,34 @@ impl LedgerWrite {
 }
 
 impl Switch<'_> {
-    /// Fences one block of a projection with tracked tables. False: the fence did not hold; roll back and look again.
-    pub async fn begin_block(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
-        let statements = &self.statements.tracked;
-        let seq = step(&self.tx, &statements.begin_block, self.chain, &self.projection, self.seq, block).await?;
-        let Some(seq) = seq else { return Ok(false) };
-        self.seq = seq;
-        let tracking = match (&self.tables_beside, block.record) {
-            (None, true) => "on",
+    /// Fences a block of a projection with tracked tables, or several final ones, ascending, and lets its tables be written.
+    /// False: the fence did not hold; roll back and look again.
+    pub async fn begin_blocks(&mut self, blocks: &[StepBlock]) -> Result<bool, StoreError> {
+        let Some(last) = blocks.last() else { return Ok(false) };
+        let tracking = match (&self.tables_beside, blocks.iter().any(|block| block.record)) {
+            (None, true) if blocks.len() == 1 => "on",
             (None, false) => "final",
             (Some(_), false) => "beside",
-            (Some(_), true) => return Err(StoreError::Nonsense { what: "undo of tables built beside".to_owned() }),
+            _ => return Err(StoreError::Nonsense { what: "undo of several blocks, or of tables beside".to_owned() }),
         };
-        let at = block.block.height.to_sql();
-        self.tx.execute(&statements.enter_block, &[&self.projection, &self.chain.0, &at, &tracking]).await?;
-        Ok(true)
+        let fence = blocks.iter().fold(Fence::default(), |mut all, block| {
+            all.extend(&block.fence);
+            all
+        });
+        let whole = StepBlock { fence, ..last.clone() };
+        let statement = &self.statements.tracked.enter_block;
+        let seq = step(&self.tx, statement, self.chain, &self.projection, self.seq, &whole, Some(tracking)).await?;
+        self.seq = seq.unwrap_or(self.seq);
+        Ok(seq.is_some())
     }
 
-    /// The block begun by [`begin_block`](Self::begin_block), to write it.
-    pub fn block<'a>(&'a self, block: &'a BlockRef) -> BlockTransaction<'a> {
-        let vaults = self.tables_beside.as_ref().unwrap_or(&self.statements.tracked.vaults);
-        BlockTransaction { tx: &self.tx, chain: self.chain, projection: &self.projection, block, vaults }
+    /// The blocks begun by [`begin_blocks`](Self::begin_blocks), to write them.
+    pub fn range<'a>(&'a self, blocks: &'a [BlockRef]) -> RangeTransaction<'a> {
+        let prepared = self.tables_beside.as_ref().unwrap_or(&self.statements.tracked.prepared);
+        RangeTransaction { tx: &self.tx, prepared, chain: self.chain, projection: &self.projection, blocks }
     }
 
-    /// Ends the block: nothing else may have been written.
+    /// Ends the blocks: nothing else may have been written.
     pub async fn leave_block(&self) -> Result<(), StoreError> {
         self.tx.execute(&self.statements.tracked.leave_block, &[&self.projection]).await?;
         Ok(())
@@ -229,7 +227,7 @@ impl Switch<'_> {
     /// Applies one block of an SQL projection on top. False: the fence did not hold.
     pub async fn apply_function(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
         let statement = self.statements.tracked.of_function(block);
-        let seq = step(&self.tx, statement, self.chain, &self.projection, self.seq, block).await?;
+        let seq = step(&self.tx, statement, self.chain, &self.projection, self.seq, block, None).await?;
         self.seq = seq.unwrap_or(self.seq);
         Ok(seq.is_some())
     }
@@ -320,7 +318,7 @@ impl Switch<'_> {
         self.unlimited().await?;
         let statement = &self.statements.tracked.empty_projection;
         let row = self.tx.query_one(statement, &[&self.chain.0, &self.projection, &self.seq, &beside]).await?;
-        self.tables_beside = beside.then(OnceCell::new);
+        self.tables_beside = beside.then(Prepared::default);
         self.tables_undone(&row)
     }
 
@@ -365,134 +363,6 @@ impl Switch<'_> {
     }
 }
 
-/// A block being applied: what the chain says it holds, and the transaction to write what follows from it. The
-/// projection's tables are restored by themselves when the block is replaced; no other table may be written.
-pub struct BlockTransaction<'a> {
-    tx: &'a Transaction<'a>,
-    chain: ChainId,
-    projection: &'a str,
-    block: &'a BlockRef,
-    vaults: &'a OnceCell<VaultStatements>,
-}
-
-impl fmt::Debug for BlockTransaction<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "block {} of chain {} for {}", self.block, self.chain, self.projection)
-    }
-}
-
-impl<'a> BlockTransaction<'a> {
-    /// The chain's number, for `chain_id` columns.
-    pub fn chain(&self) -> ChainId {
-        self.chain
-    }
-
-    /// The block.
-    pub fn block(&self) -> &BlockRef {
-        self.block
-    }
-
-    /// The transaction: any statement on the projection's own tables, and reading of all others. On the search path are
-    /// `ebbtide`, the schemas of the projection's tables and `public`. It is committed, or rolled back, by whoever opened it.
-    pub fn client(&self) -> &Transaction<'a> {
-        self.tx
-    }
-
-    /// The statements of the option vaults, prepared at their first use on this connection. Until the block ends, the
-    /// planner looks rows up by their keys.
-    pub(crate) async fn vaults(&self) -> Result<&'a VaultStatements, StoreError> {
-        self.tx.batch_execute("set local enable_hashjoin = off; set local enable_mergejoin = off").await?;
-        self.vaults.get_or_try_init(|| VaultStatements::prepare(self.tx)).await
-    }
-
-    /// The block's token movements, in the order of the chain.
-    pub async fn token_events(&self) -> Result<Vec<TokenEvent>, StoreError> {
-        let sql = include_str!("../../../sql/queries/movements.sql");
-        let at = self.block.height.to_sql();
-        let rows = self.tx.query(sql, &[&self.chain.0, &at, &at]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(TokenEvent {
-                    tx_index: row.try_get::<_, i64>(1)?.unsigned_abs(),
-                    event_index: row.try_get::<_, i64>(2)?.unsigned_abs(),
-                    token: row.try_get::<_, &str>(3)?.into(),
-                    from: row.try_get::<_, Option<&str>>(4)?.map(Into::into),
-                    to: row.try_get::<_, Option<&str>>(5)?.map(Into::into),
-                    amount: Amount::from(row.try_get::<_, Numeric>(6)?.0.magnitude()),
-                })
-            })
-            .collect()
-    }
-
-    /// The block's other events, in the order of the chain.
-    pub async fn events(&self) -> Result<Vec<Event>, StoreError> {
-        let sql = include_str!("../../../sql/queries/events_of_block.sql");
-        let rows = self.tx.query(sql, &[&self.chain.0, &self.block.height.to_sql()]).await?;
-        rows.iter().map(crate::store::chains::stored_event).map(|read| read.map(|(_, event)| event)).collect()
-    }
-
-    /// When the chain says the block was made, in seconds since 1970; none: it does not say.
-    pub async fn time(&self) -> Result<Option<i64>, StoreError> {
-        let sql = "select extract(epoch from b.time)::bigint from blocks b where b.chain_id = $1 and b.height = $2";
-        let row = self.tx.query_one(sql, &[&self.chain.0, &self.block.height.to_sql()]).await?;
-        Ok(row.try_get(0)?)
-    }
-
-    /// Leaves an event out and keeps it as evidence in `rejected_events`.
-    pub async fn reject(
-        &self,
-        tx_index: u64,
-        event_index: u64,
-        raw: Value,
-        reason: &'static str,
-    ) -> Result<(), StoreError> {
-        let refused = Refused {
-            height: self.block.height,
-            tx_index: tx_index as i64,
-            event_index: event_index as i64,
-            raw,
-            reason,
-        };
-        self.tx
-            .execute(
-                "select reject_event($1, $2, $3, $4, $5, $6, $7, $8)",
-                &[
-                    &self.chain.0,
-                    &self.projection,
-                    &refused.height.to_sql(),
-                    &self.block.hash.as_str(),
-                    &refused.tx_index,
-                    &refused.event_index,
-                    &refused.raw,
-                    &refused.reason,
-                ],
-            )
-            .await?;
-        Ok(())
-    }
-}
-
-/// Why a block could not be applied by a projection's own code.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BlockError {
-    /// Postgres would not.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The code will not.
-    #[error("{reason}")]
-    Refused {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl From<tokio_postgres::Error> for BlockError {
-    fn from(error: tokio_postgres::Error) -> BlockError {
-        BlockError::Store(error.into())
-    }
-}
-
 impl Store {
     /// Makes a projection of the program known and its tables reorg-safe; nothing changes where that was done before.
     ///
@@ -503,9 +373,11 @@ impl Store {
         name: &str,
         tables: &[String],
         kind: Option<Kind>,
+        ignores_catching_up: bool,
     ) -> Result<(), StoreError> {
         let kind = kind.map(Kind::as_str);
-        self.reader().await?.execute("select register_projection($1, $2, $3)", &[&name, &tables, &kind]).await?;
+        let sql = "select register_projection($1, $2, $3, $4)";
+        self.reader().await?.execute(sql, &[&name, &tables, &kind, &ignores_catching_up]).await?;
         Ok(())
     }
 

@@ -1,13 +1,9 @@
 //! Option vaults, a page at a time: balances of vaults and providers at any height, everything else as it is now.
 
-use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
-
-use super::super::vaults::{
-    BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow, bid_row, buyer_row, provider_row, queued_row,
-    round_row, vault_row, whole,
-};
-use super::{ChainState, Snapshot, StoreError};
+use super::rows::{BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow};
+use super::statements::{bid_row, buyer_row, provider_row, queued_row, round_row, vault_row, whole};
+use crate::store::reads::{ChainState, Snapshot};
+use crate::store::{Row, StoreError, ToSql};
 
 /// A row as it stood at some height.
 #[derive(Debug, Clone, PartialEq, Eq)]

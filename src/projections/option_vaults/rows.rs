@@ -1,16 +1,10 @@
-//! The rows of the option vault tables, as they stand in Postgres (migrations/V3__option_vaults.sql).
+//! The rows of the option vault tables, as they stand in Postgres (migrations/V3__option_vaults.sql, V5__option_vaults.sql).
 //!
 //! Addresses, hashes and ids are felts in canonical text. Dates and counters are u64, as the contracts have them.
 
-mod statements;
-
 use std::collections::BTreeSet;
 
-use crate::chain::{Amount, Text};
-
-pub use statements::{Followed, VaultStatements};
-
-pub(super) use statements::{bid_row, buyer_row, provider_row, queued_row, round_row, vault_row, whole};
+use crate::chain::{Amount, BlockRef, Text};
 
 /// Which contract emits what: two incompatible builds exist, and a vault is told which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,13 +74,13 @@ pub struct VaultRow {
     pub locked_balance: Amount,
     /// What was queued for withdrawal and is paid out.
     pub stashed_balance: Amount,
-    /// The newest round; none: not deployed yet.
+    /// The newest round; None means that none is deployed yet.
     pub current_round: Option<u64>,
     /// The newest round's address.
     pub current_round_address: Option<Text>,
-    /// What the deployment said; none: the deployment was not seen.
+    /// What the deployment said; None means that the deployment was not seen.
     pub parameters: Option<VaultParameters>,
-    /// Time of the deployment's block in seconds since 1970; none: the block has no time.
+    /// Time of the deployment's block in seconds since 1970; None means that the block has no time.
     pub deployment_date: Option<i64>,
 }
 
@@ -146,7 +140,7 @@ pub struct RoundRow {
     pub end_date: u64,
     /// The settlement, seconds since 1970.
     pub settlement_date: u64,
-    /// Time of the deployment's block in seconds since 1970; none: the block has no time.
+    /// Time of the deployment's block in seconds since 1970; None means that the block has no time.
     pub deployment_date: Option<i64>,
     /// Strike.
     pub strike_price: Amount,
@@ -246,11 +240,10 @@ pub enum Row {
     Bid(BidRow),
 }
 
-/// Rows to load before a block's events are applied to them. A row that does not exist is simply not found.
+/// Rows to load before events are applied to them, beside the vaults and rounds at the addresses that the events name. A
+/// row that does not exist is simply not found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// `vaults` by address.
-    pub vaults: BTreeSet<Text>,
     /// All `liquidity_providers` of these vaults: a round begins, ends its auction or is settled.
     pub vaults_with_providers: BTreeSet<Text>,
     /// `liquidity_providers` by (vault, address).
@@ -271,27 +264,33 @@ pub struct Wanted {
     pub queued: BTreeSet<(Text, u64, Text)>,
 }
 
-/// Rows to insert, or to put in the place of those with the same keys. Written in this order: rounds name their vault,
-/// and the others their round. Nothing is ever deleted on the way forward.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Changes {
-    /// Of `vaults`; each with a row of `vault_history`.
-    pub vaults: Vec<VaultRow>,
-    /// Of `liquidity_providers`; each with a row of `liquidity_provider_history`.
-    pub providers: Vec<ProviderRow>,
-    /// Of `option_rounds`.
-    pub rounds: Vec<RoundRow>,
-    /// Of `queued_liquidity`.
-    pub queued: Vec<QueuedRow>,
-    /// Of `option_buyers`.
-    pub buyers: Vec<BuyerRow>,
-    /// Of `option_bids`.
-    pub bids: Vec<BidRow>,
+/// A row as a block left it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<R> {
+    /// The row.
+    pub row: R,
+    /// The block.
+    pub block: BlockRef,
 }
 
-impl Changes {
-    /// Whether there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        *self == Changes::default()
-    }
+/// Rows to insert, or to put in the place of those with the same keys, each as the last block left it that changed it; and
+/// the history of all of these blocks. Nothing is ever deleted on the way forward.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Of `vaults`.
+    pub vaults: Vec<Written<VaultRow>>,
+    /// Of `vault_history`.
+    pub vault_history: Vec<Written<VaultRow>>,
+    /// Of `liquidity_providers`.
+    pub providers: Vec<Written<ProviderRow>>,
+    /// Of `liquidity_provider_history`.
+    pub provider_history: Vec<Written<ProviderRow>>,
+    /// Of `option_rounds`.
+    pub rounds: Vec<Written<RoundRow>>,
+    /// Of `queued_liquidity`.
+    pub queued: Vec<Written<QueuedRow>>,
+    /// Of `option_buyers`.
+    pub buyers: Vec<Written<BuyerRow>>,
+    /// Of `option_bids`.
+    pub bids: Vec<Written<BidRow>>,
 }
