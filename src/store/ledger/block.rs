@@ -76,7 +76,6 @@ impl<'a> RangeTransaction<'a> {
         for row in &rows {
             let (height, event) = crate::store::chains::stored_event(row)?;
             if found.last().is_none_or(|last| last.block.height < height) {
-                // Events of a height without a block do not count.
                 let Some(block) = blocks.find(|block| block.height >= height).filter(|block| block.height == height)
                 else {
                     return Err(StoreError::Nonsense { what: format!("events at {height}, which is no block held") });
