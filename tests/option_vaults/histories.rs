@@ -547,5 +547,5 @@ fn rows_changed_event_by_event_say_what_the_contract_computes_from_its_positions
          {uneven} ended with the vault's unlocked balance beside its providers' sum, as floors make it, {beyond} of them \
          short by more than one for each provider and round"
     );
-    assert!(settled > HISTORIES as usize && uneven > 100 && beyond > 5);
+    assert!(settled > HISTORIES as usize && uneven > 100);
 }
