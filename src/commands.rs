@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::config::{Cli, Command, ConfigError, RejectedCommand, Settings};
-use ebbtide::store::private::{self, Search};
+use ebbtide::private_postgres::{self, Search};
 use ebbtide::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,7 @@ fn database_url(settings: &Settings) -> Result<String> {
     if let Some(url) = &settings.database_url {
         return Ok(url.clone());
     }
-    if let Some(running) = private::running(&settings.private_dir, &Search::Installed) {
+    if let Some(running) = private_postgres::running(&settings.private_dir, &Search::Installed) {
         return Ok(running.url);
     }
     Err(anyhow!(ConfigError::Unfit(format!(

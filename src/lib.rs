@@ -56,16 +56,19 @@
 //!
 //! # The modules, in reading order
 //! [`chain`]: plain values and the decision. [`sources`]: where blocks come from. [`store`]: everything said to Postgres.
-//! [`sync`] and [`process`]: the two loops. [`projections`]: what follows from events. [`api`]: REST. [`config`], [`ops`],
+//! [`sync`] and [`process`]: the two loops. [`projections`]: what follows from events. [`api`]: REST. [`verify`]: all of it
+//! computed again by other code, and compared. [`private_postgres`]: a server for whoever names none. [`config`], [`ops`],
 //! [`watch`]: settings, and what operators see.
 
 pub mod api;
 pub mod chain;
 pub mod config;
 pub mod ops;
+pub mod private_postgres;
 pub mod process;
 pub mod projections;
 pub mod sources;
 pub mod store;
 pub mod sync;
+pub mod verify;
 pub mod watch;

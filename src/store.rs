@@ -1,4 +1,4 @@
-//! Postgres: connections, migrations, and one function per query. Nothing else of ours speaks to it.
+//! Postgres: connections, migrations, and one function per query. `verify` alone reads it by statements of its own.
 
 mod chains;
 mod ledger;
@@ -6,13 +6,11 @@ mod migrate;
 pub mod numeric;
 mod opening;
 mod operate;
-pub mod private;
 pub mod reads;
 mod rejected;
 mod sample;
 mod tls;
 pub mod vaults;
-mod verify;
 mod wake;
 
 use std::time::Duration;
@@ -23,6 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub(crate) use chains::stored_event;
 pub use chains::{CaughtUp, ChainRow, ChainSettings, Missed, NewBlocks, RegisteredVault, SyncLock, Tip, Written};
 pub use ledger::{
     After, Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite,
@@ -33,7 +32,6 @@ pub use opening::Imported;
 pub use operate::{Rebuilding, Standing, aligned};
 pub use rejected::{RejectedEvent, RejectedFilter, Retried};
 pub use sample::Sample;
-pub use verify::{Audit, AuditBlock, Findings, FuzzSettings, Progress, VaultAudit, Verifiable};
 pub use wake::{Wake, WakeMode};
 
 /// How connections behave. One value for a process.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ebbtide::store::private::Search;
+use ebbtide::private_postgres::Search;
 use serde_yaml_ng::Value;
 use support::{Ebbtide, OwnPg, free_port, wait_until, wait_within};
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use ebbtide::store::private::{Search, running};
+use ebbtide::private_postgres::{Search, running};
 use serde_json::Value;
 use support::{Ebbtide, Pg, free_addr, pg, wait_until};
 use tempfile::TempDir;

@@ -20,6 +20,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("api", ABOVE),
     // Recomputes by code of its own: a fault of a projection must not hide itself.
     ("verify", &["chain", "ops", "sources", "store"]),
+    // Runs the server's programs, and knows nothing of what is kept in it.
+    ("private_postgres", &[]),
 ];
 const ABOVE: &[&str] = &["bus", "chain", "ops", "projections", "sources", "store"];
 /// These put the parts together and may name all of them.
@@ -28,9 +30,15 @@ const TOP: &[&str] = &["main", "lib", "config", "commands", "watch"];
 /// Crates that only some parts may name, with the reason.
 const CRATES: &[(&[&str], &[&str], &str)] = &[
     (
-        &["tokio_postgres", "deadpool_postgres", "postgres_types", "refinery", "tokio_postgres_rustls"],
+        &["deadpool_postgres", "postgres_types", "refinery", "tokio_postgres_rustls"],
         &["store"],
-        "only store speaks to Postgres",
+        "only store knows how Postgres is connected to and migrated",
+    ),
+    (
+        &["tokio_postgres"],
+        &["store", "verify", "private_postgres"],
+        "only store speaks to Postgres; verify does by statements of its own, so that it shares none with what it \
+         checks, and private_postgres makes the database before there is one to connect to",
     ),
     (
         &["reqwest", "tokio_tungstenite"],

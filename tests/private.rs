@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ebbtide::store::private::{Options, PrivateError, PrivatePostgres, Search, ServerUser, running};
+use ebbtide::private_postgres::{Options, PrivateError, PrivatePostgres, Search, ServerUser, running};
 use rustix::process::Signal;
 use support::own_pg::signal;
 use support::{Ebbtide, pg, wait_until};

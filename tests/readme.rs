@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use ebbtide::chain::Event;
-use ebbtide::store::private::Search;
+use ebbtide::private_postgres::Search;
 use ebbtide::store::vaults::Layout;
 use serde_json::{Value, json};
 use support::fake_indexer::{FakeIndexer, blocks_from, transfer};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ebbtide::chain::{Block, BlockRef, ChainId, Kind};
-use ebbtide::store::private::{Options, PrivatePostgres};
+use ebbtide::private_postgres::{Options, PrivatePostgres};
 use ebbtide::store::{ChainSettings, NewBlocks, Store, StoreSettings, SyncLock, Written};
 use tokio_postgres::{Client, NoTls};
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::config::{PauseArgs, ReplayArgs, ResumeArgs, Settings, StatusArgs};
-use ebbtide::store::private::{self, Search};
+use ebbtide::private_postgres::{self, Search};
 
 use super::{database_url, migrated_store, open, refused, say};
 
@@ -62,7 +62,8 @@ pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<Exi
 
 pub(super) fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
     let url = database_url(settings)?;
-    let private = settings.database_url.is_none().then(|| private::running(&settings.private_dir, &Search::Installed));
+    let private =
+        settings.database_url.is_none().then(|| private_postgres::running(&settings.private_dir, &Search::Installed));
     let program = match private.flatten() {
         Some(running) => running.bin_dir.join("psql"),
         None => "psql".into(),

@@ -11,7 +11,8 @@ use ebbtide::projections::option_vaults::{self, At, Directory, Working};
 use ebbtide::projections::token_balances;
 use ebbtide::sources::Source;
 use ebbtide::sources::evm::{EvmSettings, EvmSource};
-use ebbtide::store::{Audit, Findings, FuzzSettings, Store, StoreError, VaultAudit, Verifiable};
+use ebbtide::store::{Store, StoreError};
+use ebbtide::verify::{Audit, Findings, FuzzSettings, VaultAudit, Verifiable};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{migrated_store, refused, say};
@@ -33,7 +34,7 @@ pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<Exi
         let findings = match of.projection.as_str() {
             option_vaults::NAME => audit(&store, settings, of, args.most, &bar).await.map_err(refused)?,
             _ if of.is_function => {
-                let mut show = |at: ebbtide::store::Progress<'_>| {
+                let mut show = |at: ebbtide::verify::Progress<'_>| {
                     bar.set_length(at.blocks);
                     bar.set_position(at.done);
                 };

@@ -109,7 +109,7 @@ fn chain_row(row: &Row) -> Result<ChainRow, StoreError> {
     })
 }
 
-pub(super) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
+pub(crate) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
     let height = Height::try_from(row.try_get::<_, i64>("height")?)
         .map_err(|e| StoreError::Nonsense { what: format!("events.height: {e}") })?;
     let texts = |column: &str| -> Result<Vec<Text>, StoreError> {

@@ -70,7 +70,7 @@ impl Store {
     ) -> Result<Findings, StoreError> {
         let FuzzSettings { projection, seed, .. } = *settings;
         let client = super::tables::begin(self).await?;
-        let sql = include_str!("../../../sql/queries/fuzz_projection.sql");
+        let sql = include_str!("../../sql/queries/fuzz_projection.sql");
         let row = client.query_opt(sql, &[&projection, &settings.chain]).await?.ok_or_else(|| StoreError::Refused {
             reason: format!(
                 "there is no projection named {projection} that an SQL function applies: others cannot be fuzzed"
@@ -127,7 +127,7 @@ impl Store {
 /// Of the newest events of a chain.
 async fn words(client: &Client, chain: Option<i64>) -> Result<Words, StoreError> {
     let mut words = Words::default();
-    let moved = client.query(include_str!("../../../sql/queries/fuzz_movements.sql"), &[&chain]).await?;
+    let moved = client.query(include_str!("../../sql/queries/fuzz_movements.sql"), &[&chain]).await?;
     for row in &moved {
         words.tokens.push(row.try_get("token")?);
         for column in ["from_address", "to_address"] {
@@ -139,7 +139,7 @@ async fn words(client: &Client, chain: Option<i64>) -> Result<Words, StoreError>
         list.sort_unstable();
         list.dedup();
     }
-    let events = client.query(include_str!("../../../sql/queries/fuzz_events.sql"), &[&chain]).await?;
+    let events = client.query(include_str!("../../sql/queries/fuzz_events.sql"), &[&chain]).await?;
     for row in &events {
         words.events.push(row.try_get("event")?);
     }
@@ -155,7 +155,7 @@ impl Fuzz<'_> {
             self.client.query_opt(sql, &[&own, &self.projection]).await?;
             self.client.execute("select empty_tables($1, $2)", &[&self.projection, &own]).await?;
         }
-        let sql = include_str!("../../../sql/queries/fuzz_chain.sql");
+        let sql = include_str!("../../sql/queries/fuzz_chain.sql");
         let row = self.client.query_one(sql, &[&chain, &CHAIN, &self.kind, &self.base]).await?;
         self.chain = row.try_get(0)?;
         Ok(())
@@ -346,7 +346,7 @@ impl Fuzz<'_> {
         let sql = "select sum(greatest(reltuples, 0))::real from pg_class \
                    where oid in ('token_events'::regclass, 'events'::regclass)";
         if self.client.query_one(sql, &[]).await?.try_get::<_, f32>(0)? < SMALL {
-            self.client.batch_execute(include_str!("../../../sql/queries/fuzz_plans.sql")).await?;
+            self.client.batch_execute(include_str!("../../sql/queries/fuzz_plans.sql")).await?;
         }
         let mut lists: [Vec<Value>; 3] = Default::default();
         for block in &self.branch {
@@ -362,7 +362,7 @@ impl Fuzz<'_> {
         }
         let [transactions, token_events, events] = lists.map(Value::Array);
         let parameters: [&(dyn ToSql + Sync); 4] = [&self.chain, &transactions, &token_events, &events];
-        self.client.execute(include_str!("../../../sql/queries/fuzz_rows.sql"), &parameters).await?;
+        self.client.execute(include_str!("../../sql/queries/fuzz_rows.sql"), &parameters).await?;
         for block in &self.branch {
             self.client
                 .execute(

@@ -12,7 +12,7 @@ mod vaults;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, IsolationLevel, Row, Transaction};
 
-use super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 
 pub use fuzz::FuzzSettings;
 pub use tables::{Progress, Verifiable};
@@ -78,13 +78,13 @@ impl Store {
                 "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set work_mem = '64MB'",
             )
             .await?;
-        client.batch_execute(include_str!("../../sql/queries/verify_scratch.sql")).await?;
+        client.batch_execute(include_str!("../sql/queries/verify_scratch.sql")).await?;
         let tx =
             client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?;
         if let Some(chain) = chain {
             tx.query_one("select chain_named($1)", &[&chain]).await?;
         }
-        let rows = tx.query(include_str!("../../sql/queries/verify_chains.sql"), &[&chain]).await?;
+        let rows = tx.query(include_str!("../sql/queries/verify_chains.sql"), &[&chain]).await?;
         let chains = rows.iter().map(Chain::read).collect::<Result<Vec<_>, _>>()?;
         let mut report = Report { findings: Findings::default(), most };
         let (mut blocks, mut changes, mut accounts) = (0, 0, 0);
@@ -95,7 +95,7 @@ impl Store {
             accounts += totals.accounts;
         }
         if chain.is_none() {
-            let sql = include_str!("../../sql/queries/verify_strays.sql");
+            let sql = include_str!("../sql/queries/verify_strays.sql");
             report.compare(&tx, "no chain", sql, &[&report.limit()]).await?;
         }
         let Report { mut findings, .. } = report;
@@ -132,11 +132,11 @@ impl Chain {
 async fn verify_chain(tx: &Transaction<'_>, chain: &Chain, report: &mut Report) -> Result<Totals, StoreError> {
     let Chain { id, name, .. } = chain;
     tx.batch_execute("delete from verify_counted; delete from verify_changes").await?;
-    tx.execute(include_str!("../../sql/queries/verify_count.sql"), &[id, &chain.start, &chain.complete_to]).await?;
+    tx.execute(include_str!("../sql/queries/verify_count.sql"), &[id, &chain.start, &chain.complete_to]).await?;
     tx.batch_execute("analyze verify_counted").await?;
-    tx.execute(include_str!("../../sql/queries/verify_recompute.sql"), &[id, &chain.height, &chain.start]).await?;
+    tx.execute(include_str!("../sql/queries/verify_recompute.sql"), &[id, &chain.height, &chain.start]).await?;
     tx.batch_execute("analyze verify_changes").await?;
-    let row = tx.query_one(include_str!("../../sql/queries/verify_totals.sql"), &[&chain.height]).await?;
+    let row = tx.query_one(include_str!("../sql/queries/verify_totals.sql"), &[&chain.height]).await?;
     let totals = Totals {
         blocks: row.try_get("blocks")?,
         changes: row.try_get("changes")?,
@@ -150,11 +150,11 @@ async fn verify_chain(tx: &Transaction<'_>, chain: &Chain, report: &mut Report) 
     report.checkpoint(chain, &totals);
     let limit = report.limit();
     let checks: [(&str, &[&(dyn ToSql + Sync)]); 5] = [
-        (include_str!("../../sql/queries/verify_applied.sql"), &[id, &chain.height, &chain.final_height, &limit]),
-        (include_str!("../../sql/queries/verify_rejected.sql"), &[id, &chain.height, &chain.kind, &limit]),
-        (include_str!("../../sql/queries/verify_balances.sql"), &[id, &limit]),
-        (include_str!("../../sql/queries/verify_supply.sql"), &[id, &chain.height, &limit]),
-        (include_str!("../../sql/queries/verify_journal.sql"), &[id, &chain.history_from, &limit]),
+        (include_str!("../sql/queries/verify_applied.sql"), &[id, &chain.height, &chain.final_height, &limit]),
+        (include_str!("../sql/queries/verify_rejected.sql"), &[id, &chain.height, &chain.kind, &limit]),
+        (include_str!("../sql/queries/verify_balances.sql"), &[id, &limit]),
+        (include_str!("../sql/queries/verify_supply.sql"), &[id, &chain.height, &limit]),
+        (include_str!("../sql/queries/verify_journal.sql"), &[id, &chain.history_from, &limit]),
     ];
     for (sql, parameters) in checks {
         report.compare(tx, name, sql, parameters).await?;

@@ -70,10 +70,10 @@ impl Store {
                 format!("Verified {} on {}: not compared, the chain has changed.", of.projection, of.chain);
             return Ok(Audit::Idle(report.findings));
         }
-        let sql = include_str!("../../../sql/queries/verify_vaults.sql");
+        let sql = include_str!("../../sql/queries/verify_vaults.sql");
         report.compare(&client, &place, sql, &[&of.chain_id, &report.limit()]).await?;
         // Found first by their names from here on, by the statements that write them as well.
-        client.batch_execute(include_str!("../../../sql/queries/verify_vault_tables.sql")).await?;
+        client.batch_execute(include_str!("../../sql/queries/verify_vault_tables.sql")).await?;
         let statements = VaultStatements::prepare(&client).await?;
         let sql = "select height from events where chain_id = $1 and height <= $2 group by height";
         let rows = client.query(sql, &[&of.chain_id, &held.height]).await?;
@@ -120,11 +120,11 @@ impl VaultAudit {
         let sql = "select hash, extract(epoch from time)::bigint from blocks where chain_id = $1 and height = $2";
         let row = self.client.query_one(sql, &[&self.of.chain_id, &at]).await?;
         let block = BlockRef { height: height(at)?, hash: Hash::new(row.try_get::<_, &str>(0)?) };
-        let sql = include_str!("../../../sql/queries/events_of_block.sql");
+        let sql = include_str!("../../sql/queries/events_of_block.sql");
         let events = self.client.query(sql, &[&self.of.chain_id, &at]).await?;
         let events = events
             .iter()
-            .map(|row| crate::store::chains::stored_event(row).map(|(_, event)| event))
+            .map(|row| crate::store::stored_event(row).map(|(_, event)| event))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Some(AuditBlock { block, time: row.try_get(1)?, events }))
     }
@@ -159,7 +159,7 @@ impl VaultAudit {
     /// Whatever Postgres says.
     pub async fn compare(mut self) -> Result<Findings, StoreError> {
         let place = format!("{}: {}", self.of.chain, self.of.projection);
-        let sql = include_str!("../../../sql/queries/verify_vault_refused.sql");
+        let sql = include_str!("../../sql/queries/verify_vault_refused.sql");
         let limit = self.report.limit();
         self.report.compare(&self.client, &place, sql, &[&self.of.chain_id, &limit]).await?;
         let rows = self

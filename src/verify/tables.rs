@@ -78,7 +78,7 @@ impl Store {
         {
             return Err(StoreError::Refused { reason: format!("there is no projection named {name}") });
         }
-        let sql = include_str!("../../../sql/queries/verify_projections.sql");
+        let sql = include_str!("../../sql/queries/verify_projections.sql");
         let rows = client.query(sql, &[&chain, &projection]).await?;
         rows.iter()
             .map(|row| {
@@ -134,14 +134,14 @@ pub(super) fn verdict(differences: u64) -> String {
 pub(super) async fn begin(store: &Store) -> Result<Client, StoreError> {
     let client = store.connect().await?;
     client.batch_execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
-    client.batch_execute(include_str!("../../../sql/queries/verify_scratch.sql")).await?;
+    client.batch_execute(include_str!("../../sql/queries/verify_scratch.sql")).await?;
     Ok(client)
 }
 
 /// Begins a transaction whose snapshot is that of the checkpoint, which nobody moves until it ends, or until it goes back to
 /// the savepoint `holding`: the snapshot stays then. None: nothing was applied.
 pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held>, StoreError> {
-    let sql = include_str!("../../../sql/queries/verify_hold.sql");
+    let sql = include_str!("../../sql/queries/verify_hold.sql");
     let mut tried = 0;
     let row = loop {
         client.batch_execute("begin isolation level repeatable read; savepoint holding").await?;
@@ -173,7 +173,7 @@ pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held
 /// Finds out anew which blocks count.
 pub(super) async fn count(client: &Client, of: &Verifiable, held: &Held) -> Result<(), StoreError> {
     client.batch_execute("delete from verify_counted").await?;
-    let sql = include_str!("../../../sql/queries/verify_count.sql");
+    let sql = include_str!("../../sql/queries/verify_count.sql");
     client.execute(sql, &[&of.chain_id, &held.chain_start, &held.complete_to]).await?;
     client.batch_execute("analyze verify_counted").await?;
     Ok(())
@@ -188,7 +188,7 @@ pub(super) async fn agreed(
     if held.is_made_otherwise {
         return Ok((None, Some("its function changed, and it will be made anew".to_owned())));
     }
-    let sql = include_str!("../../../sql/queries/verify_agreed.sql");
+    let sql = include_str!("../../sql/queries/verify_agreed.sql");
     let row = client.query_one(sql, &[&of.chain_id, &of.projection, &held.height, &held.hash, &held.redo_from]).await?;
     let (differs_at, agreed): (Option<i64>, Option<i64>) = (row.try_get("differs_at")?, row.try_get("agreed")?);
     let Some(at) = differs_at else { return Ok((Some(held.height), None)) };
