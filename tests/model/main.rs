@@ -4,6 +4,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod fold;
+mod pure;
 mod script;
 #[path = "../support/mod.rs"]
 mod support;

@@ -12,5 +12,5 @@ mod histories;
 mod run;
 mod shapes;
 mod stored;
-mod story;
-mod tables;
+
+use support::{story, vault_tables as tables};

@@ -16,4 +16,5 @@ mod rebuild;
 mod reorg;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
 mod wake;

@@ -1,0 +1,6 @@
+//! The built program on a node that misbehaves: whatever it does, the balances in the end are those of its chain,
+//! and never those of anything else.
+
+mod branches;
+mod faults;
+mod follow;
