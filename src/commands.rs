@@ -99,6 +99,17 @@ fn say(text: impl AsRef<OsStr>) -> Result<()> {
     }
 }
 
+/// Rows as columns for people.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// A fixed word of our SQL functions as an answer for people.
 fn refused(error: StoreError) -> anyhow::Error {
     anyhow!(error.message())

@@ -28,8 +28,8 @@ pub use ledger::{
     Look, ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
-pub use opening::Imported;
-pub use operate::{Rebuilding, Standing, aligned};
+pub use opening::{Imported, LineFault};
+pub use operate::{Rebuilding, Standing};
 pub use rejected::{RejectedEvent, RejectedFilter, Retried};
 pub use sample::Sample;
 pub use wake::{Wake, WakeMode};
