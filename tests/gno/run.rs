@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::Client;
 
 use crate::support::fake_indexer::chain::{FakeTx, genesis_hash, typed};
 use crate::support::fake_indexer::{FakeBlock, FakeIndexer, Fault, blocks_from, hash_of, new_token, transfer};
-use crate::support::{Ebbtide, Pg, data_dir, free_addr, wait_until};
+use crate::support::{Ebbtide, Pg, data_dir, free_addr, http, wait_until};
 
 const ALICE: &str = "g1jg8mtutu9khhfwc4nxmuhcpftf0pajdhfvsqf5";
 const BOB: &str = "g1ffzxha57dh0qgv9ma5v393ur0zexfvp6lsjpae";
@@ -136,15 +135,7 @@ impl Run {
 
     /// What `/ready` says: whether it is, and its words.
     async fn ready(&self) -> (bool, String) {
-        let ask = async {
-            let mut stream = tokio::net::TcpStream::connect(self.operator).await?;
-            stream.write_all(b"GET /ready HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        let answer = ask.await.unwrap_or_default();
-        (answer.starts_with("HTTP/1.1 200"), answer)
+        http::ready(self.operator).await
     }
 
     async fn until_ready(&self, what: &str) {

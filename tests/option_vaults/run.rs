@@ -8,7 +8,7 @@ use crate::bells::{Ear, lines};
 use crate::stored::Registered;
 use crate::story::{R1, V, must, said, told};
 use crate::support::{Ebbtide, wait_until};
-use crate::tables::UDC;
+use crate::tables::{TABLES, UDC};
 
 impl Registered {
     /// Puts a block of the story, or an empty one; its hash.
@@ -58,16 +58,7 @@ impl Registered {
     /// All rows of all its tables, without what differs between two blocks of one content.
     async fn dump(&self) -> String {
         let mut all = String::new();
-        for table in [
-            "vaults",
-            "vault_history",
-            "liquidity_providers",
-            "liquidity_provider_history",
-            "option_rounds",
-            "queued_liquidity",
-            "option_buyers",
-            "option_bids",
-        ] {
+        for table in TABLES {
             let sql = format!(
                 "select coalesce(string_agg((to_jsonb(t) - '{{latest_block_hash,block_hash}}'::text[])::text, E'\\n'
                     order by to_jsonb(t)::text collate \"C\"), '') from {table} t"

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use crate::story::{R1, R2, V, must, told};
 use crate::support::Pg;
-use crate::tables::{Tables, UDC, text};
+use crate::tables::{TABLES, Tables, UDC, text};
 
 /// A database with a Starknet chain, in which the vault of the example is registered.
 pub struct Registered {
@@ -300,17 +300,7 @@ async fn a_dropped_chain_leaves_no_vault() {
         world.apply(height, time, &events).await;
     }
     world.db.batch_execute("select drop_chain('main')").await.unwrap();
-    for table in [
-        "vault_registry",
-        "vaults",
-        "vault_history",
-        "liquidity_providers",
-        "liquidity_provider_history",
-        "option_rounds",
-        "queued_liquidity",
-        "option_buyers",
-        "option_bids",
-    ] {
+    for table in TABLES.iter().chain(&["vault_registry"]) {
         let left: i64 = world.db.query_one(&format!("select count(*) from {table}"), &[]).await.unwrap().get(0);
         assert_eq!(left, 0, "{table}");
     }

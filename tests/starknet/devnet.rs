@@ -7,6 +7,7 @@ use std::time::Duration;
 use ebbtide::chain::felt::Felt;
 use serde_json::{Value, json};
 
+use crate::support::http::Rpc;
 use crate::support::{Ebbtide, Pg, free_addr, free_port, wait_until};
 
 const ETH: &str = "0x49d36570d4e46f48e99674bd3fcc84644ddd6b96f7c741b1562b82f9e004dc7";
@@ -15,7 +16,7 @@ const STRK: &str = "0x4718f5a0fc34cc1af16a1cdee98ffb20c31f5cd61d6ab07201858f4287
 /// A running node; ended with the test.
 struct Devnet {
     child: Child,
-    http: reqwest::Client,
+    rpc: Rpc,
     url: String,
     ws_url: String,
 }
@@ -39,27 +40,14 @@ impl Devnet {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let (url, ws_url) = (format!("http://127.0.0.1:{port}/rpc"), format!("ws://127.0.0.1:{port}/ws"));
-        let node = Devnet { child, http, url, ws_url };
-        wait_until("the node answers", async || node.try_rpc("starknet_chainId", json!({})).await.ok()).await;
+        let node = Devnet { child, rpc: Rpc::new(&url), url, ws_url };
+        wait_until("the node answers", async || node.rpc.try_call("starknet_chainId", json!({})).await.ok()).await;
         node
     }
 
-    async fn try_rpc(&self, method: &str, params: Value) -> Result<Value, String> {
-        let question = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-        let answer = self.http.post(&self.url).body(question.to_string()).header("content-type", "application/json");
-        let text = answer.send().await.map_err(|e| e.to_string())?.text().await.map_err(|e| e.to_string())?;
-        let mut answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
-        if answer.get("error").is_some() {
-            return Err(answer["error"].to_string());
-        }
-        Ok(answer["result"].take())
-    }
-
     async fn rpc(&self, method: &str, params: Value) -> Value {
-        self.try_rpc(method, params).await.unwrap_or_else(|e| panic!("{method}: {e}"))
+        self.rpc.call(method, params).await
     }
 
     async fn mint(&self, to: &str, amount: u64, unit: &str) {

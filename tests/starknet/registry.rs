@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use crate::story::{self, R1, R2, V, said};
 use crate::support::fake_starknet::{ALICE, FakeStarkBlock, FakeStarknet, FakeTx, TOKEN, chain, old_transfer, tx};
 use crate::support::{Ebbtide, Pg, free_addr, wait_until, wait_within};
-use crate::tables::{as_layout_b, in_order};
+use crate::tables::{TABLES, as_layout_b, in_order};
 
 /// The second vault tells the same story in the other layout.
 const W: &str = "0x1011";
@@ -20,18 +20,6 @@ const AT: [u64; 7] = [50, 190, 330, 470, 610, 750, 890];
 const HEAD: u64 = 1_100;
 const FINALITY: &str = "20";
 /// Each vault's history is a row for each of the story's 8 blocks that changes its balances.
-const TABLES: [&str; 10] = [
-    "vaults",
-    "vault_history",
-    "liquidity_providers",
-    "liquidity_provider_history",
-    "option_rounds",
-    "queued_liquidity",
-    "option_buyers",
-    "option_bids",
-    "events",
-    "transactions",
-];
 
 /// Where the story ends on a branch, and which round is deployed, and used at once, in that block.
 #[derive(Clone, Copy)]
@@ -155,10 +143,11 @@ impl World {
 
     async fn dump(&self) -> Vec<(String, String)> {
         let mut all = Vec::new();
-        for table in TABLES {
+        // Each vault's history is a row for each of the story's 8 blocks that changes its balances.
+        for table in TABLES.iter().chain(&["events", "transactions"]) {
             let sql = format!("select to_jsonb(t)::text from {table} t order by to_jsonb(t)::text collate \"C\"");
             for row in self.db.query(&sql, &[]).await.unwrap() {
-                all.push((table.to_owned(), row.get(0)));
+                all.push(((*table).to_owned(), row.get(0)));
             }
         }
         all

@@ -16,6 +16,7 @@ pub mod pg;
 pub mod process;
 pub mod proxy;
 pub mod recorded;
+pub mod rpc_node;
 pub mod story;
 pub mod vault_tables;
 

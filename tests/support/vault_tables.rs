@@ -8,6 +8,18 @@ use ebbtide::projections::option_vaults::{Directory, Working, addresses, apply, 
 use ebbtide::store::Refused;
 use ebbtide::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted};
 
+/// The tables of the projection, those that others point at first.
+pub const TABLES: [&str; 8] = [
+    "vaults",
+    "vault_history",
+    "liquidity_providers",
+    "liquidity_provider_history",
+    "option_rounds",
+    "queued_liquidity",
+    "option_buyers",
+    "option_bids",
+];
+
 pub const UDC: &str = "0x41a78e741e5af2fec34b695679bc6891742439f7afb8484ecd7766661ad02bf";
 
 pub fn text(value: &str) -> Text {

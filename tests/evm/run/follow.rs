@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::Client;
 
 use crate::support::fake_node::{FakeBlock, FakeNode, chain, transfer};
-use crate::support::{Ebbtide, Pg, free_addr, wait_until};
+use crate::support::{Ebbtide, Pg, free_addr, http, wait_until};
 
 pub const TOKEN: &str = "0x1111111111111111111111111111111111111111";
 pub const OTHER: &str = "0x2222222222222222222222222222222222222222";
@@ -140,15 +139,7 @@ impl Run {
 
     /// What `/ready` says: whether it is, and its words.
     pub async fn ready(&self) -> (bool, String) {
-        let ask = async {
-            let mut stream = tokio::net::TcpStream::connect(self.operator).await?;
-            stream.write_all(b"GET /ready HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        let answer = ask.await.unwrap_or_default();
-        (answer.starts_with("HTTP/1.1 200"), answer)
+        http::ready(self.operator).await
     }
 
     pub async fn until_ready(&self, what: &str) {
