@@ -4,7 +4,7 @@
 //! fault there cannot hide itself here. Reads one snapshot and changes nothing. Projections with tracked tables are
 //! recomputed by their own functions (`tables`), the option vaults by `commands` with what `vaults` reads and compares.
 
-mod dice;
+mod blocks;
 mod fuzz;
 mod tables;
 mod vaults;

@@ -8,9 +8,10 @@ use serde_json::Value;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use super::dice::{Dice, FuzzBlock, Words, block};
+use super::blocks::{FuzzBlock, Words, block};
 use super::tables::verdict;
 use super::{Findings, Report};
+use crate::chain::dice::Dice;
 use crate::store::{Store, StoreError, StoreFault};
 
 /// What a fuzz run does.

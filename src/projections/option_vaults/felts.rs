@@ -55,10 +55,7 @@ fn felt(text: &str) -> Result<Felt, FeltFault> {
 /// What is not the text of a felt.
 pub fn canonical(text: &Text) -> Result<Text, FeltFault> {
     let felt = felt(text)?;
-    let is_canonical = text.as_bytes().starts_with(b"0x")
-        && (text.as_bytes()[2] != b'0' || text.len() == 3)
-        && !text.bytes().any(|b| b.is_ascii_uppercase());
-    Ok(if is_canonical { text.clone() } else { felt.text() })
+    Ok(if Felt::is_canonical(text) { text.clone() } else { felt.text() })
 }
 
 /// A whole number of at most 128 bits.

@@ -2,36 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// SplitMix64.
-#[derive(Debug, Clone)]
-pub(super) struct Dice(pub(super) u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to `n` - 1; `n` is small against 2^64, so the skew does not matter.
-    pub(super) fn below(&mut self, n: u64) -> u64 {
-        self.roll() % n.max(1)
-    }
-
-    /// One of them; none of none.
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
-        from.get(usize::try_from(self.below(from.len() as u64)).ok()?)
-    }
-
-    pub(super) fn shuffle<T>(&mut self, list: &mut [T]) {
-        for n in (1..list.len()).rev() {
-            let other = usize::try_from(self.below(n as u64 + 1)).unwrap_or(n);
-            list.swap(n, other);
-        }
-    }
-}
+use crate::chain::dice::Dice;
 
 /// What blocks are made of.
 #[derive(Debug, Clone, Default)]
