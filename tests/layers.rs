@@ -11,19 +11,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ops", &[]),
     ("sources", &["chain", "ops"]),
     ("store", &["chain", "ops"]),
-    ("bus", &["chain", "ops", "store"]),
     ("projections", &["chain", "store"]),
     ("sync", ABOVE),
     ("process", ABOVE),
-    ("delivery", ABOVE),
-    ("worker", ABOVE),
     ("api", ABOVE),
     // Recomputes by code of its own: a fault of a projection must not hide itself.
     ("verify", &["chain", "ops", "sources", "store"]),
     // Runs the server's programs, and knows nothing of what is kept in it.
     ("private_postgres", &[]),
 ];
-const ABOVE: &[&str] = &["bus", "chain", "ops", "projections", "sources", "store"];
+const ABOVE: &[&str] = &["chain", "ops", "projections", "sources", "store"];
 /// These put the parts together and may name all of them.
 const TOP: &[&str] = &["main", "lib", "config", "commands", "watch"];
 
@@ -40,11 +37,7 @@ const CRATES: &[(&[&str], &[&str], &str)] = &[
         "only store speaks to Postgres; verify does by statements of its own, so that it shares none with what it \
          checks, and private_postgres makes the database before there is one to connect to",
     ),
-    (
-        &["reqwest", "tokio_tungstenite"],
-        &["sources", "delivery", "worker"],
-        "only sources, sinks and the worker's calls go out",
-    ),
+    (&["reqwest", "tokio_tungstenite"], &["sources"], "only sources go out"),
     (&["warp"], &["api", "ops"], "only the API and the operator port serve HTTP"),
 ];
 
