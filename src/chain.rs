@@ -3,6 +3,7 @@
 pub mod decide;
 pub mod delta;
 pub mod felt;
+pub mod fence;
 pub mod opening;
 pub mod plan;
 
