@@ -34,7 +34,7 @@ $(CURDIR)/.tools/bin/starknet-devnet:
 test-starknet-devnet: $(STARKNET_DEVNET) ## Follows a real starknet-devnet, which it builds into .tools (tens of minutes, once)
 	@scripts/install-deps test
 	EBBTIDE_STARKNET_DEVNET=$(STARKNET_DEVNET) scripts/with-postgres \
-		cargo nextest run --test starknet_devnet --run-ignored only $(ARGS)
+		cargo nextest run --test starknet --run-ignored only -E 'test(devnet::)' $(ARGS)
 
 lint: ## Format, clippy and documentation, warnings as errors
 	cargo fmt --check

@@ -7,9 +7,10 @@ use bytes::BytesMut;
 use divan::counter::ItemsCount;
 use ebbtide::chain::delta::{Delta, net};
 use ebbtide::chain::plan::{Mark, Theirs, Window, plan};
-use ebbtide::chain::{Amount, BlockRef, Hash, Height, TokenEvent};
-use ebbtide::projections::token_balances::changes;
+use ebbtide::chain::{Amount, BlockRef, Hash, Height, Kind, TokenEvent};
+use ebbtide::projections::token_balances::{Accounts, Netted, Settings, changes};
 use ebbtide::store::numeric::Numeric;
+use ebbtide::store::{Balance, Movement};
 use postgres_types::{FromSql, ToSql, Type};
 
 fn main() {
@@ -62,10 +63,29 @@ fn net_a_block(bencher: divan::Bencher<'_, '_>, count: u64) {
     bencher.counter(ItemsCount::new(count)).bench(|| net(divan::black_box(&events)));
 }
 
+/// Blocks of 100 movements, netted, and what they change in balances that all stand.
 #[divan::bench(args = [1, 10, 100])]
-fn merge_blocks_of_100(bencher: divan::Bencher<'_, '_>, blocks: u64) {
-    let nets: Vec<_> = (0..blocks).map(|n| (Height::new(n).unwrap(), net(&events(100, n)))).collect();
-    bencher.counter(ItemsCount::new(blocks * 100)).with_inputs(|| nets.clone()).bench_values(changes);
+fn change_balances_by_blocks_of_100(bencher: divan::Bencher<'_, '_>, blocks: u64) {
+    let mut accounts = Accounts::new(Kind::Other);
+    let netted: Vec<_> = (0..blocks)
+        .map(|n| {
+            let (height, mut block) = (Height::new(n).unwrap(), Netted::default());
+            for event in events(100, n) {
+                let (from, to) = (event.from.as_deref(), event.to.as_deref());
+                let amount = Delta::plus(event.amount);
+                let movement = Movement { tx_index: 0, event_index: 0, token: &event.token, from, to, amount };
+                accounts.take(&mut block, height, &movement);
+            }
+            block.close();
+            (height, block)
+        })
+        .collect();
+    let stands = |place| Balance { id: place, amount: Delta::ZERO, height: Some(0) };
+    let balances: Vec<Balance> = (0..accounts.keys().len() as i64).map(stands).collect();
+    bencher.counter(ItemsCount::new(blocks * 100)).with_inputs(|| balances.clone()).bench_values(|mut balances| {
+        let run = netted.iter().map(|(height, block)| (*height, block));
+        changes(accounts.keys(), &mut balances, run, &Settings::default(), true).unwrap()
+    });
 }
 
 #[divan::bench(args = [60, 80, 256])]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ebbtide::process::{self, ProcessSettings, Projections, Unwatched};
 use ebbtide::projections::Projection;
+use ebbtide::store::numeric::Numeric;
 use ebbtide::store::{BlockError, BlockTransaction, Store, StoreError, StoreSettings, Wake, WakeMode};
 use tokio_util::sync::CancellationToken;
 
@@ -42,14 +43,13 @@ impl Projection for LargestTransfer {
             let Some(sender) = event.from else { continue };
             // No inverse: when the block is replaced, the row is put back as it was, or taken away.
             block
-                .client()
                 .execute(
                     "insert into largest_transfer as l (chain_id, token, height, sender, amount)
-                     values ($1, $2, $3, $4, $5::text::numeric)
+                     values ($1, $2, $3, $4, $5)
                      on conflict (chain_id, token) do update
                      set height = excluded.height, sender = excluded.sender, amount = excluded.amount
                      where excluded.amount > l.amount",
-                    &[&chain, &&*event.token, &height, &&*sender, &event.amount.to_string()],
+                    &[&chain, &&*event.token, &height, &&*sender, &Numeric::from(event.amount)],
                 )
                 .await?;
         }

@@ -2,7 +2,9 @@
 
 pub mod decide;
 pub mod delta;
+pub mod dice;
 pub mod felt;
+pub mod fence;
 pub mod opening;
 pub mod plan;
 
@@ -12,6 +14,8 @@ use std::sync::Arc;
 
 use ruint::aliases::U256;
 use serde_json::Value;
+
+use felt::Felt;
 
 /// Event amount: an exact integer, at least 0 and below 2^256 (DESIGN 3).
 pub type Amount = U256;
@@ -284,7 +288,7 @@ impl Kind {
     pub fn is_address(self, text: &str) -> bool {
         match self {
             Kind::Evm => text.len() == 42 && is_lower_hex(text),
-            Kind::Starknet => text.len() <= 65 && is_lower_hex(text) && (text == "0x0" || !text.starts_with("0x0")),
+            Kind::Starknet => text.len() <= 65 && Felt::is_canonical(text),
             Kind::Gno => is_gno_address(text),
             Kind::Other => !text.is_empty() && !text.contains('\0'),
         }
@@ -296,7 +300,7 @@ impl Kind {
     /// As for [`canonical`].
     pub fn canonical(self, given: &str) -> Result<Cow<'_, str>, &'static str> {
         let text = canonical(given)?;
-        if self != Kind::Starknet || !text.starts_with("0x0") || text == "0x0" || !is_lower_hex(&text) {
+        if self != Kind::Starknet || Felt::is_canonical(&text) || !is_lower_hex(&text) {
             return Ok(text);
         }
         let digits = text[2..].trim_start_matches('0');

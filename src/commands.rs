@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::config::{Cli, Command, ConfigError, RejectedCommand, Settings};
-use ebbtide::store::private::{self, Search};
+use ebbtide::private_postgres::{self, Search};
 use ebbtide::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,7 @@ fn database_url(settings: &Settings) -> Result<String> {
     if let Some(url) = &settings.database_url {
         return Ok(url.clone());
     }
-    if let Some(running) = private::running(&settings.private_dir, &Search::Installed) {
+    if let Some(running) = private_postgres::running(&settings.private_dir, &Search::Installed) {
         return Ok(running.url);
     }
     Err(anyhow!(ConfigError::Unfit(format!(
@@ -97,6 +97,17 @@ fn say(text: impl AsRef<OsStr>) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
+}
+
+/// Rows as columns for people.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// A fixed word of our SQL functions as an answer for people.

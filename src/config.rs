@@ -173,10 +173,12 @@ impl Settings {
         for chain in chains.values_mut() {
             chain.sync.halt_on_bad_event = ledger.on_bad_event == Some(file::OnBadEvent::Halt);
         }
-        let batch = process.and_then(|p| p.batch).or(file.batch).unwrap_or(1);
+        let batch = process.and_then(|p| p.batch).or(file.batch).map(|batch| bounded("batch", batch, 1..=1_000_000));
+        let workers = process.and_then(|p| p.workers).or(file.workers).unwrap_or(4);
         let process = ProcessSettings {
             poll_interval: Duration::from_millis(poll_interval),
-            batch: bounded("batch", batch, 1..=10_000)? as usize,
+            batch: batch.transpose()?.map_or(usize::MAX, |batch| batch as usize),
+            workers: bounded("workers", workers, 1..=100)? as usize,
             once: process.is_some_and(|p| p.once),
             token_balances: ledger.settings(),
             on_deep_change,

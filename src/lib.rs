@@ -19,14 +19,21 @@
 //! - Deliver anything outside Postgres.
 //!
 //! # A block arrives
-//! [`sync`] asks its [`Source`](sources::Source) for the head. Its parent is our newest block, so the decision
-//! ([`chain::plan`]) is to extend. One transaction ([`store::SyncLock::write`]) stores the events with the block row,
-//! which is their commit mark; the trigger on `blocks` rings. The [`process`] task of this chain wakes
-//! ([`store::Wake`]), compares what it has applied with what is stored, and finds one block more. It reads the block's
-//! revision and then its events, checks and nets them ([`projections::token_balances`]), and sends one statement
-//! (`sql/queries/apply_block.sql`): hold the block and the one below it if they are still what was read, move the checkpoint if
-//! nobody else has, change the balances, journal the changes. If any of that does not hold, nothing is written, and it
-//! looks again.
+//! 1. [`sync`] asks its [`Source`](sources::Source) for the head. Its parent is our newest block, so the decision
+//!    ([`chain::plan`]) is to extend.
+//! 2. One transaction ([`store::SyncLock::write`]) stores the events with the block row, which is their commit mark; the trigger
+//!    on `blocks` rings.
+//! 3. The chain's task (`process/task.rs`) wakes ([`store::Wake`]) and looks: one statement (`sql/queries/look.sql`) brings the
+//!    checkpoint, the blocks that it was made from and the next ones as they stand now ([`chain::decide::Look`]).
+//! 4. [`chain::decide::decide`], which reads nothing else, answers [`Extend`](chain::decide::Move::Extend).
+//! 5. The block's movements are read, checked and netted ([`projections::token_balances`]); balances that the processor does not
+//!    know are looked up, and what each becomes is computed.
+//! 6. One statement (`sql/queries/apply.sql`) holds the block and the one below it if they are still what was read, moves the
+//!    checkpoint if it still is what was looked at, writes the balances if each is what it was computed from, and journals
+//!    the changes. If any of that does not hold, nothing is written, and the task looks again.
+//!
+//! Far behind, the same statement applies as many final blocks as hold 50,000 events, and several are in flight, each sent for
+//! the checkpoint that the one before it will leave ([`chain::decide::Base`]).
 //!
 //! # A reorganisation of depth three
 //! ```text
@@ -56,16 +63,19 @@
 //!
 //! # The modules, in reading order
 //! [`chain`]: plain values and the decision. [`sources`]: where blocks come from. [`store`]: everything said to Postgres.
-//! [`sync`] and [`process`]: the two loops. [`projections`]: what follows from events. [`api`]: REST. [`config`], [`ops`],
+//! [`sync`] and [`process`]: the two loops. [`projections`]: what follows from events. [`api`]: REST. [`verify`]: all of it
+//! computed again by other code, and compared. [`private_postgres`]: a server for whoever names none. [`config`], [`ops`],
 //! [`watch`]: settings, and what operators see.
 
 pub mod api;
 pub mod chain;
 pub mod config;
 pub mod ops;
+pub mod private_postgres;
 pub mod process;
 pub mod projections;
 pub mod sources;
 pub mod store;
 pub mod sync;
+pub mod verify;
 pub mod watch;

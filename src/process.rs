@@ -1,14 +1,16 @@
 //! Compares what the chain is with what was applied, and moves, one block at a time, from the second to the first.
 //!
-//! One task per chain and projection; each lives on two connections of its own: one reads ahead, one applies. The
-//! bell only says "look": a lost, repeated or late one changes nothing but the moment.
+//! One task per chain and projection (`task`): it looks, asks [`decide`](crate::chain::decide), carries out the answer and
+//! waits. All look through one connection and work on a bounded number of others. The bell only says "look": a lost,
+//! repeated or late one changes nothing but the moment.
 
+mod engine;
 mod extend;
-mod followed;
-mod look;
-mod rebuild;
+mod progress;
+mod read;
 mod switch;
-mod tracked;
+mod task;
+mod workers;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,17 +20,25 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::engine::{Engine, Work};
+use self::task::{Caution, Task};
+pub use self::workers::Connections;
+use self::workers::Lookout;
 use crate::chain::ChainId;
 use crate::projections::{Projection, token_balances};
-use crate::store::{LedgerRead, LedgerWrite, Store, StoreError, StoreFault, Wake};
+use crate::store::{Store, StoreError, StoreFault, Wake};
 
 /// How the processor goes about it.
 #[derive(Debug, Clone)]
 pub struct ProcessSettings {
     /// Longest sleep between two looks. Defaults to 1 s.
     pub poll_interval: Duration,
-    /// Most final blocks merged into one commit; 1: every block has its own. Defaults to 1.
+    /// Most final blocks merged into one commit: a cap on what far behind is merged anyhow, up to 50,000 events. Defaults to
+    /// no cap.
     pub batch: usize,
+    /// Pairs of connections to work with, for balances and again for functions and code. Defaults to 4, so that a processor
+    /// has at most 18 connections, whatever the number of chains: these, one to look through, one that listens.
+    pub workers: usize,
     /// Ends when there is nothing left to do.
     pub once: bool,
     /// The ledger's own settings.
@@ -66,7 +76,8 @@ impl Default for ProcessSettings {
     fn default() -> ProcessSettings {
         ProcessSettings {
             poll_interval: Duration::from_secs(1),
-            batch: 1,
+            batch: usize::MAX,
+            workers: 4,
             once: false,
             token_balances: token_balances::Settings::default(),
             on_deep_change: HashMap::new(),
@@ -156,22 +167,37 @@ pub struct Seen<'a> {
 pub async fn run(
     store: Store,
     settings: ProcessSettings,
+    wake: Wake,
+    watcher: std::sync::Arc<dyn Watcher>,
+    shutdown: CancellationToken,
+) -> Result<(), ProcessError> {
+    let connections = Connections::new(&store, settings.workers);
+    run_on(&connections, settings, wake, watcher, shutdown).await
+}
+
+/// [`run`] on connections that are kept: one run after another on the same ones is spared the time to open them and to
+/// prepare their statements.
+///
+/// # Errors
+/// As those of [`run`].
+pub async fn run_on(
+    connections: &Connections,
+    settings: ProcessSettings,
     mut wake: Wake,
     watcher: std::sync::Arc<dyn Watcher>,
     shutdown: CancellationToken,
 ) -> Result<(), ProcessError> {
+    let Connections { store, lookout, for_balances, for_functions } = connections;
     let mut tasks: HashMap<(ChainId, String), JoinHandle<Result<(), ProcessError>>> = HashMap::new();
-    let mut reader: Option<LedgerRead> = None;
     let mut registered = Vec::new();
     let mut pause = Pause::default();
     let mut result = Ok(());
     while !shutdown.is_cancelled() {
         wake.mark_seen();
         watcher.bell(wake.is_connected(), wake.reconnects());
-        let found = match tasks_to_run(&store, &mut reader, &settings, &mut registered).await {
+        let found = match tasks_to_run(store, lookout, &settings, &mut registered).await {
             Ok(found) => found,
             Err(error) => {
-                reader = None;
                 if settings.once && error.fault() != StoreFault::Contended {
                     return Err(error.into());
                 }
@@ -188,16 +214,29 @@ pub async fn run(
             for Found { chain, name, work, .. } in wave {
                 let key = (*chain, name.clone());
                 if tasks.get(&key).is_none_or(|task| task.is_finished() && !settings.once) {
-                    let task = look::Task::new(
-                        store.clone(),
-                        *chain,
-                        name.clone(),
-                        work.clone(),
-                        settings.clone(),
-                        wake.clone(),
-                        watcher.clone(),
-                        shutdown.child_token(),
-                    );
+                    let on_deep_change = match work {
+                        Work::Balances => settings.token_balances.on_deep_change,
+                        Work::Function | Work::Code(_) => {
+                            settings.on_deep_change.get(name).copied().unwrap_or_default()
+                        }
+                    };
+                    let workers = if matches!(work, Work::Balances) { for_balances } else { for_functions };
+                    let task = Task {
+                        engine: Engine::new(
+                            *chain,
+                            name.clone(),
+                            work.clone(),
+                            settings.token_balances,
+                            on_deep_change,
+                        ),
+                        lookout: lookout.clone(),
+                        workers: workers.clone(),
+                        settings: settings.clone(),
+                        wake: wake.of(*chain),
+                        watcher: watcher.clone(),
+                        shutdown: shutdown.child_token(),
+                        caution: Caution::default(),
+                    };
                     tasks.insert(key, tokio::spawn(task.run()));
                 }
             }
@@ -234,14 +273,11 @@ struct Found {
 /// Every chain with every projection that concerns it, as far as this program can apply it.
 async fn tasks_to_run(
     store: &Store,
-    reader: &mut Option<LedgerRead>,
+    lookout: &Lookout,
     settings: &ProcessSettings,
     registered: &mut Vec<String>,
 ) -> Result<Vec<Found>, StoreError> {
-    let reader = match reader {
-        Some(reader) => reader,
-        None => reader.insert(LedgerRead::connect(store).await?),
-    };
+    let reader = lookout.read().await?;
     let chains = reader.chains().await?;
     for projection in &settings.projections.0 {
         let concerned = chains.iter().any(|(_, kind)| projection.kind().is_none_or(|only| only == *kind));
@@ -257,6 +293,8 @@ async fn tasks_to_run(
             }
         }
     }
+    // A follower's too, so that it is taken along from the first block on.
+    reader.make_checkpoints().await?;
     let mut found = Vec::new();
     for row in reader.projections().await? {
         let work = match settings.projections.named(&row.name) {
@@ -272,10 +310,6 @@ async fn tasks_to_run(
         });
         for (chain, _) in concerned {
             let follows = row.after.is_some();
-            if follows {
-                // Makes its checkpoint, so that it is taken along from the first block on.
-                reader.look(*chain, &row.name).await?;
-            }
             found.push(Found { chain: *chain, name: row.name.clone(), work: work.clone(), follows });
         }
     }
@@ -284,18 +318,8 @@ async fn tasks_to_run(
 
 async fn register(store: &Store, projection: &Arc<dyn Projection>) -> Result<(), StoreError> {
     projection.prepare(store).await?;
-    store.register_projection(projection.name(), &projection.tables(), projection.kind()).await
-}
-
-/// What a task applies a block with.
-#[derive(Clone)]
-enum Work {
-    /// `token_balances`: statements of its own.
-    Balances,
-    /// A function in the database.
-    Function,
-    /// Code of this program.
-    Code(Arc<dyn Projection>),
+    let ignores = projection.ignores_catching_up();
+    store.register_projection(projection.name(), &projection.tables(), projection.kind(), ignores).await
 }
 
 /// Why processing ended.
@@ -315,8 +339,8 @@ pub enum ProcessError {
         /// Why.
         reason: String,
     },
-    /// A task of ours broke off: a bug.
-    #[error("a task broke off: {what}")]
+    /// A task of ours panicked: a bug.
+    #[error("a task panicked: {what}")]
     Panicked {
         /// What it said.
         what: String,
@@ -348,22 +372,5 @@ impl Pause {
 
     async fn sleep(&mut self) {
         tokio::time::sleep(self.next()).await;
-    }
-}
-
-/// A task's connections.
-#[derive(Debug)]
-struct Session {
-    read: LedgerRead,
-    write: LedgerWrite,
-}
-
-impl Session {
-    async fn connect(store: &Store, work: &Work) -> Result<Session, StoreError> {
-        let write = match work {
-            Work::Balances => LedgerWrite::connect(store).await?,
-            Work::Function | Work::Code(_) => LedgerWrite::connect_for_functions(store).await?,
-        };
-        Ok(Session { read: LedgerRead::connect(store).await?, write })
     }
 }

@@ -9,7 +9,7 @@ pub mod token_balances;
 use async_trait::async_trait;
 
 use crate::chain::Kind;
-use crate::store::{BlockError, BlockTransaction, Store, StoreError};
+use crate::store::{BlockError, BlockTransaction, RangeTransaction, Store, StoreError};
 
 /// A piece of derived state that code of yours keeps: for each block it writes what follows from it, and nothing else.
 ///
@@ -18,7 +18,7 @@ use crate::store::{BlockError, BlockTransaction, Store, StoreError};
 /// applied. There is no checkpoint to keep either: it moves in the transaction that [`apply`](Projection::apply) writes.
 ///
 /// # What apply may do
-/// - Read whatever it likes through [`BlockTransaction::client`]; for the same result each time, nothing above the block.
+/// - Read whatever it likes through [`BlockTransaction::query`]; for the same result each time, nothing above the block.
 /// - Insert, update, delete and merge rows of its own tables. Writing any other table fails the block; `truncate` is refused.
 /// - Fail: the block is rolled back whole, shown with its reason in `ebbtide status` and `/ready`, and tried again, more
 ///   and more rarely. No other projection waits for it.
@@ -42,7 +42,7 @@ pub trait Projection: Send + Sync {
     /// made them.
     fn tables(&self) -> Vec<String>;
 
-    /// The kind of chain it is about; none, as by default: every chain. Known to the database from the first start on
+    /// The kind of chain it is about; None, the default, means every chain. Known to the database from the first start on
     /// that has such a chain.
     fn kind(&self) -> Option<Kind> {
         None
@@ -58,6 +58,32 @@ pub trait Projection: Send + Sync {
         Ok(())
     }
 
+    /// Whether a rebuild goes beside the live tables, which readers keep until only what differs is written: its statements
+    /// name its tables without their schema. False by default: the tables are emptied and filled again, in one transaction
+    /// as well.
+    fn builds_beside(&self) -> bool {
+        false
+    }
+
+    /// Whether events say nothing to it that are stored while their contract is being caught up; it must then be told by
+    /// other means (`replay`) when they do. False by default.
+    fn ignores_catching_up(&self) -> bool {
+        false
+    }
+
     /// Writes what follows from one block. Called once for each block of every chain, in order.
     async fn apply(&self, block: &BlockTransaction<'_>) -> Result<(), BlockError>;
+
+    /// Writes what follows from one block, or from several final ones, in one transaction. By default each of them is
+    /// [applied](Projection::apply) by itself. Worth writing where rows can be read and written once for all blocks: what
+    /// stands in the tables in the end must be the same for every cut of the same blocks into ranges.
+    ///
+    /// # Errors
+    /// Should name the block ([`BlockError::at`]). A range that fails is rolled back and tried in halves, down to the block.
+    async fn apply_range(&self, range: &RangeTransaction<'_>) -> Result<(), BlockError> {
+        for block in range.each() {
+            self.apply(&block).await.map_err(|error| error.at(block.block()))?;
+        }
+        Ok(())
+    }
 }

@@ -1,4 +1,4 @@
-//! Postgres: connections, migrations, and one function per query. Nothing else of ours speaks to it.
+//! Postgres: connections, migrations, and one function per query. `verify` alone reads it by statements of its own.
 
 mod chains;
 mod ledger;
@@ -7,13 +7,11 @@ mod migrate;
 pub mod numeric;
 mod opening;
 mod operate;
-pub mod private;
 pub mod reads;
 mod rejected;
 mod sample;
+mod session;
 mod tls;
-pub mod vaults;
-mod verify;
 mod wake;
 
 use std::time::Duration;
@@ -24,20 +22,23 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub(crate) use chains::stored_event;
 pub use chains::{
     CaughtUp, ChainRow, ChainSettings, Claim, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock, Tip,
     TokenDescription, Written,
 };
 pub use ledger::{
-    After, Applied, ApplyBlock, BlockChange, BlockError, BlockTransaction, Checkpoint, Fence, LedgerRead, LedgerWrite,
-    Look, ProjectionRow, Refused, ReorgNote, StepBlock, Switch, Undone,
+    Balance, BlockError, BlockEvents, BlockTransaction, Changes, Fence, LedgerRead, LedgerWrite, Movement,
+    ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Tx, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
-pub use opening::Imported;
-pub use operate::{Rebuilding, Standing, aligned};
+pub use opening::{Imported, LineFault};
+pub use operate::{Rebuilding, Standing};
 pub use rejected::{RejectedEvent, RejectedFilter, Retried};
 pub use sample::Sample;
-pub use verify::{Audit, AuditBlock, Findings, FuzzSettings, Progress, VaultAudit, Verifiable};
+pub use session::{Prepared, Session};
+pub use tokio_postgres::Row;
+pub use tokio_postgres::types::ToSql;
 pub use wake::{Wake, WakeMode};
 
 /// How connections behave. One value for a process.

@@ -11,32 +11,34 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ops", &[]),
     ("sources", &["chain", "ops"]),
     ("store", &["chain", "ops"]),
-    ("bus", &["chain", "ops", "store"]),
-    ("projections", &["chain", "store"]),
+    // What recomputes a projection of the program is beside its code, in the frame that verify gives.
+    ("projections", &["chain", "store", "verify"]),
     ("sync", ABOVE),
     ("process", ABOVE),
-    ("delivery", ABOVE),
-    ("worker", ABOVE),
     ("api", ABOVE),
     // Recomputes by code of its own: a fault of a projection must not hide itself.
     ("verify", &["chain", "ops", "sources", "store"]),
+    // Runs the server's programs, and knows nothing of what is kept in it.
+    ("private_postgres", &[]),
 ];
-const ABOVE: &[&str] = &["bus", "chain", "ops", "projections", "sources", "store"];
+const ABOVE: &[&str] = &["chain", "ops", "projections", "sources", "store"];
 /// These put the parts together and may name all of them.
 const TOP: &[&str] = &["main", "lib", "config", "commands", "watch"];
 
 /// Crates that only some parts may name, with the reason.
 const CRATES: &[(&[&str], &[&str], &str)] = &[
     (
-        &["tokio_postgres", "deadpool_postgres", "postgres_types", "refinery", "tokio_postgres_rustls"],
+        &["deadpool_postgres", "postgres_types", "refinery", "tokio_postgres_rustls"],
         &["store"],
-        "only store speaks to Postgres",
+        "only store knows how Postgres is connected to and migrated",
     ),
     (
-        &["reqwest", "tokio_tungstenite"],
-        &["sources", "delivery", "worker"],
-        "only sources, sinks and the worker's calls go out",
+        &["tokio_postgres"],
+        &["store", "verify", "private_postgres"],
+        "only store speaks to Postgres; verify does by statements of its own, so that it shares none with what it \
+         checks, and private_postgres makes the database before there is one to connect to",
     ),
+    (&["reqwest", "tokio_tungstenite"], &["sources"], "only sources go out"),
     (&["warp"], &["api", "ops"], "only the API and the operator port serve HTTP"),
 ];
 

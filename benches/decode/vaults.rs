@@ -1,12 +1,12 @@
 //! What option vaults say, in both layouts: from receipts to typed events.
 
 use ebbtide::chain::felt::Felt;
+use ebbtide::projections::option_vaults::Layout;
 use ebbtide::projections::option_vaults::decode::{Emitter, decode};
 use ebbtide::projections::option_vaults::event::VaultEvent;
 use ebbtide::sources::starknet::decode::{DecodeSettings, Decoder};
 use ebbtide::sources::starknet::follow::Found;
 use ebbtide::sources::starknet::wire;
-use ebbtide::store::vaults::Layout;
 use serde_json::Value;
 
 use crate::starknet::{block, event, felt};

@@ -28,7 +28,7 @@ pub(crate) async fn load(server: &Server, size: &Size) -> Vec<Line> {
     let events = blocks.len() as u64 * EVENTS;
     let payloads: Vec<Bytes> = blocks.chunks(AT_ONCE).map(copy_payload).collect();
     let what = "load, 200 blocks of 100 events per transaction";
-    let mut loading = Line::new(what, "events/s", Budget::Ratio(0.6, 0.85));
+    let mut loading = Line::new(what, "events/s", Budget::Ratio(0.8, 0.85));
     let mut bells = Line::new("the same beside itself without NOTIFY", "events/s", Budget::Ratio(0.9, 0.97));
     let mut triggers = Line::new("the same beside itself without any trigger", "events/s", Budget::None);
     for _ in 0..size.rounds {

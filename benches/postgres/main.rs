@@ -8,6 +8,7 @@
 
 mod backfill;
 mod bulk;
+mod chains;
 mod live;
 mod memory;
 mod node;
@@ -103,6 +104,12 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("memory") {
         lines.extend(memory::catch_up(server, size).await);
+    }
+    if size.wants("bytes") {
+        lines.extend(chains::bytes(server, size).await);
+    }
+    if size.wants("chains") {
+        lines.extend(chains::many(server, size).await);
     }
     lines
 }

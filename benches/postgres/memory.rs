@@ -13,7 +13,7 @@ pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
     let mut memory = Line::new(
         "resident memory, 1M-event catch-up (`process --once --batch 100`)",
         "MB",
-        Budget::AtMost(150.0, 60.0),
+        Budget::AtMost(80.0, 60.0),
     );
     let mut speed = Line::new("the same program, events stored → balances", "events/s", Budget::None);
     let database = server.database().await;

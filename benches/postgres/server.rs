@@ -3,13 +3,19 @@
 use std::path::Path;
 
 use ebbtide::chain::{Block, BlockRef, ChainId, Kind};
-use ebbtide::store::private::{Options, PrivatePostgres};
+use ebbtide::private_postgres::{Options, PrivatePostgres};
 use ebbtide::store::{NewBlocks, Store, StoreSettings, SyncLock, Written};
 use tokio_postgres::{Client, NoTls};
 
 /// Beside what every private server of ours has; fsync and full_page_writes stay on.
-pub(crate) const SETTINGS: [&str; 5] =
-    ["shared_buffers=1GB", "work_mem=64MB", "max_wal_size=8GB", "checkpoint_timeout=30min", "wal_compression=off"];
+pub(crate) const SETTINGS: [&str; 6] = [
+    "shared_buffers=1GB",
+    "work_mem=64MB",
+    "max_wal_size=8GB",
+    "checkpoint_timeout=30min",
+    "wal_compression=off",
+    "max_connections=300",
+];
 
 pub(crate) struct Server {
     postgres: PrivatePostgres,

@@ -28,11 +28,11 @@ const VOLUME: &str = "
     end $$;";
 const TRACK: &str = "select create_projection('volume', 'public.add_volume(bigint,bigint)', '{public.volume}')";
 
-async fn loaded(server: &Server, blocks: u64) -> Database {
+async fn loaded(server: &Server, blocks: u64, is_final: Final) -> Database {
     let database = server.database().await;
     let mut lock = database.sync_lock().await;
     let all = Workload::new().blocks(None, blocks, EVENTS);
-    write_all(&mut lock, &all, 200, Final::Nothing).await;
+    write_all(&mut lock, &all, 200, is_final).await;
     database.client.batch_execute(VOLUME).await.unwrap();
     database.client.batch_execute("set synchronous_commit = off; analyze").await.unwrap();
     // The ledger is not what is measured.
@@ -56,8 +56,9 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
     );
     let mut whole =
         Line::new("SQL projection catching up: fence, undo and checkpoint as well", "blocks/s", Budget::None);
+    let mut settled = Line::new("SQL projection catching up on final blocks", "blocks/s", Budget::Ratio(0.75, 0.85));
     for _ in 0..size.rounds {
-        let bare = loaded(server, blocks).await;
+        let bare = loaded(server, blocks, Final::Nothing).await;
         let begun = Instant::now();
         let apply = bare.client.prepare("select public.add_volume($1, $2)").await.unwrap();
         for height in 0..blocks as i64 {
@@ -68,7 +69,7 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
         assert!(rows > 1_000, "{rows}");
         server.drop(bare).await;
 
-        let database = loaded(server, blocks).await;
+        let database = loaded(server, blocks, Final::Nothing).await;
         database.client.batch_execute(TRACK).await.unwrap();
         let begun = Instant::now();
         let enter = "select run_apply($1, 'volume', null, null, array[$2::bigint], '{x}', true, false)";
@@ -80,7 +81,7 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
         tracked.floor.push(floor);
         server.drop(database).await;
 
-        let database = loaded(server, blocks).await;
+        let database = loaded(server, blocks, Final::Nothing).await;
         database.client.batch_execute(TRACK).await.unwrap();
         let begun = Instant::now();
         run_once(&database, Projections::default()).await;
@@ -91,8 +92,17 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
             blocks
         );
         server.drop(database).await;
+
+        let database = loaded(server, blocks, Final::All).await;
+        database.client.batch_execute(TRACK).await.unwrap();
+        let begun = Instant::now();
+        run_once(&database, Projections::default()).await;
+        settled.product.push(blocks as f64 / begun.elapsed().as_secs_f64());
+        settled.floor.push(floor);
+        assert_eq!(database.count("select count(*) from public.volume").await, rows, "the same as without");
+        server.drop(database).await;
     }
-    vec![tracked, whole]
+    vec![tracked, whole, settled]
 }
 
 pub(crate) async fn revert(server: &Server, size: &Size) -> Vec<Line> {
@@ -100,7 +110,7 @@ pub(crate) async fn revert(server: &Server, size: &Size) -> Vec<Line> {
     let mut lines: Vec<Line> = depths.map(|(_, what)| Line::new(what, "ms per block", Budget::None)).into();
     let blocks = size.of(1_500, 1_200);
     for _ in 0..size.rounds {
-        let database = loaded(server, blocks).await;
+        let database = loaded(server, blocks, Final::Nothing).await;
         database.client.batch_execute(TRACK).await.unwrap();
         run_once(&database, Projections::default()).await;
         for (line, (depth, _)) in lines.iter_mut().zip(depths) {
@@ -119,17 +129,25 @@ pub(crate) async fn revert(server: &Server, size: &Size) -> Vec<Line> {
     lines
 }
 
+/// Selectors.
+const ROUND_DEPLOYED: &str = "0xd659a517d721168cbed4f7cb1abb424037bf0f34a8a22948c502429045b312";
+const DEPOSIT: &str = "0x9149d2123147c5f43d258257fef0b7b969db78269369ebcf5ebb9eef8592f2";
+
 /// Felts of a low and a high half.
 fn u256(value: u64) -> String {
     format!("'{value:#x}', '0x0'")
 }
 
-/// Blocks of 20 deposits and withdrawals of 200 providers, with an auction now and then: each of its three events moves
-/// every provider.
+/// Blocks of 20 deposits of 200 providers: one by one as at the head, and final.
 pub(crate) async fn vaults(server: &Server, size: &Size) -> Vec<Line> {
-    let mut line = Line::new("option vaults: deposits of 200 providers, 20 a block", "events/s", Budget::None);
-    let blocks = size.of(1_000, 100);
-    for _ in 0..size.rounds {
+    let mut lines = vec![
+        Line::new("option vaults: deposits of 200 providers, 20 a block, at the head", "events/s", Budget::None),
+        Line::new("option vaults: the same, final blocks", "events/s", Budget::None),
+    ];
+    let blocks = size.of(2_000, 500);
+    for n in 0..size.rounds * lines.len() {
+        let (line, is_final) = if n % 2 == 0 { (0, false) } else { (1, true) };
+        let line = &mut lines[line];
         let database = server.database().await;
         let client = &database.client;
         client
@@ -147,7 +165,7 @@ pub(crate) async fn vaults(server: &Server, size: &Size) -> Vec<Line> {
             let mut values = Vec::new();
             if height == 1 {
                 values.push(format!(
-                    "((select chain_id from chains where name = 'stark'), 1, 0, 0, '0x11', 'OptionRoundDeployed', '{{}}',
+                    "((select chain_id from chains where name = 'stark'), 1, 0, 0, '0x11', 'OptionRoundDeployed', array['{ROUND_DEPLOYED}'],
                       array['0x1', '0x21', '0x1', '0x2', '0x3', {}, '0x0', {}])",
                     u256(0),
                     u256(0)
@@ -159,7 +177,7 @@ pub(crate) async fn vaults(server: &Server, size: &Size) -> Vec<Line> {
                 held[provider as usize] += amount;
                 unlocked += amount;
                 values.push(format!(
-                    "((select chain_id from chains where name = 'stark'), {height}, 0, {event}, '0x11', 'Deposit', array['{:#x}'],
+                    "((select chain_id from chains where name = 'stark'), {height}, 0, {event}, '0x11', 'Deposit', array['{DEPOSIT}', '{:#x}'],
                       array[{}, {}, {}])",
                     provider + 0xa000,
                     u256(amount),
@@ -180,6 +198,9 @@ pub(crate) async fn vaults(server: &Server, size: &Size) -> Vec<Line> {
         sql.push_str("commit; analyze");
         client.batch_execute(&sql).await.unwrap();
         client.batch_execute("select pause('stark', 'token_balances')").await.unwrap();
+        if is_final {
+            client.batch_execute("update chains set final_height = (select max(height) from blocks)").await.unwrap();
+        }
         database.settle().await;
         let begun = Instant::now();
         run_once(&database, Projections::default().with(OptionVaults::default())).await;
@@ -187,7 +208,9 @@ pub(crate) async fn vaults(server: &Server, size: &Size) -> Vec<Line> {
         let refused = database.count("select count(*) from rejected_events").await;
         let providers = database.count("select count(*) from liquidity_providers where unlocked_balance > 0").await;
         assert_eq!((refused, providers), (0, 200), "all of them are right");
+        let history = database.count("select count(*) from liquidity_provider_history").await;
+        assert_eq!(history as u64, blocks * 20, "with the history of each block");
         server.drop(database).await;
     }
-    vec![line]
+    lines
 }

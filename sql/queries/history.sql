@@ -4,8 +4,8 @@
 select e.height, e.tx_index, e.event_index, e.token, e.from_address, e.to_address, e.amount::text as amount, e.kind,
     b.hash as block_hash, b.time, x.hash as tx_hash
 from (
-    select *
-    from token_events
+    select t.*, t.kind
+    from token_events t
     where chain_id = $1 and height >= $5 and (height, tx_index, event_index) < ($2, $3, $4)
     order by height desc, tx_index desc, event_index desc
     limit $8

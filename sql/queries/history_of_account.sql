@@ -12,7 +12,7 @@ cross join lateral (
     limit 1
 ) b
 cross join lateral (
-    select e.*
+    select e.*, e.kind
     from token_events e
     where e.chain_id = $1 and e.height = h.height
       and (e.height, e.tx_index, e.event_index) < ($4, $5, $6)

@@ -1,14 +1,14 @@
--- Rounds as a block ($2, $3) left them.
+-- Rounds as blocks ($2, $3: heights, hashes) left them.
 insert into option_rounds (
-    chain_id, address, vault_address, round_id, state, start_date, end_date, settlement_date, deployment_date,
-    strike_price, cap_level, reserve_price, available_options, starting_liquidity, queued_liquidity,
-    sold_options, clearing_price, premiums, unsold_liquidity, settlement_price, payout_per_option,
-    remaining_liquidity, latest_block, latest_block_hash)
-select $1, w.*, $2::bigint, $3::text
+    latest_block, latest_block_hash, address, vault_address, round_id, state, start_date, end_date,
+    settlement_date, deployment_date, strike_price, cap_level, reserve_price, available_options,
+    starting_liquidity, queued_liquidity, sold_options, clearing_price, premiums, unsold_liquidity,
+    settlement_price, payout_per_option, remaining_liquidity, chain_id)
+select w.*, $1
 from unnest(
-    $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-    $12::numeric[], $13::numeric[], $14::numeric[], $15::numeric[], $16::numeric[], $17::numeric[],
-    $18::numeric[], $19::numeric[], $20::numeric[], $21::numeric[], $22::numeric[], $23::numeric[],
+    $2::bigint[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::numeric[], $9::numeric[],
+    $10::numeric[], $11::bigint[], $12::numeric[], $13::numeric[], $14::numeric[], $15::numeric[], $16::numeric[],
+    $17::numeric[], $18::numeric[], $19::numeric[], $20::numeric[], $21::numeric[], $22::numeric[], $23::numeric[],
     $24::numeric[]) as w
 on conflict (chain_id, address) do update
 set vault_address = excluded.vault_address, round_id = excluded.round_id, state = excluded.state,

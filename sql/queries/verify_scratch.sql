@@ -12,7 +12,7 @@ create temp table verify_changes (
     balance_after numeric not null,
     prev_height bigint
 );
-create temp table verify_vault_refused (
+create temp table verify_refused (
     height bigint not null,
     tx_index bigint not null,
     event_index bigint not null,

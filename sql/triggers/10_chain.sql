@@ -30,14 +30,16 @@ begin
         for no key update of k;
     end if;
     update checkpoints k
-    set redo_from = least(k.redo_from, lowest_height), deep_change = true
+    set redo_from = least(k.redo_from, lowest_height), deep_change = true, changed_seq = k.seq,
+        changed_from = least(case when k.changed_seq = k.seq then k.changed_from end, lowest_height)
     from chains c
     where c.chain_id = chain
       and k.chain_id = chain
       and lowest_height <= c.final_height
       and lowest_height <= k.through_height
       and k.projection <> all (coalesce(nullif(current_setting('ebbtide.not_concerned', true), ''), '{}')::text[])
-      and (not k.deep_change or k.redo_from is distinct from least(k.redo_from, lowest_height));
+      and (not k.deep_change or k.redo_from is null or k.changed_seq is distinct from k.seq
+           or lowest_height < greatest(k.redo_from, k.changed_from));
     perform pg_notify('ebbtide_blocks', chain::text);
 end $$;
 
@@ -86,7 +88,7 @@ begin
     select chain, at_height, archive_block.hash, archive_block.parent_hash, archive_block."time",
         coalesce((select jsonb_agg(to_jsonb(t) - '{chain_id,height}'::text[] order by tx_index)
                   from transactions t where t.chain_id = chain and t.height = at_height), '[]'),
-        coalesce((select jsonb_agg(to_jsonb(e) - '{chain_id,height,kind}'::text[] order by tx_index, event_index)
+        coalesce((select jsonb_agg(to_jsonb(e) - '{chain_id,height}'::text[] order by tx_index, event_index)
                   from token_events e where e.chain_id = chain and e.height = at_height), '[]'),
         coalesce((select jsonb_agg(to_jsonb(e) - '{chain_id,height}'::text[] order by tx_index, event_index)
                   from events e where e.chain_id = chain and e.height = at_height), '[]');
@@ -111,8 +113,8 @@ end $$;
 -- Events or transactions came, went or changed: raise the revision of their blocks, old height and new.
 --
 -- Far below the head a change has projections made anew, from the first block if need be. `token_balances` follows from
--- token_events alone and stays as it is where only another table changed. `option_vaults` stays while a vault is caught up
--- (`ebbtide.catching_up`, the syncer's): the vault does not count yet, and when it does, all of it is applied at once.
+-- token_events alone and stays as it is where only another table changed. Events of a contract that is being caught up
+-- (`ebbtide.catching_up`, the syncer's) do not concern the projections that say so.
 drop function if exists events_touched(bigint, bigint[]);
 create or replace function events_touched(chain bigint, at_heights bigint[], of_table text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp
@@ -125,10 +127,10 @@ begin
             using errcode = 'foreign_key_violation', constraint = 'events_chain_is_known',
                   hint = 'insert into chains (name, kind) values (...) makes one.';
     end if;
-    perform set_config('ebbtide.not_concerned', case
-        when of_table = 'token_events' then '{}'
-        when current_setting('ebbtide.catching_up', true) = 'on' then '{token_balances,option_vaults}'
-        else '{token_balances}' end, true);
+    perform set_config('ebbtide.not_concerned', case when of_table = 'token_events' then '{}' else (
+        select array_agg(p.name)::text from projections p
+        where p.name = 'token_balances'
+           or p.ignores_catching_up and current_setting('ebbtide.catching_up', true) = 'on') end, true);
     update blocks b set revision = default
     from unnest(at_heights) t(height)
     where b.chain_id = chain and b.height = t.height;
@@ -160,24 +162,37 @@ begin
     return null;
 end $$;
 
--- 0x hex is in lower case, or one account would be two. For everybody but the syncer, which refuses such text itself.
+-- What checks of the table would cost a quarter of loading: 0x hex is in lower case, or one account would be two; texts are
+-- neither empty nor longer than an index can hold; positions are not negative. For everybody but the syncer, which refuses
+-- the same before it copies (`refuse_misspelt` in store/chains.rs).
 create or replace function token_events_spelt() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     bad record;
 begin
-    select n.height, n.tx_index, n.event_index, c.name, c.value into bad
+    select n.height, n.tx_index, n.event_index, c.name, c.value,
+        case when least(n.height, n.tx_index, n.event_index) < 0 then 'position_is_not_negative'
+             when octet_length(c.value) between 1 and 512 then 'hex_is_in_lower_case'
+             else c.short_name || '_is_1_to_512_bytes' end as broken
+    into bad
     from new_rows n
     cross join lateral (
-        values ('token', n.token), ('from_address', n.from_address), ('to_address', n.to_address)
-    ) c (name, value)
-    where c.value <> lower(c.value) and left(c.value, 2) in ('0x', '0X')
+        values ('token', 'token', n.token), ('from_address', 'from', n.from_address), ('to_address', 'to', n.to_address)
+    ) c (name, short_name, value)
+    where least(n.height, n.tx_index, n.event_index) < 0
+       or octet_length(c.value) not between 1 and 512
+       or c.value <> lower(c.value) and left(c.value, 2) in ('0x', '0X')
     limit 1;
     if found then
-        raise exception 'event %/%/%: the % % is 0x hex with capitals', bad.height, bad.tx_index, bad.event_index,
-            bad.name, bad.value
-            using errcode = 'check_violation', constraint = 'token_events_hex_is_in_lower_case', column = bad.name,
-                  table = 'token_events', hint = 'lower(...) brings it to the canonical form; put_block does so by itself.';
+        raise exception 'event %/%/%: %', bad.height, bad.tx_index, bad.event_index,
+            case bad.broken
+                when 'position_is_not_negative' then 'a height or an index is negative'
+                when 'hex_is_in_lower_case' then format('the %s %s is 0x hex with capitals', bad.name, bad.value)
+                else format('the %s has %s bytes and not 1 to 512', bad.name, octet_length(bad.value)) end
+            using errcode = 'check_violation', constraint = 'token_events_' || bad.broken, column = bad.name,
+                  table = 'token_events', hint = case bad.broken
+                      when 'hex_is_in_lower_case' then 'lower(...) brings it to the canonical form; put_block does so automatically.'
+                      else 'Texts have 1 to 512 bytes; heights and indexes are at least 0.' end;
     end if;
     return null;
 end $$;

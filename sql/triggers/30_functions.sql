@@ -320,10 +320,11 @@ begin
 end $$;
 comment on function balances_at is 'All balances at a height, from the history in balance_changes.';
 
--- Read by the processor's statements: halts on a negative balance where the settings say so.
-create or replace function refuse_negative(token text, address text, amount numeric, height bigint) returns boolean
+-- Read by the processor's statement: it writes no balance that is not what it read. A serialization failure: it looks again.
+drop function if exists refuse_negative(text, text, numeric, bigint);
+create or replace function refuse_changed_balances(projection text, height bigint) returns boolean
 language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
-    raise exception 'block % would bring the balance of % in % to %', height, address, token, amount
-        using errcode = 'check_violation', constraint = 'balances_are_not_negative';
+    raise exception 'balances changed while block % was prepared for %', height, projection
+        using errcode = 'serialization_failure', constraint = 'balances_are_what_was_read';
 end $$;

@@ -6,6 +6,13 @@ from balance_history h
 join balances b on b.balance_id = h.balance_id;
 comment on view balance_changes is 'Every change of every balance, one row a block; prev_height null: the account did not exist.';
 
+-- `e.kind` of a row e of token_events: not stored, since it follows from two columns beside it.
+create or replace function kind(event token_events) returns text
+language sql immutable parallel safe as $$
+    select case when event.from_address is null then 'mint' when event.to_address is null then 'burn' else 'transfer' end
+$$;
+comment on function kind is 'mint, burn or transfer: select e.kind from token_events e.';
+
 -- A package path is set by the chain, attributes are not: only packages that are believed announce tokens. One id
 -- announced twice is the name of two ledgers whose movements cannot be told apart (specs/gno-token-balances 6).
 create or replace view token_announcements as
@@ -50,6 +57,35 @@ left join lateral (
 where b.height <= c.final_height or above.existed;
 comment on view final_balances is 'Balances at the final height: no reorganisation is expected to change them.';
 
+-- The most that floors can leave a vault short of what its providers have together. At a settlement the vault stashes the
+-- floor of all that is queued, each provider the floor of one part: of n parts, up to n - 1 stay with the providers as
+-- unlocked. The next auction hands out premiums and what remains by shares of what the vault has, and so multiplies what the
+-- providers have beyond that: greatly, where the premiums exceed the liquidity.
+create or replace function vault_may_be_short(chain bigint, vault text) returns numeric
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+declare
+    r record;
+    short numeric := 0;
+begin
+    for r in
+        select o.state, o.starting_liquidity as start,
+            o.premiums + case o.state when 'Settled' then o.unsold_liquidity + o.remaining_liquidity
+                              else o.starting_liquidity end as handed_out,
+            (select count(*) from queued_liquidity q
+             where q.chain_id = o.chain_id and q.round_address = o.address) as queued
+        from option_rounds o
+        where o.chain_id = chain and o.vault_address = vault and o.state in ('Running', 'Settled')
+        order by o.round_id
+    loop
+        -- Of nothing, nobody has a share. The quotient is rounded up.
+        short := case when r.start = 0 then 0 else div(short * r.handed_out + r.start - 1, r.start) end;
+        if r.state = 'Settled' then
+            short := short + greatest(r.queued - 1, 0);
+        end if;
+    end loop;
+    return short;
+end $$;
+
 -- Window functions run over the blocks above the final height alone.
 create or replace view anomalies as
 select b.chain_id, 'negative balance' as kind, b.height,
@@ -87,17 +123,18 @@ union all
 select k.chain_id, 'halted projection', k.through_height, format('%s: %s', k.projection, k.halted_reason)
 from checkpoints k where k.halted_reason is not null
 union all
--- The contract's own floors leave a vault a little short of what its providers have: at most one for each of them and
--- each settled round (specs/option-vaults 3.1). More than that, and events of it are missing.
+-- More than the contract's floors can leave a vault short of what its providers have, and events of it are missing.
 select v.chain_id, 'vault short of its providers', v.latest_block, format('%s has %s less than its %s providers together',
-    v.address, p.together - v.unlocked_balance - v.locked_balance - v.stashed_balance, p.providers)
-from vaults v
-cross join lateral (
-    select count(*) as providers, sum(p.unlocked_balance + p.locked_balance + p.stashed_balance) as together
-    from liquidity_providers p
-    where p.chain_id = v.chain_id and p.vault_address = v.address
-) p
-where p.together - v.unlocked_balance - v.locked_balance - v.stashed_balance
-    > p.providers * (select count(*) from option_rounds r
-                     where r.chain_id = v.chain_id and r.vault_address = v.address and r.state = 'Settled');
+    v.address, v.short, v.providers)
+from (
+    select v.chain_id, v.address, v.latest_block, p.providers,
+        p.together - v.unlocked_balance - v.locked_balance - v.stashed_balance as short
+    from vaults v
+    cross join lateral (
+        select count(*) as providers, sum(p.unlocked_balance + p.locked_balance + p.stashed_balance) as together
+        from liquidity_providers p
+        where p.chain_id = v.chain_id and p.vault_address = v.address
+    ) p
+) v
+where case when v.short > 0 then v.short > vault_may_be_short(v.chain_id, v.address) end;
 comment on view anomalies is 'What a person should look at: negative balances, breaks in the chain, ambiguous tokens, rejected events, failing and halted projections, vaults short of what their providers have.';

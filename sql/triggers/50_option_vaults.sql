@@ -20,7 +20,7 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     channel constant text := tg_argv[0];
     most_rows constant int := 200;
-    -- As text: most clients read JSON numbers into 53 bits.
+    -- What a contract said, as text: most clients read JSON numbers into 53 bits.
     amounts constant text[] := array(
         select attname::text from pg_attribute
         where attrelid = tg_relid and atttypid = 'numeric'::regtype and attnum > 0 and not attisdropped
@@ -51,7 +51,7 @@ begin
     perform pg_notify(channel, vault_payload(
         jsonb_build_object(
             'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id',
-            'key', (select jsonb_object_agg(c, r -> c) from unnest(key_columns) c), 'height', r -> 'latest_block'),
+            'key', (select jsonb_object_agg(c, r ->> c) from unnest(key_columns) c), 'height', r -> 'latest_block'),
         r || (select jsonb_object_agg(a, r ->> a) from unnest(amounts) a)))
     from unnest(changed) r;
     return null;
@@ -87,7 +87,7 @@ begin
     end if;
     perform pg_notify(channel, jsonb_build_object(
         'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id', 'vault', r -> 'vault_address',
-        'round_id', r -> 'round_id', 'round', r -> 'address', 'from', r -> 'from', 'to', r -> 'to',
+        'round_id', r ->> 'round_id', 'round', r -> 'address', 'from', r -> 'from', 'to', r -> 'to',
         'height', r -> 'latest_block')::text)
     from unnest(moved) r;
     return null;

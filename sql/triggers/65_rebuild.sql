@@ -66,6 +66,10 @@ begin
     from pg_temp.built_history n
     where not exists (select from ebbtide.balance_history h where h.balance_id = n.balance_id and h.height = n.height)
     order by n.height, n.balance_id;
+    update ebbtide.applied_blocks a
+    set ids = n.ids
+    from (select height, array_agg(balance_id) as ids from pg_temp.built_history group by height) n
+    where a.chain_id = chain and a.projection = 'token_balances' and a.height = n.height;
     return differed;
 end $$;
 

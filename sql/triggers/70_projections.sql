@@ -373,7 +373,8 @@ begin
 end $$;
 
 -- Moves a checkpoint over blocks, if the ones to hold are what they were when they were looked at: those above the block that
--- it stands on, and that one, first. Null: nothing was done. The same fence as in sql/queries/apply_block.sql.
+-- it stands on, and that one, first. Null: nothing was done. The same fence as in sql/queries/apply.sql; here each statement sees
+-- what was committed before it, so no block comes unseen after the chain's row is locked.
 drop function if exists begin_block(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
 drop function if exists begin_block(bigint, text, bigint, bigint, text, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);
 create or replace function begin_block(
@@ -396,13 +397,13 @@ begin
     with held as materialized (
         select b.height, b.hash, b.revision
         from blocks b
-        where b.chain_id = chain and b.height >= heights[1] and b.height <= heights[last] and b.height + 0 = any (heights)
+        where b.chain_id = chain and b.height >= heights[1] and b.height <= heights[last]
         order by b.height
         for share skip locked
     )
-    select count(*) = last into holds
+    select count(w.height) = last and count(*) = last into holds
     from held h
-    join unnest(heights, hashes, revisions) as w (height, hash, revision)
+    left join unnest(heights, hashes, revisions) as w (height, hash, revision)
         on w.height = h.height and w.hash = h.hash and coalesce(w.revision, h.revision) = h.revision;
     if not holds then
         return null;
@@ -622,7 +623,10 @@ begin
 end $$;
 
 -- A projection that the program applies: its tables are tracked, its name is known.
-create or replace function register_projection(name text, tables text[], kind text default null) returns void
+drop function if exists register_projection(text, text[], text);
+create or replace function register_projection(
+    name text, tables text[], kind text default null, ignores_catching_up boolean default false
+) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -635,7 +639,8 @@ begin
     from unnest(register_projection.tables) with ordinality t(rel, o);
     select p.tables into known from projections p where p.name = register_projection.name;
     if not found then
-        insert into projections (name, tables, kind) values (register_projection.name, wanted, register_projection.kind);
+        insert into projections (name, tables, kind, ignores_catching_up)
+        values (register_projection.name, wanted, register_projection.kind, register_projection.ignores_catching_up);
     elsif exists (select from projections p where p.name = register_projection.name and p.apply is not null) then
         raise exception 'there is a projection named % already, and a function applies it', register_projection.name
             using errcode = 'unique_violation', constraint = 'projection_name_is_taken',
@@ -646,6 +651,8 @@ begin
             using errcode = 'object_not_in_prerequisite_state', constraint = 'a_projection_keeps_its_tables',
                   hint = format('select ebbtide.unregister_projection(%L) lets it begin anew.', register_projection.name);
     end if;
+    update projections p set ignores_catching_up = register_projection.ignores_catching_up
+    where p.name = register_projection.name and p.ignores_catching_up <> register_projection.ignores_catching_up;
     if not exists (select from tracked_tables k where k.projection = register_projection.name) then
         perform track_tables(register_projection.name, wanted::regclass[], null);
     end if;

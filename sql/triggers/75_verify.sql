@@ -97,6 +97,17 @@ begin
     end loop;
 end $$;
 
+-- Empty temporary tables under the names of a projection's: what is written to these names from here on is written to them.
+create or replace function make_temporary(name text) returns void
+language plpgsql set client_min_messages = warning set search_path = ebbtide, pg_temp as $$
+declare t record;
+begin
+    for t in select k.relation, c.relname from tracked_tables k join pg_class c on c.oid = to_regclass(k.relation)
+             where k.projection = name order by k.id loop
+        execute format('create temp table %I (like %s including all)', t.relname, t.relation);
+    end loop;
+end $$;
+
 -- The tables of a projection against temporary tables of their names, as compare_copies does with copies.
 create or replace function compare_with_temporary(name text, chain bigint, most bigint)
 returns table (relation text, in_one boolean, differing text, total bigint)

@@ -19,7 +19,7 @@ create or replace function follow_block(
     start_at bigint, note boolean
 ) returns bigint
 language plpgsql set search_path = ebbtide, pg_temp
-set enable_nestloop = on set enable_seqscan = on set enable_mergejoin = on set plan_cache_mode = auto as $$
+set enable_hashjoin = on set enable_seqscan = on set enable_mergejoin = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable
 declare
     f record;
@@ -70,7 +70,7 @@ end $$;
 
 -- Whoever was not taken back must not look as if it had been, once the same block stands on other ones: it goes back itself.
 create or replace function leave_followers_behind(chain bigint, parent text, to_height bigint) returns void
-language plpgsql set search_path = ebbtide, pg_temp set enable_nestloop = on set plan_cache_mode = auto as $$
+language plpgsql set search_path = ebbtide, pg_temp set enable_hashjoin = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable
 begin
     with left_behind as (
@@ -92,7 +92,7 @@ end $$;
 create or replace function undo_followers(
     chain bigint, parent text, from_height bigint, from_hash text, to_height bigint, to_hash text
 ) returns bigint
-language plpgsql set search_path = ebbtide, pg_temp set enable_nestloop = on set plan_cache_mode = auto as $$
+language plpgsql set search_path = ebbtide, pg_temp set enable_hashjoin = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable
 declare
     f record;

@@ -130,20 +130,12 @@ pub(crate) fn token_path(path: &str) -> Option<&str> {
     path.strip_prefix("/tokens/")?.strip_suffix("/balances")
 }
 
-/// The chain's own spelling of an address, a token or a hash: 0x hex in lower case, felts without leading zeros.
+/// The chain's own spelling of an address, a token or a hash. What cannot be one stays as it is.
 pub(crate) fn canonical(kind: Kind, text: &str) -> Cow<'_, str> {
-    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
-    match (kind, digits) {
-        (Kind::Gno, _) | (_, None) => Cow::Borrowed(text),
-        (_, Some(digits)) if !digits.bytes().all(|b| b.is_ascii_hexdigit()) => Cow::Borrowed(text),
-        (Kind::Starknet, Some(digits)) if !digits.is_empty() => {
-            let significant = digits.trim_start_matches('0');
-            Cow::Owned(format!(
-                "0x{}",
-                if significant.is_empty() { "0".to_owned() } else { significant.to_lowercase() }
-            ))
-        }
-        (_, Some(digits)) => Cow::Owned(format!("0x{}", digits.to_lowercase())),
+    match kind {
+        // Hashes are base64, which may look like hex.
+        Kind::Gno => Cow::Borrowed(text),
+        _ => kind.canonical(text).unwrap_or(Cow::Borrowed(text)),
     }
 }
 

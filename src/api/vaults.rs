@@ -14,8 +14,9 @@ use super::{Context, query, reading};
 use crate::chain::Text;
 use crate::chain::felt::Felt;
 use crate::projections::option_vaults;
-use crate::store::reads::{At, ChainState, Snapshot, Standing};
-use crate::store::vaults::VaultRow;
+use crate::projections::option_vaults::reads::Standing;
+use crate::projections::option_vaults::rows::VaultRow;
+use crate::store::reads::{At, ChainState, Snapshot};
 use items::{BidItem, BuyerItem, ProviderItem, QueuedItem, RoundItem, VaultItem};
 
 /// `/vaults`, `/vaults/{address}`, `/vaults/{address}/liquidity-providers[/{provider}]`, `/rounds/{address}`.
@@ -206,8 +207,8 @@ impl Request<'_> {
         let lists: &[VaultList] = if self.is_now() { &[VaultList::Rounds] } else { &[] };
         let paging = self.paging(lists, address)?;
         let after = match paging.after().0 {
-            "" => i64::MIN,
-            number => number.parse().map_err(|_| Failure::invalid_cursor())?,
+            "" => None,
+            number => Some(number.parse().map_err(|_| Failure::invalid_cursor())?),
         };
         let (vault, state) = self.known(address).await?;
         if !self.is_now() {

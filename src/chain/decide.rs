@@ -43,7 +43,7 @@ pub struct Look {
     pub below: Option<BlockRef>,
     /// The stored blocks of the window, ascending: from where the journal begins to where the projection stands.
     pub stored: Vec<StoredBlock>,
-    /// The last stored block below `redo_from`, where that is set.
+    /// The last stored block below `redo_from`, where that is set, at or below the checkpoint's block.
     pub redo_below: Option<BlockRef>,
     /// The next stored blocks above the checkpoint, ascending, at most a few.
     pub ahead: Vec<StoredBlock>,

@@ -54,6 +54,11 @@ impl Felt {
         Felt::new(U256::from_be_bytes(bytes)).ok_or(NoFelt::TooLarge)
     }
 
+    /// Whether this is how a felt is written, whatever its size: `0x`, lower-case hex digits, no leading zeros.
+    pub fn is_canonical(text: &str) -> bool {
+        super::is_lower_hex(text) && (text == "0x0" || !text.starts_with("0x0"))
+    }
+
     /// `sn_keccak` of a name: the low 250 bits of its Keccak-256. What entry points and events are called by.
     pub fn selector(name: &str) -> Felt {
         let hash = U256::from_be_bytes(keccak256(name).0);

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, anyhow};
 use ebbtide::chain::Kind;
 use ebbtide::chain::opening::{self, BadOpening, HEADER, OpeningLine};
 use ebbtide::config::{OpeningArgs, RejectedListArgs, RejectedRetryArgs, Settings};
-use ebbtide::store::{Imported, RejectedEvent, RejectedFilter, Retried};
+use ebbtide::store::{Imported, LineFault, RejectedEvent, RejectedFilter, Retried};
 use tokio::sync::mpsc;
 
-use super::{migrated_store, refused, say};
+use super::{aligned, migrated_store, refused, say};
 
 /// Lines at fault that are named; the others are counted.
 const MOST_FAULTS: usize = 20;
@@ -50,17 +50,29 @@ pub(super) async fn opening_balances(settings: &Settings, args: OpeningArgs) -> 
         Imported::Refused { lines, count } => {
             let mut said = format!("{name}: nothing was imported, since {} at fault:", are(count, "line"));
             for (line, why) in &lines {
-                said.push_str(&format!("\n  line {line}: {why}"));
+                said.push_str(&format!("\n  line {line}: {}", reason(why)));
             }
             match count.saturating_sub(lines.len() as u64) {
                 0 => {}
                 more => said.push_str(&format!("\n  and {more} more")),
             }
-            let has_one = lines.iter().any(|(_, why)| why.contains("has an opening balance already"));
-            if has_one {
+            if lines.iter().any(|(_, why)| matches!(why, LineFault::Stored { .. })) {
                 said.push_str("\n--replace drops the chain's opening balances first");
             }
             Err(anyhow!(said))
+        }
+    }
+}
+
+/// Why a line cannot be imported, in words.
+fn reason(why: &LineFault) -> String {
+    match why {
+        LineFault::Bad(bad) => bad.to_string(),
+        LineFault::Second { token, address, first_line } => {
+            format!("it is a second opening balance of {address} in {token}; line {first_line} is the first")
+        }
+        LineFault::Stored { token, address, amount } => {
+            format!("{address} in {token} has an opening balance already: {amount}")
         }
     }
 }
@@ -161,7 +173,7 @@ fn table(events: &[RejectedEvent]) -> String {
             shown,
         ]);
     }
-    ebbtide::store::aligned(&rows)
+    aligned(&rows)
 }
 
 pub(super) async fn rejected_retry(settings: &Settings, args: &RejectedRetryArgs) -> Result<ExitCode> {

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::config::{PauseArgs, ReplayArgs, ResumeArgs, Settings, StatusArgs};
-use ebbtide::store::private::{self, Search};
+use ebbtide::private_postgres::{self, Search};
+use ebbtide::store::{Rebuilding, Standing};
 
-use super::{database_url, migrated_store, open, refused, say};
+use super::{aligned, database_url, migrated_store, open, refused, say};
 
 pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
     let store = open(settings, "ebbtide migrate")?;
@@ -26,17 +27,65 @@ pub(super) async fn status(settings: &Settings, args: &StatusArgs) -> Result<Exi
     let store = migrated_store(settings, "ebbtide status").await?;
     loop {
         let standing = store.standing().await?;
-        let healthy = !standing.iter().any(ebbtide::store::Standing::needs_a_person);
+        let healthy = !standing.iter().any(Standing::needs_a_person);
         if args.json {
             say(serde_json::to_string_pretty(&standing)?)?;
         } else {
-            say(ebbtide::store::Standing::table(&standing))?;
+            say(table(&standing))?;
         }
         if !args.watch {
             return Ok(ExitCode::from(u8::from(!healthy)));
         }
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
+}
+
+/// What it is about, in words: the worst first.
+fn state(of: &Standing) -> String {
+    if let Some(reason) = &of.halted_reason {
+        return format!("halted: {reason}");
+    }
+    if let Some(reason) = &of.failed_reason {
+        return match of.failures {
+            0 | 1 => format!("failing: {reason}"),
+            n => format!("failing: {reason} ({n} times)"),
+        };
+    }
+    if let Some(Rebuilding { reason, at_height, to_height, .. }) = &of.rebuilding {
+        return format!("rebuilding: at {at_height} of {to_height}, {reason}");
+    }
+    match (of.paused, of.redo_from) {
+        (true, _) => "paused".to_owned(),
+        (false, Some(from)) => format!("redoing from {from}"),
+        (false, None) => "ok".to_owned(),
+    }
+}
+
+/// All of them as a table for people.
+fn table(all: &[Standing]) -> String {
+    let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let mut rows = vec![
+        ["CHAIN", "PROJECTION", "HEAD", "TIP", "APPLIED", "FINAL", "LAG", "REORGS", "REJECTED", "STATE"]
+            .map(str::to_owned),
+    ];
+    for s in all {
+        rows.push([
+            s.chain.clone(),
+            s.projection.clone(),
+            number(s.head_height),
+            number(s.tip_height),
+            number(s.applied_height),
+            number(s.final_height),
+            s.lag_blocks.to_string(),
+            s.reorgs.to_string(),
+            s.rejected_events.to_string(),
+            state(s),
+        ]);
+    }
+    if all.is_empty() {
+        return "There is no chain yet.".to_owned();
+    }
+    aligned(&rows)
 }
 
 pub(super) async fn replay(settings: &Settings, args: &ReplayArgs) -> Result<ExitCode> {
@@ -65,7 +114,8 @@ pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<Exi
 
 pub(super) fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
     let url = database_url(settings)?;
-    let private = settings.database_url.is_none().then(|| private::running(&settings.private_dir, &Search::Installed));
+    let private =
+        settings.database_url.is_none().then(|| private_postgres::running(&settings.private_dir, &Search::Installed));
     let program = match private.flatten() {
         Some(running) => running.bin_dir.join("psql"),
         None => "psql".into(),

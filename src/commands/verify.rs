@@ -7,11 +7,11 @@ use anyhow::{Context, Result, anyhow};
 use ebbtide::chain::Kind;
 use ebbtide::chain::delta::Delta;
 use ebbtide::config::{Settings, VerifyArgs};
-use ebbtide::projections::option_vaults::{self, At, Directory, Working};
-use ebbtide::projections::token_balances;
+use ebbtide::projections::{option_vaults, token_balances};
 use ebbtide::sources::Source;
 use ebbtide::sources::evm::{EvmSettings, EvmSource};
-use ebbtide::store::{Audit, Findings, FuzzSettings, Store, StoreError, VaultAudit, Verifiable};
+use ebbtide::store::Store;
+use ebbtide::verify::{Findings, FuzzSettings};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{migrated_store, refused, say};
@@ -31,9 +31,16 @@ pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<Exi
     for of in &others {
         let bar = progress(&format!("{} on {}", of.projection, of.chain));
         let findings = match of.projection.as_str() {
-            option_vaults::NAME => audit(&store, settings, of, args.most, &bar).await.map_err(refused)?,
+            option_vaults::NAME => {
+                let show = |done, of| {
+                    bar.set_length(of);
+                    bar.set_position(done);
+                };
+                let audit = option_vaults::audit::audit(&store, &settings.vaults, of, args.most, &show);
+                audit.await.map_err(refused)?
+            }
             _ if of.is_function => {
-                let mut show = |at: ebbtide::store::Progress<'_>| {
+                let mut show = |at: ebbtide::verify::Progress<'_>| {
                     bar.set_length(at.blocks);
                     bar.set_position(at.done);
                 };
@@ -89,49 +96,6 @@ async fn fuzz(store: &Store, args: &VerifyArgs, name: &str, seed: u64) -> Result
     let findings = store.fuzz(&settings, &mut |round| bar.set_position(round)).await.map_err(refused)?;
     bar.finish_and_clear();
     Ok(ExitCode::from(u8::from(tell(&findings)? > 0)))
-}
-
-/// The option vaults: what must hold between rows, and all rows computed again from the events, in memory and without
-/// loading any.
-async fn audit(
-    store: &Store,
-    settings: &Settings,
-    of: &Verifiable,
-    most: i64,
-    bar: &ProgressBar,
-) -> Result<Findings, StoreError> {
-    let mut audit = match store.audit_vaults(of, most).await? {
-        Audit::Idle(findings) => return Ok(findings),
-        Audit::Begun(audit) => audit,
-    };
-    bar.set_length(audit.left() as u64);
-    let registered = audit.registered().await?;
-    let given = Directory {
-        deployers: settings.vaults.deployers.clone(),
-        classes: settings.vaults.classes.clone(),
-        ..Directory::default()
-    };
-    let mut rows = Working::default();
-    while let Some(block) = audit.next().await? {
-        bar.inc(1);
-        let mut directory = given.clone();
-        directory.vaults.extend(rows.vaults.rows().map(|vault| (vault.address.clone(), vault.layout)));
-        directory.rounds.extend(rows.rounds.rows().map(|round| (round.address.clone(), round.vault_address.clone())));
-        // What people registered wins over what an earlier reading left.
-        let at = block.block.height;
-        let now = registered.iter().filter(|(_, _, from)| from.is_none_or(|from| from <= at));
-        directory.vaults.extend(now.map(|(address, layout, _)| (address.clone(), *layout)));
-        let steps = option_vaults::read(&mut directory, &block.events);
-        if steps.is_empty() {
-            continue;
-        }
-        let refused = option_vaults::apply(&mut rows, At { height: at, time: block.time }, &steps);
-        if let Err(error) = audit.put(&block.block, &rows.changes(), &refused).await {
-            return Ok(VaultAudit::failed(*audit, &block.block, &error.message()));
-        }
-        rows.settle();
-    }
-    audit.compare().await
 }
 
 /// Holds some balances against what the contracts themselves say; returns how many differ.

@@ -234,9 +234,12 @@ pub struct ProcessArgs {
     /// End when there is nothing left to do. A node that is followed always has more: for a file, or the database alone.
     #[arg(long)]
     pub once: bool,
-    /// Most final blocks merged into one commit [default: 1: each block has its own].
+    /// Most final blocks merged into one commit [default: as many as hold 50,000 events].
     #[arg(long, value_name = "N")]
     pub batch: Option<u64>,
+    /// Pairs of connections to work with, for balances and again for functions and code [default: 4].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u64>,
     /// What a negative balance means [default: zero].
     #[arg(long, value_enum)]
     pub negative_balances: Option<NegativeBalances>,

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use super::ConfigError;
 use crate::projections::{option_vaults, token_balances};
 use crate::sources::evm::FactorySettings;
-use crate::store::vaults::Layout;
 
 /// The file's whole content.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -20,8 +19,10 @@ pub struct File {
     pub wake: Option<WakeWord>,
     /// Longest sleep of the processor, in ms; 10 to 86,400,000. Defaults to 1,000.
     pub poll_interval_ms: Option<u64>,
-    /// Most final blocks merged into one commit, 1 to 10,000. Defaults to 1.
+    /// Most final blocks merged into one commit, 1 to 1,000,000. Defaults to as many as hold 50,000 events.
     pub batch: Option<u64>,
+    /// Pairs of connections to work with, for balances and again for functions and code, 1 to 100. Defaults to 4.
+    pub workers: Option<u64>,
     /// The chains to follow.
     #[serde(default)]
     pub chains: BTreeMap<String, ChainFile>,
@@ -261,7 +262,7 @@ impl ProjectionFile {
         };
         let mut classes = BTreeMap::new();
         for (hash, class) in &self.classes {
-            let layout = Layout::parse(&class.layout).ok_or_else(|| ConfigError::OutOfBounds {
+            let layout = option_vaults::Layout::parse(&class.layout).ok_or_else(|| ConfigError::OutOfBounds {
                 setting: format!("projections.option_vaults.classes.{hash}.layout"),
                 value: class.layout.clone(),
                 bounds: "a (each round speaks for itself) or b (the vault speaks for all)".to_owned(),

@@ -1,302 +1,297 @@
 //! From one branch to the other in one transaction: undo to the ancestor, apply what is there instead. The same
-//! transaction begins a chain (nothing to undo, opening balances first) and makes its state anew (beside, and then the
-//! difference).
+//! transaction begins a chain (nothing to undo, opening balances first) and rebuilds (beside what stands, where it can).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::extend::{bad_event, batch, read_chunk};
-use super::look::{Difference, Failed, Fault, Outcome, Task};
-use super::rebuild::Rebuild;
-use super::{Done, Of, Session};
+use super::engine::{Runs, filled, keys_at};
+use super::progress::Progress;
+use super::read::{Chunk, Reader};
+use super::task::{Failed, Fault, Outcome, Task};
+use super::workers::Session;
+use super::{Done, Of};
+use crate::chain::decide::{Look, Rebuild, Switch};
 use crate::chain::{BlockRef, Height};
-use crate::projections::token_balances::{History, NAME, OnBadEvent};
-use crate::store::{LedgerRead, Look, ReorgNote, StoreError, Switch, Undone};
+use crate::store::{LedgerRead, ReorgNote, StoreError, Tx, Undone};
 
-/// Blocks of the new branch merged into one statement.
-const CHUNK_BLOCKS: u64 = 100;
-
-/// What stands after the part of the transaction that applies.
-#[derive(Default)]
-struct Branch {
-    tip: Option<BlockRef>,
-    blocks: u64,
-    events: u64,
-    negative: u64,
-    refused: u64,
+/// What becomes of the state before blocks are applied.
+pub(super) enum Undo {
+    /// There is none: the chain begins.
+    Nothing,
+    /// Back to an ancestor.
+    To(Switch),
+    /// All of it is made again.
+    All(Rebuild),
 }
 
-/// How far applying goes in one such transaction, and how.
-struct Bounds {
-    start: Height,
-    to: Height,
-    /// A chain begins with its first block alone, so that nothing large is held up by what may still be missing.
-    first_only: bool,
-    most_blocks: u64,
-    /// Followers come along block by block.
-    followed: bool,
-}
+impl Undo {
+    fn ancestor(&self) -> Option<&BlockRef> {
+        match self {
+            Undo::To(switch) => switch.ancestor.as_ref(),
+            Undo::Nothing | Undo::All(_) => None,
+        }
+    }
 
-impl Task {
-    pub(super) async fn switch(
-        &mut self,
-        session: &mut Session,
-        look: &Look,
-        start: Option<Height>,
-        cap: Height,
-        difference: Difference,
-    ) -> Result<Outcome, Fault> {
-        let started = Instant::now();
-        let reason = difference.reason(look);
-        let Difference { mut ancestor, deep, down, same_branch, .. } = difference;
-        let seq = look.checkpoint.seq;
-        let old_tip = look.checkpoint.block.clone();
-        let what = match (&old_tip, &ancestor) {
+    /// Apply as far as this height. None means undo alone.
+    fn to(&self) -> Option<Height> {
+        match self {
+            Undo::Nothing => Some(Height::MAX),
+            Undo::To(switch) => switch.to,
+            Undo::All(rebuild) => rebuild.to,
+        }
+    }
+
+    /// Why blocks are applied again that are no longer in the journal.
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Undo::Nothing => None,
+            Undo::To(switch) => switch.below_journal,
+            Undo::All(rebuild) => Some(rebuild.reason),
+        }
+    }
+
+    /// How many heights are taken back, where that is a reorganisation.
+    fn depth(&self) -> Option<u64> {
+        match self {
+            Undo::Nothing => None,
+            Undo::To(switch) => Some(switch.depth).filter(|_| !switch.is_replay),
+            Undo::All(rebuild) => Some(rebuild.depth).filter(|_| !rebuild.is_replay),
+        }
+        .filter(|depth| *depth > 0)
+    }
+
+    fn what(&self, look: &Look) -> String {
+        match (&look.checkpoint.block, self.ancestor()) {
             (Some(tip), Some(ancestor)) => format!("the reorganisation from {tip} to after {ancestor}"),
             (Some(tip), None) => format!("the reorganisation from {tip} to before the start"),
             (None, _) => "the start".to_owned(),
-        };
-        let failed = |error: StoreError| Fault::Failed(Failed { error, seq, what: what.clone(), at: None });
-        // A transaction of this size ran too long: take a part of the old branch back first, without leaving it.
-        let mut redo_after = None;
-        let mut only_undo = false;
-        if !deep
-            && (down.len() as u64) > self.most_blocks
-            && let Some(part) = down.get(self.most_blocks as usize)
-        {
-            ancestor = Some(part.clone());
-            redo_after = look.checkpoint.redo_from;
-            only_undo = true;
         }
-        let chain = self.chain;
-        // The history does not reach back, or all of it would be undone: cheaper made anew.
-        let anew = deep
-            && (ancestor.is_none()
-                || self.settings.token_balances.history == History::Window
-                || beyond_history(look, ancestor.as_ref()));
-        if anew {
-            ancestor = None;
+    }
+}
+
+/// What stands after the part of the transaction that applies.
+struct Branch {
+    tip: Option<BlockRef>,
+    done: Done,
+}
+
+impl Task {
+    /// Carries out the whole of it, or nothing.
+    pub(super) async fn switch(&mut self, session: &mut Session, look: &Look, undo: &Undo) -> Result<Outcome, Fault> {
+        // What is known stands on the branch that is left; a rebuild's balances have numbers of their own.
+        self.engine.forget();
+        let outcome = self.switch_over(session, look, undo).await;
+        self.engine.forget();
+        if let Undo::All(_) = undo {
+            session.read.rebuild_ended(self.engine.chain, &self.engine.name).await?;
+            self.watcher.rebuilding(Of { chain: &look.chain_name, projection: &self.engine.name }, None);
         }
-        let followed = look.followed && !self.without_followers && !anew;
+        outcome
+    }
+
+    async fn switch_over(&mut self, session: &mut Session, look: &Look, undo: &Undo) -> Result<Outcome, Fault> {
+        let begun = Instant::now();
         let Session { read, write } = session;
+        let checkpoint = &look.checkpoint;
+        let (chain, name) = (self.engine.chain, self.engine.name.clone());
+        let of = Of { chain: &look.chain_name, projection: &name };
+        let what = undo.what(look);
+        let failed = |error: StoreError| Fault::Failed(Failed::in_switch(checkpoint.base(), what.clone(), error));
         // While a chain begins, a change of its opening balances finds no state yet that it could have redone.
-        let turn = look.checkpoint.through.is_none() || look.complete_to.is_some();
-        let Some(mut tx) = write.begin_switch(chain, NAME, seq, turn).await? else { return Ok(Outcome::Contended) };
-        if tx.redo_from != look.checkpoint.redo_from {
+        let turn = checkpoint.through.is_none() || look.complete_to.is_some();
+        let Some(mut tx) = write.begin(chain, &name, checkpoint, turn).await? else {
             return Ok(Outcome::Contended);
-        }
-        if let Some(ancestor) = &ancestor
-            && !only_undo
+        };
+        if let Undo::To(switch) = undo
+            && let Some(ancestor) = switch.ancestor.as_ref().filter(|_| !switch.is_part)
             && !tx.hold(ancestor).await?
         {
             return Ok(Outcome::Contended);
         }
-        if deep && old_tip.is_some() {
-            tracing::info!(chain = %look.chain_name, projection = NAME, reason, "Rebuilding");
+        let has_followers = look.followed && self.engine.is_balances();
+        let takes_along = has_followers && !self.caution.without_followers && !matches!(undo, Undo::All(_));
+        if has_followers && !takes_along {
+            tx.leave_followers_behind(undo.ancestor()).await.map_err(&failed)?;
         }
-        if look.followed && !followed {
-            tx.leave_followers_behind(ancestor.as_ref()).await.map_err(&failed)?;
+        if let Some(reason) = undo.reason().filter(|_| checkpoint.block.is_some()) {
+            tracing::info!(chain = %look.chain_name, projection = %name, reason, "Rebuilding");
         }
-        let undone = if anew {
-            tx.build_beside().await.map_err(&failed)?
-        } else if let Some(old_tip) = &old_tip {
-            if deep {
-                tx.unlimited().await?;
+        let undone = match undo {
+            Undo::Nothing => Undone::default(),
+            Undo::All(_) => self.engine.clear(&mut tx, checkpoint.block.is_some()).await.map_err(&failed)?,
+            Undo::To(switch) => {
+                let undone = self.engine.undo(&mut tx, switch).await.map_err(&failed)?;
+                if let Some(from) = checkpoint.block.as_ref().filter(|_| takes_along) {
+                    tx.undo_followers(from, switch.ancestor.as_ref()).await.map_err(&failed)?;
+                }
+                undone
             }
-            let through = ancestor.as_ref().map(|a| a.height);
-            let undone = tx.undo_to(ancestor.as_ref(), through, redo_after).await.map_err(&failed)?;
-            if followed {
-                tx.undo_followers(old_tip, ancestor.as_ref()).await.map_err(&failed)?;
-            }
-            undone
-        } else {
-            Undone { seq, keys: 0, restored: 0, changes: 0, blocks: 0 }
         };
         if undone.keys != undone.restored {
-            let wrong = undone.keys - undone.restored.min(undone.keys);
             drop(tx);
+            let wrong = undone.keys - undone.restored.min(undone.keys);
             let reason = format!(
                 "{what}: {wrong} of {} balances are not what the journal left; `ebbtide verify` shows which",
                 undone.keys
             );
-            tracing::error!(chain = %look.chain_name, reason, "Halting {NAME}");
-            write.halt(chain, NAME, seq, &reason).await?;
-            return Ok(Outcome::Moved);
+            return self.halt(write, look, &reason).await;
         }
-        let branch = match start.filter(|_| !only_undo) {
-            Some(start) => {
-                let bounds = Bounds {
-                    start,
-                    // Up to the height readers saw before, so that it falls only where the new chain is shorter.
-                    to: look.checkpoint.through.map_or(cap, |t| t.min(cap)),
-                    first_only: old_tip.is_none(),
-                    // Made anew in part, it would show a height long gone.
-                    most_blocks: if anew { u64::MAX } else { self.most_blocks },
-                    followed,
-                };
-                let mut rebuild = deep.then(|| Rebuild::new(reason, start, bounds.to));
-                match self.apply_branch(read, &mut tx, look, ancestor.as_ref(), &bounds, rebuild.as_mut()).await {
-                    Ok(Stretch::Applied(branch)) => branch,
-                    Ok(Stretch::Contended) => return Ok(Outcome::Contended),
-                    Ok(Stretch::Bad(reason)) => {
-                        drop(tx);
-                        write.halt(chain, NAME, seq, &reason).await?;
-                        return Ok(Outcome::Moved);
-                    }
-                    Err(Trouble::Read(fault)) => return Err(fault),
-                    Err(Trouble::Write(error)) => return Err(failed(error)),
-                }
+        let branch = match self.apply_branch(read, &mut tx, look, undo, takes_along).await {
+            Ok(Applied::Branch(branch)) => branch,
+            Ok(Applied::Contended) => return Ok(Outcome::Contended),
+            Ok(Applied::Bad(reason)) => {
+                drop(tx);
+                return self.halt(write, look, &reason).await;
             }
-            None => Branch { tip: ancestor.clone(), ..Branch::default() },
+            Err(fault) => return Err(fault),
         };
-        let replaced = tx.replace_by_built().await.map_err(&failed)?;
-        if deep && old_tip.is_some() {
+        let replaced = self.engine.finish(&mut tx).await.map_err(&failed)?;
+        if let Some(reason) = undo.reason().filter(|_| checkpoint.block.is_some() || !self.engine.is_balances()) {
             tx.note_rebuilt(branch.tip.as_ref(), reason).await.map_err(&failed)?;
         }
-        let took = started.elapsed();
-        let of = Of { chain: &look.chain_name, projection: NAME };
-        if let Some(old_tip) = &old_tip {
-            let depth = depth_of(look, old_tip, ancestor.as_ref());
+        let took = begun.elapsed();
+        let reorg = undo.depth().zip(checkpoint.block.clone());
+        if let Some((depth, old_tip)) = reorg.clone() {
             let note = ReorgNote {
-                ancestor: ancestor.as_ref().map(|a| a.height),
+                ancestor: undo.ancestor().map(|a| a.height),
                 depth,
-                old_tip: old_tip.clone(),
-                new_tip: branch.tip,
-                blocks_undone: if deep { depth } else { undone.blocks },
-                blocks_applied: branch.blocks,
-                rows_touched: if anew { replaced } else { undone.restored },
+                old_tip,
+                new_tip: branch.tip.clone(),
+                blocks_undone: if undo.reason().is_some() { depth } else { undone.blocks },
+                blocks_applied: branch.done.blocks,
+                rows_touched: undone.restored + replaced,
                 duration_ms: took.as_secs_f64() * 1000.0,
             };
-            // A replay leaves no branch.
-            if same_branch || depth == 0 {
-                tx.commit().await.map_err(&failed)?;
-                tracing::info!(
-                    chain = %look.chain_name, blocks = branch.blocks,
-                    "Applied {} blocks of {} again", branch.blocks, look.chain_name
-                );
-            } else {
-                tx.note_reorg(&note).await.map_err(&failed)?;
-                tx.commit().await.map_err(&failed)?;
-                log_reorg(of, ancestor.as_ref(), depth, branch.blocks, took);
+            tx.note_reorg(&note).await.map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)?;
+        let blocks = branch.done.blocks;
+        match reorg {
+            Some((depth, _)) => {
+                log_reorg(of, undo.ancestor(), depth, blocks, took);
                 self.watcher.switched(of, depth, took);
             }
-        } else {
-            tx.commit().await.map_err(&failed)?;
+            None if checkpoint.block.is_some() => tracing::info!(
+                chain = %look.chain_name, projection = %name, blocks,
+                "Applied {blocks} blocks of {} again", look.chain_name
+            ),
+            None => {}
         }
-        let Branch { blocks, events, negative, refused, .. } = branch;
-        self.watcher.applied(of, Done { blocks, events, negative, refused, took });
-        self.grow();
+        self.watcher.applied(of, Done { took, ..branch.done });
+        self.went_through();
         Ok(Outcome::Moved)
     }
 
-    /// Applies what counts above the ancestor (none: from the start, opening balances first).
+    /// Applies what counts above the ancestor (or from the start, opening balances first).
     async fn apply_branch(
-        &self,
+        &mut self,
         read: &LedgerRead,
-        tx: &mut Switch<'_>,
+        tx: &mut Tx<'_>,
         look: &Look,
-        ancestor: Option<&BlockRef>,
-        bounds: &Bounds,
-        mut rebuild: Option<&mut Rebuild>,
-    ) -> Result<Stretch, Trouble> {
-        let &Bounds { start, to, first_only, most_blocks, followed } = bounds;
-        let settings = self.settings.token_balances;
-        let mut branch = Branch { tip: ancestor.cloned(), ..Branch::default() };
-        let mut opened = ancestor.is_some();
-        let mut before = ancestor.map(|a| (a.clone(), None));
-        while !first_only || branch.blocks == 0 {
-            let budget = most_blocks.saturating_sub(branch.blocks);
-            let limit = if first_only || followed { 1 } else { CHUNK_BLOCKS.min(budget) };
-            if budget == 0 || (self.shutdown.is_cancelled() && first_only) {
-                break;
+        undo: &Undo,
+        takes_along: bool,
+    ) -> Result<Applied, Fault> {
+        let ancestor = undo.ancestor();
+        let mut branch = Branch { tip: ancestor.cloned(), done: Done::default() };
+        let (Some(to), Some(start)) = (undo.to(), look.start()) else { return Ok(Applied::Branch(branch)) };
+        // A chain begins with its first block alone, so that nothing large is held up by what may still be missing.
+        let first_only = look.checkpoint.block.is_none();
+        // Rebuilt in part, it would show a height long gone.
+        let is_rebuild = matches!(undo, Undo::All(_));
+        let most = if is_rebuild {
+            u64::MAX
+        } else if first_only {
+            1
+        } else {
+            self.caution.most_blocks
+        };
+        let nets = self.engine.is_balances();
+        let mut reader =
+            Reader::new(read, self.engine.chain, look, (start, to), ancestor.cloned(), self.engine.reading());
+        // Above blocks that are in the journal of applied blocks, all are, final or not: it has no holes.
+        let journal_above = look.final_height.filter(|_| ancestor.is_none() || undo.reason().is_some() && !nets);
+        let mut runs =
+            Runs::new(look, start, self.engine.digest(look), journal_above, ancestor.map(|a| (a.clone(), None)));
+        let mut progress = undo.reason().map(|reason| Progress::new(reason, start, to));
+        let mut opened = ancestor.is_some() || !nets;
+        while branch.done.blocks < most {
+            // What a rebuild has done so far would be lost work, but nobody who asks it to end waits for all of it.
+            if self.shutdown.is_cancelled() && (progress.is_some() || first_only) {
+                return Ok(Applied::Contended);
             }
-            // What a rebuild has done so far would be lost work, but whoever asks to end does not wait for all of it.
-            if self.shutdown.is_cancelled() && rebuild.is_some() {
-                return Ok(Stretch::Contended);
+            let left = if first_only { 1 } else { most - branch.done.blocks };
+            let Some(Chunk { blocks, accounts }) = reader.next(left).await? else { break };
+            if let Some(reason) = blocks.iter().find_map(|block| self.engine.bad_event(block)) {
+                return Ok(Applied::Bad(reason));
             }
-            let last = before.as_ref().map(|(b, _)| b);
-            let chunk = read_chunk(read, self.chain, look, last, start, to, limit).await?;
-            if chunk.is_empty() {
-                break;
-            }
-            if settings.on_bad_event == OnBadEvent::Halt
-                && let Some(bad) = chunk.iter().find(|p| !p.netted.refused.is_empty())
-            {
-                return Ok(Stretch::Bad(bad_event(bad)));
-            }
-            // With the first block and not before it: while nothing counts, nothing stands, not even what was there
-            // at the start; opened twice it would be refused.
+            // With the first block and not before it: while nothing counts, nothing stands, not even what was there at
+            // the start; opened twice it would be refused.
             if !std::mem::replace(&mut opened, true) {
-                tx.open_balances(start).await.map_err(Trouble::Write)?;
+                tx.open_balances(start).await?;
             }
-            let last = chunk.last().map(|p| (p.block.clone(), Some(p.revision)));
-            let below = before.as_ref().map(|(b, _)| b.clone());
-            branch.blocks += chunk.len() as u64;
-            let mut batch = batch(look, &settings, before.as_ref(), start, ancestor.is_some(), chunk);
-            // They read what the block changed, whether or not it is kept.
-            batch.apply.history |= followed;
-            branch.events += batch.events;
-            branch.refused += batch.refused;
-            match tx.apply(&batch.apply).await.map_err(Trouble::Write)? {
-                Some(applied) => branch.negative += applied.negative,
-                None => return Ok(Stretch::Contended),
-            }
-            if let Some((block, Some(revision))) = &last {
-                if followed {
-                    let record = batch.apply.final_height.is_none_or(|f| block.height > f);
-                    tx.follow_block(below.as_ref(), block, *revision, start, record).await.map_err(Trouble::Write)?;
+            let (known, missing) = self.engine.unknown(&accounts);
+            let mut balances = match missing.is_empty() {
+                true => filled(known, &missing, &[])?,
+                false => {
+                    let found = tx.balances_of(&keys_at(&accounts, &missing)).await?;
+                    filled(known, &missing, &found)?
                 }
-                if let Some(rebuild) = rebuild.as_deref_mut() {
-                    self.rebuild_is_at(read, look, rebuild, block.height).await?;
+            };
+            let mut rest = &blocks[..];
+            while !rest.is_empty() {
+                // Nobody sees anything in between, so balances of many blocks are merged, final or not; but not both in one,
+                // since a window of history is kept for those in the journal alone.
+                let length = match (takes_along, nets) {
+                    (true, _) => 1,
+                    (false, true) => runs.alike(rest),
+                    (false, false) => self.engine.run_length(&runs, rest, self.most_in_run()),
+                };
+                let (now, later) = rest.split_at(length);
+                rest = later;
+                let below = runs.before().cloned();
+                let run = runs.next(tx.base.clone(), now);
+                let failed = |error| Failed::of(&run, error).on(look.checkpoint.base());
+                // Undo is recorded in the live tables alone.
+                if !nets && run.journals {
+                    self.engine.finish(tx).await.map_err(failed)?;
+                }
+                let applied = self.engine.apply(tx, &run, &accounts, &mut balances, now, takes_along).await;
+                let Some(negative) = applied.map_err(failed)? else { return Ok(Applied::Contended) };
+                if takes_along {
+                    tx.follow_block(below.as_ref(), &run).await.map_err(failed)?;
+                }
+                branch.done.negative += negative;
+                branch.done.blocks += now.len() as u64;
+                branch.done.events += now.iter().map(|b| b.netted.events).sum::<u64>();
+                branch.done.refused += now.iter().map(|b| b.netted.refused.len() as u64).sum::<u64>();
+                branch.tip = Some(run.last().clone());
+                if let Some(progress) = &mut progress {
+                    let of = Of { chain: &look.chain_name, projection: &self.engine.name };
+                    progress.tell(&*self.watcher, of, read, self.engine.chain, run.last().height).await?;
                 }
             }
-            branch.tip = last.as_ref().map(|(b, _)| b.clone());
-            before = last;
+            self.engine.keep(&accounts, &balances, &tx.base);
         }
-        Ok(Stretch::Applied(branch))
+        // All is taken out only while the chain still begins there, and not because its first block was just taken away.
+        if is_rebuild && branch.tip.is_none() {
+            let now = read.look(self.engine.chain, &self.engine.name).await?;
+            if now.is_none_or(|now| now.start() != look.start()) {
+                return Ok(Applied::Contended);
+            }
+        }
+        Ok(Applied::Branch(branch))
     }
 }
 
 /// How applying the new branch ended.
-enum Stretch {
-    Applied(Branch),
+enum Applied {
+    Branch(Branch),
     /// Someone else was in the way.
     Contended,
     /// A block holds an event that halts the projection; why.
     Bad(String),
 }
 
-/// What went wrong, by the connection it went wrong on.
-enum Trouble {
-    Read(Fault),
-    Write(StoreError),
-}
-
-impl From<StoreError> for Trouble {
-    fn from(error: StoreError) -> Trouble {
-        Trouble::Read(error.into())
-    }
-}
-
-impl From<Fault> for Trouble {
-    fn from(fault: Fault) -> Trouble {
-        Trouble::Read(fault)
-    }
-}
-
-/// Whether the journal does not reach back to the ancestor any more.
-fn beyond_history(look: &Look, ancestor: Option<&BlockRef>) -> bool {
-    look.checkpoint.history_from.is_some_and(|from| ancestor.is_none_or(|a| a.height < from))
-}
-
-/// Heights taken back: down to the ancestor, or with none, to where the state began.
-pub(super) fn depth_of(look: &Look, old_tip: &BlockRef, ancestor: Option<&BlockRef>) -> u64 {
-    match ancestor {
-        Some(ancestor) => old_tip.height.get() - ancestor.height.get(),
-        None => old_tip.height.get() - look.checkpoint.begun_at.map_or(0, Height::get) + 1,
-    }
-}
-
-pub(super) fn log_reorg(of: Of<'_>, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: std::time::Duration) {
+fn log_reorg(of: Of<'_>, ancestor: Option<&BlockRef>, depth: u64, applied: u64, took: Duration) {
     let Of { chain, projection } = of;
     let elapsed_ms = took.as_millis() as u64;
     match ancestor {

@@ -1,42 +1,50 @@
-//! `option_vaults`: vaults, rounds, providers and bids of an options protocol on Starknet, from their events. Pure:
-//! events and rows in, rows out.
+//! `option_vaults`: vaults, rounds, providers and bids of an options protocol on Starknet, from their events. Pure but for
+//! `statements`, `reads` and `audit`: events and rows in, rows out.
 //!
 //! Providers' balances are not on the chain as events: the contract computes them when it is asked. So each event that
 //! moves a whole vault is applied to every provider of it, by the contract's own exact floors.
 //!
-//! # A block is applied
+//! # Blocks are applied
 //! ```text
-//! addresses(events)        → which of them are vaults and rounds: VaultStatements::followed, into a Directory
-//! read(directory, events)  → the block's steps, typed and in order
-//! wanted(steps)            → their rows: VaultStatements::load, into a Working set
-//! apply(rows, at, steps)   → events that were refused
-//! rows.changes()           → what to write: VaultStatements::put
+//! addresses(blocks)               → what is named: statements::named, into a Directory and Working rows
+//! wanted(directory, rows, blocks) → the other rows that the events may need: statements::load
+//! apply(directory, rows, block)   → for each block: events that were refused
+//! rows.take_changes()             → what to write, once for all blocks, with each block's history: statements::put
 //! ```
 //! Nothing here takes an event back. Undo restores the rows as they were before their block.
 
+pub mod audit;
 pub mod clearing;
 pub mod decode;
+pub mod directory;
 pub mod event;
 pub mod felts;
+pub mod reads;
+pub mod rows;
 pub mod state;
-pub mod steps;
+pub mod statements;
 pub mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::Projection;
 use super::token_balances::OnBadEvent;
 use crate::chain::{Event, Height, Kind, Text};
-use crate::store::{BlockError, BlockTransaction, Refused};
+use crate::store::{BlockError, BlockEvents, BlockTransaction, RangeTransaction, Refused};
 
-pub use state::{Table, Working, wanted};
-pub use steps::{Class, Directory, Step, addresses, read};
+pub use directory::{Class, Directory, Registered, addresses, wanted};
+pub use rows::Layout;
+pub use state::{Table, Working};
 
 /// The projection's name in `projections` and `checkpoints`.
 pub const NAME: &str = "option_vaults";
+
+/// Raised when the same events and settings give other rows than before.
+const REVISION: u32 = 2;
 
 /// The projection's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,6 +55,28 @@ pub struct Settings {
     pub classes: BTreeMap<Text, Class>,
     /// What to do with an event that cannot be read or does not fit.
     pub on_bad_event: OnBadEvent,
+}
+
+impl Settings {
+    /// What the rows follow from beside the events. `on_bad_event` is not part of it: it decides whether a block is applied,
+    /// not what follows from it.
+    fn digest(&self) -> String {
+        let mut decisive = format!("{NAME} {REVISION}");
+        for deployer in &self.deployers {
+            decisive += &format!("\ndeployer {deployer}");
+        }
+        for (hash, class) in &self.classes {
+            let by = class.deployer.as_deref().unwrap_or("anybody");
+            decisive += &format!("\nclass {hash} layout {} by {by}", class.layout.as_str());
+        }
+        format!("{:x}", Sha256::digest(decisive))
+    }
+
+    /// What decides which events are about vaults, without those that people registered.
+    pub fn directory(&self) -> Directory {
+        let (deployers, classes) = (self.deployers.clone(), self.classes.clone());
+        Directory { deployers, classes, ..Directory::default() }
+    }
 }
 
 /// The projection: the vaults of `vault_registry`, and those of known classes, on every Starknet chain.
@@ -86,70 +116,76 @@ impl Projection for OptionVaults {
         Some(Kind::Starknet)
     }
 
+    fn version(&self) -> String {
+        self.settings.digest()
+    }
+
+    fn builds_beside(&self) -> bool {
+        true
+    }
+
+    /// A vault does not count while it is being caught up; when it does, all of it is applied at once.
+    fn ignores_catching_up(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, block: &BlockTransaction<'_>) -> Result<(), BlockError> {
-        let events = block.events().await?;
-        if events.is_empty() {
+        self.apply_range(&block.alone()).await
+    }
+
+    async fn apply_range(&self, range: &RangeTransaction<'_>) -> Result<(), BlockError> {
+        let blocks = range.events().await?;
+        let names = addresses(&blocks);
+        if names.is_empty() {
             return Ok(());
         }
-        let (chain, at) = (block.chain(), block.block());
-        let statements = block.vaults().await?;
-        let mut directory = Directory {
-            deployers: self.settings.deployers.clone(),
-            classes: self.settings.classes.clone(),
-            ..Directory::default()
-        };
-        for found in statements.followed(block.client(), chain, at.height, &addresses(&events)).await? {
-            directory.add(found);
-        }
-        let steps = read(&mut directory, &events);
-        if steps.is_empty() {
-            return Ok(());
-        }
+        let (session, chain) = (range.session(), range.chain());
+        let named = statements::named(session, chain, &names).await?;
+        let directory = Directory { registered: named.registered, ..self.settings.directory() };
         let mut rows = Working::default();
-        for row in statements.load(block.client(), chain, &wanted(&steps)).await? {
+        named.rows.into_iter().for_each(|row| rows.load(row));
+        let wanted = wanted(&directory, &rows, &names, &blocks);
+        for row in statements::load(session, chain, &wanted).await? {
             rows.load(row);
         }
-        let at_time = At { height: at.height, time: block.time().await? };
-        for refused in apply(&mut rows, at_time, &steps) {
-            if self.settings.on_bad_event == OnBadEvent::Halt {
+        let mut refused = Vec::new();
+        for block in &blocks {
+            let of_block = apply(&directory, &mut rows, block);
+            if let (OnBadEvent::Halt, Some(refused)) = (self.settings.on_bad_event, of_block.first()) {
                 let reason = format!(
                     "event {} of transaction {} cannot be applied: {}: {}",
                     refused.event_index, refused.tx_index, refused.reason, refused.raw["fault"]
                 );
-                return Err(BlockError::Refused { reason });
+                return Err(BlockError::Refused { reason }.at(&block.block));
             }
-            let (tx_index, event_index) = (refused.tx_index.unsigned_abs(), refused.event_index.unsigned_abs());
-            block.reject(tx_index, event_index, refused.raw, refused.reason).await?;
+            refused.extend(of_block);
         }
-        statements.put(block.client(), chain, at, &rows.changes()).await?;
+        range.reject(&refused).await?;
+        statements::put(session, chain, &rows.take_changes()).await?;
         Ok(())
     }
 }
 
-/// The block whose events are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At {
-    /// Its height.
-    pub height: Height,
-    /// Its time in seconds since 1970, if it has one.
-    pub time: Option<i64>,
-}
-
-/// Applies a block's events in order. An event that cannot be read or does not fit the rows changes nothing and is
-/// given back; whether the others stand nevertheless is the caller's to decide.
-pub fn apply(rows: &mut Working, at: At, steps: &[Step<'_>]) -> Vec<Refused> {
+/// Applies a block's events in order. An event that cannot be read or does not fit the rows changes nothing and is given
+/// back; whether the others stand nevertheless is the caller's to decide.
+pub fn apply(directory: &Directory, rows: &mut Working, block: &BlockEvents) -> Vec<Refused> {
+    let height = block.block.height;
     let mut refused = Vec::new();
-    for step in steps {
-        let left = match &step.event {
-            Ok(event) => transition::transition(rows, at.time, &step.vault, event)
+    for source in directory::in_order(&block.events) {
+        let Some(said) = directory.read(rows, height, source) else { continue };
+        let left = match &said.event {
+            Ok(event) => directory
+                .check_free(rows, height, event)
+                .and_then(|()| transition::transition(rows, block.time, &said.vault, event))
                 .map_err(|fault| (fault.reason(), fault.to_string())),
             Err(fault) => Err((fault.reason(), fault.to_string())),
         };
         match left {
             Ok(left) => left.into_iter().for_each(|row| rows.put(row)),
-            Err((reason, fault)) => refused.push(refusal(at.height, step.source, reason, &fault)),
+            Err((reason, fault)) => refused.push(refusal(height, source, reason, &fault)),
         }
     }
+    rows.settle(&block.block);
     refused
 }
 

@@ -1,12 +1,16 @@
 //! `token_balances`: exact balances from token movements. Pure: events in, changes out.
 
-use std::collections::BTreeMap;
+mod cache;
+
+use std::collections::HashMap;
 
 use serde_json::json;
 
-use crate::chain::delta::{self, Delta, Key, Net};
-use crate::chain::{Height, Kind, TokenEvent};
-use crate::store::{BlockChange, Refused};
+pub use self::cache::Cache;
+use crate::chain::delta::{Delta, Key};
+use crate::chain::{Height, Kind, Text};
+use crate::store::numeric::Numeric;
+use crate::store::{Balance, Changes, Movement, Refused};
 
 /// The projection's name in `projections` and `checkpoints`.
 pub const NAME: &str = "token_balances";
@@ -69,8 +73,10 @@ pub struct Settings {
 /// One block's movements, netted.
 #[derive(Debug, Clone, Default)]
 pub struct Netted {
-    /// Net change by (token, address).
-    pub net: Net,
+    /// Net change by account, as [`Accounts`] numbers them; in order, each once, when the block is closed.
+    ///
+    /// An account whose changes cancel stays, with a zero delta: it exists from this block on.
+    pub net: Vec<(u32, Delta)>,
     /// Movements that no account of this chain can have made.
     pub refused: Vec<Refused>,
     /// Movements netted.
@@ -78,62 +84,159 @@ pub struct Netted {
 }
 
 impl Netted {
-    /// Takes one movement in, or refuses it: token and accounts must follow the grammar of the chain's kind.
-    pub fn take(&mut self, kind: Kind, height: Height, event: TokenEvent) {
-        self.events += 1;
-        let reason = if !kind.is_token(&event.token) {
-            Some("bad_token")
-        } else if [&event.from, &event.to].into_iter().flatten().any(|address| !kind.is_address(address)) {
-            Some("bad_address")
-        } else {
-            None
+    /// All movements were taken: sums them by account.
+    pub fn close(&mut self) {
+        self.net.sort_by_key(|(account, _)| *account);
+        self.net.dedup_by(|(later, more), (earlier, delta)| {
+            let is_same = later == earlier;
+            if is_same {
+                *delta = delta.merge(*more);
+            }
+            is_same
+        });
+        self.net.shrink_to_fit();
+    }
+}
+
+/// The accounts that a stretch of blocks touches, numbered as they come. Each text is held once.
+#[derive(Debug)]
+pub struct Accounts {
+    kind: Kind,
+    texts: HashMap<Text, Named>,
+    numbers: HashMap<(u32, u32), u32>,
+    keys: Vec<Key>,
+}
+
+/// A text, and whether it follows the grammar of the chain's kind.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    number: u32,
+    is_token: bool,
+    is_address: bool,
+}
+
+impl Accounts {
+    /// None yet, on a chain of this kind.
+    pub fn new(kind: Kind) -> Accounts {
+        Accounts { kind, texts: HashMap::new(), numbers: HashMap::new(), keys: Vec::new() }
+    }
+
+    /// Takes one movement into its block, or refuses it: token and accounts must follow the grammar of the chain's kind.
+    pub fn take(&mut self, block: &mut Netted, height: Height, movement: &Movement<'_>) {
+        block.events += 1;
+        let (token, from, to) = (self.named(movement.token), movement.from, movement.to);
+        let sides = [(from, movement.amount.inverse()), (to, movement.amount)];
+        let addresses = sides.map(|(side, delta)| side.map(|address| (self.named(address), address, delta)));
+        let reason = match (token.is_token, addresses.iter().flatten().all(|(named, ..)| named.is_address)) {
+            (false, _) => "bad_token",
+            (true, false) => "bad_address",
+            (true, true) => {
+                for (named, address, delta) in addresses.into_iter().flatten() {
+                    let account = self.account((token.number, named.number), movement.token, address);
+                    block.net.push((account, delta));
+                }
+                return;
+            }
         };
-        let Some(reason) = reason else { return delta::add(&mut self.net, &event) };
-        self.refused.push(Refused {
+        block.refused.push(Refused {
             height,
-            tx_index: event.tx_index as i64,
-            event_index: event.event_index as i64,
+            tx_index: movement.tx_index,
+            event_index: movement.event_index,
             raw: json!({
-                "token": event.token, "from_address": event.from, "to_address": event.to,
-                "amount": event.amount.to_string(),
+                "token": movement.token, "from_address": from, "to_address": to,
+                "amount": movement.amount.to_string(),
             }),
             reason,
         });
     }
+
+    fn named(&mut self, text: &str) -> Named {
+        if let Some(named) = self.texts.get(text) {
+            return *named;
+        }
+        let number = self.texts.len() as u32;
+        let named = Named { number, is_token: self.kind.is_token(text), is_address: self.kind.is_address(text) };
+        self.texts.insert(text.into(), named);
+        named
+    }
+
+    fn account(&mut self, names: (u32, u32), token: &str, address: &str) -> u32 {
+        if let Some(account) = self.numbers.get(&names) {
+            return *account;
+        }
+        let held = |text: &str| self.texts.get_key_value(text).map_or_else(|| text.into(), |(text, _)| text.clone());
+        self.keys.push((held(token), held(address)));
+        let account = self.numbers.len() as u32;
+        self.numbers.insert(names, account);
+        account
+    }
+
+    /// Whose they are, by number.
+    pub fn keys(&self) -> &[Key] {
+        &self.keys
+    }
 }
 
-/// The changes of a run of blocks (ascending), in (token, address, height) order, each knowing what the same key's
-/// later changes sum to and where the one before it is.
-pub fn changes(blocks: Vec<(Height, Net)>) -> Vec<BlockChange> {
-    if let [(height, _)] = blocks[..] {
-        let only = blocks.into_iter().flat_map(|(_, net)| net);
-        return only.map(|((token, address), delta)| change(token, address, height, delta)).collect();
-    }
-    let mut by_key: BTreeMap<Key, Vec<(Height, Delta)>> = BTreeMap::new();
-    for (height, net) in blocks {
-        for (key, delta) in net {
-            by_key.entry(key).or_default().push((height, delta));
+/// What a run of blocks (ascending) changes. `balances` are the accounts' as they stand before it, by number, and stand as
+/// they do after it when this returns.
+///
+/// # Errors
+/// With `negative_balances = "halt"`, the first change that would leave a balance negative.
+pub fn changes<'a>(
+    keys: &[Key],
+    balances: &mut [Balance],
+    blocks: impl Iterator<Item = (Height, &'a Netted)>,
+    settings: &Settings,
+    keeps_history: bool,
+) -> Result<Changes, String> {
+    let mut touched: HashMap<u32, Balance> = HashMap::new();
+    let mut history = Vec::new();
+    let mut changes = Changes { keeps_history, ..Changes::default() };
+    for (height, netted) in blocks {
+        changes.refused.extend(netted.refused.iter().cloned());
+        for &(account, delta) in &netted.net {
+            let balance = &mut balances[account as usize];
+            touched.entry(account).or_insert(*balance);
+            let prev_height = balance.height;
+            balance.amount = balance.amount.merge(delta);
+            balance.height = Some(height.to_sql());
+            if settings.negative_balances == NegativeBalances::Halt && balance.amount.is_negative() {
+                let (token, address) = &keys[account as usize];
+                let amount = balance.amount;
+                return Err(format!("block {height} would bring the balance of {address} in {token} to {amount}"));
+            }
+            history.push((balance.id, height.to_sql(), delta, balance.amount, prev_height));
         }
     }
-    let mut all = Vec::new();
-    for ((token, address), of_key) in by_key {
-        let first = all.len();
-        let mut prev_height = None;
-        for (height, delta) in of_key {
-            all.push(BlockChange { prev_height, ..change(token.clone(), address.clone(), height, delta) });
-            prev_height = Some(height);
-        }
-        let mut later = Delta::ZERO;
-        for change in all[first..].iter_mut().rev() {
-            change.later = later;
-            later = later.merge(change.delta);
+    // By number: rows that came together lie together.
+    history.sort_unstable_by_key(|(id, height, ..)| (*id, *height));
+    let mut touched: Vec<(u32, Balance)> = touched.into_iter().collect();
+    touched.sort_unstable_by_key(|(_, before)| before.id);
+    for (account, before) in touched {
+        let after = balances[account as usize];
+        let height = after.height.unwrap_or_default();
+        changes.negative += u64::from(after.amount.is_negative());
+        if before.height.is_some() {
+            changes.ids.push(after.id);
+            changes.before.push(Numeric(before.amount));
+            changes.after.push(Numeric(after.amount));
+            changes.heights.push(height);
+        } else {
+            changes.new_ids.push(after.id);
+            changes.new_keys.push(keys[account as usize].clone());
+            changes.new_amounts.push(Numeric(after.amount));
+            changes.new_heights.push(height);
         }
     }
-    all
-}
-
-fn change(token: crate::chain::Text, address: crate::chain::Text, height: Height, delta: Delta) -> BlockChange {
-    BlockChange { token, address, height, delta, later: Delta::ZERO, prev_height: None }
+    // Not sent where they would not be written.
+    for (id, height, delta, after, prev_height) in history.into_iter().filter(|_| keeps_history) {
+        changes.change_ids.push(id);
+        changes.change_heights.push(height);
+        changes.deltas.push(Numeric(delta));
+        changes.afters.push(Numeric(after));
+        changes.prev_heights.push(prev_height);
+    }
+    Ok(changes)
 }
 
 #[cfg(test)]
@@ -141,41 +244,73 @@ mod tests {
     use super::*;
     use crate::chain::Amount;
 
+    fn movement<'a>(token: &'a str, from: Option<&'a str>, to: Option<&'a str>, amount: u64) -> Movement<'a> {
+        Movement { tx_index: 0, event_index: 0, token, from, to, amount: Delta::plus(Amount::from(amount)) }
+    }
+
+    fn shown(numbers: &[Numeric]) -> Vec<String> {
+        numbers.iter().map(|n| n.0.to_string()).collect()
+    }
+
     #[test]
-    fn merged_changes_know_what_comes_later_and_what_came_before() {
-        let net = |amount: u64| -> Net {
-            [(("gold".into(), "alice".into()), Delta::plus(Amount::from(amount)))].into_iter().collect()
-        };
-        let merged = changes(vec![(Height::from(1), net(5)), (Height::from(2), net(7)), (Height::from(4), net(1))]);
-        let seen: Vec<_> = merged
-            .iter()
-            .map(|c| (c.height.get(), c.delta.to_string(), c.later.to_string(), c.prev_height.map(Height::get)))
-            .collect();
+    fn a_run_of_blocks_writes_each_balance_once_and_each_change() {
+        let mut accounts = Accounts::new(Kind::Other);
+        let mut blocks = vec![(Height::from(1), Netted::default()), (Height::from(2), Netted::default())];
+        accounts.take(&mut blocks[0].1, Height::from(1), &movement("gold", None, Some("alice"), 5));
+        accounts.take(&mut blocks[0].1, Height::from(1), &movement("gold", Some("alice"), Some("alice"), 3));
+        accounts.take(&mut blocks[1].1, Height::from(2), &movement("gold", Some("alice"), Some("bob"), 7));
+        for (_, netted) in &mut blocks {
+            netted.close();
+        }
+        // Alice stands at 10 since block 0; bob does not exist.
+        let mut balances = [
+            Balance { id: 41, amount: Delta::plus(Amount::from(10)), height: Some(0) },
+            Balance { id: 42, amount: Delta::ZERO, height: None },
+        ];
+        let run = blocks.iter().map(|(height, netted)| (*height, netted));
+        let changes =
+            changes(accounts.keys(), &mut balances, run, &Settings::default(), true).expect("it may be negative");
         assert_eq!(
-            seen,
-            [
-                (1, "5".to_owned(), "8".to_owned(), None),
-                (2, "7".to_owned(), "1".to_owned(), Some(1)),
-                (4, "1".to_owned(), "0".to_owned(), Some(2)),
-            ]
+            (&changes.ids, shown(&changes.before), shown(&changes.after)),
+            (&vec![41], vec!["10".into()], vec!["8".into()])
+        );
+        assert_eq!((&changes.heights, &changes.new_ids, &changes.new_heights), (&vec![2], &vec![42], &vec![2]));
+        assert_eq!(changes.new_keys, [("gold".into(), "bob".into())]);
+        assert_eq!(shown(&changes.new_amounts), ["7"]);
+        assert_eq!((&changes.change_ids, &changes.change_heights), (&vec![41, 41, 42], &vec![1, 2, 2]));
+        assert_eq!(shown(&changes.deltas), ["5", "-7", "7"]);
+        assert_eq!(shown(&changes.afters), ["15", "8", "7"]);
+        assert_eq!(changes.prev_heights, [Some(0), Some(1), None]);
+        assert_eq!(balances[1], Balance { id: 42, amount: Delta::plus(Amount::from(7)), height: Some(2) });
+    }
+
+    #[test]
+    fn a_negative_balance_ends_the_run_where_the_settings_say_so() {
+        let mut accounts = Accounts::new(Kind::Other);
+        let mut netted = Netted::default();
+        accounts.take(&mut netted, Height::from(3), &movement("gold", Some("alice"), None, 7));
+        netted.close();
+        let stands = [Balance { id: 1, amount: Delta::plus(Amount::from(5)), height: Some(0) }];
+        let run = |settings: &Settings| {
+            changes(accounts.keys(), &mut stands.clone(), [(Height::from(3), &netted)].into_iter(), settings, true)
+        };
+        assert_eq!(run(&Settings::default()).expect("it may be negative").negative, 1);
+        let halts = Settings { negative_balances: NegativeBalances::Halt, ..Settings::default() };
+        assert_eq!(
+            run(&halts).expect_err("it must not be negative"),
+            "block 3 would bring the balance of alice in gold to -2"
         );
     }
 
     #[test]
-    fn an_account_that_is_none_of_the_chain_is_refused() {
-        let mut netted = Netted::default();
-        let event = TokenEvent {
-            tx_index: 0,
-            event_index: 0,
-            token: "0x00000000000000000000000000000000000000aa".into(),
-            from: None,
-            to: Some("alice".into()),
-            amount: Amount::from(1),
-        };
-        netted.take(Kind::Evm, Height::from(1), event.clone());
-        assert!(netted.net.is_empty());
-        assert_eq!(netted.refused[0].reason, "bad_address");
-        netted.take(Kind::Other, Height::from(1), event);
-        assert_eq!(netted.net.len(), 1);
+    fn an_account_that_is_not_of_the_chain_is_refused() {
+        let token = "0x00000000000000000000000000000000000000aa";
+        for (kind, refused) in [(Kind::Evm, vec!["bad_address"]), (Kind::Other, vec![])] {
+            let mut accounts = Accounts::new(kind);
+            let mut netted = Netted::default();
+            accounts.take(&mut netted, Height::from(1), &movement(token, None, Some("alice"), 1));
+            assert_eq!(netted.refused.iter().map(|r| r.reason).collect::<Vec<_>>(), refused);
+            assert_eq!((netted.net.len(), netted.events), (1 - refused.len(), 1));
+        }
     }
 }

@@ -145,7 +145,7 @@ fn stored_chain(row: &Row) -> Result<StoredChain, StoreError> {
     Ok(StoredChain { chain: chain_row(row)?, tip, lowest: height(row, "lowest_height")?, vaults })
 }
 
-pub(super) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
+pub(crate) fn stored_event(row: &Row) -> Result<(Height, Event), StoreError> {
     let height = Height::try_from(row.try_get::<_, i64>("height")?)
         .map_err(|e| StoreError::Nonsense { what: format!("events.height: {e}") })?;
     let texts = |column: &str| -> Result<Vec<Text>, StoreError> {

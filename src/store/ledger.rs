@@ -1,22 +1,26 @@
 //! What the processor reads and writes. One connection reads ahead, another applies.
 
+mod block;
 mod read;
-mod switch;
 mod tracked;
+mod tx;
 mod values;
 
+use futures::try_join;
 use serde_json::Value;
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 use super::numeric::Numeric;
 use super::{Store, StoreError};
+use crate::chain::decide::{Base, Checkpoint};
 use crate::chain::delta::Delta;
 use crate::chain::{BlockRef, ChainId, Height, Text};
 
-pub use read::LedgerRead;
-pub use switch::Switch;
-pub use tracked::{BlockError, BlockTransaction, ProjectionRow, StepBlock};
-pub use values::{After, Checkpoint, Look, ReorgNote};
+pub use block::{BlockError, BlockEvents, BlockTransaction, RangeTransaction};
+pub use read::{LedgerRead, Movement};
+pub use tracked::ProjectionRow;
+pub use tx::Tx;
+pub use values::ReorgNote;
 
 /// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
 #[derive(Debug, Clone, Default)]
@@ -41,21 +45,86 @@ impl Fence {
     }
 }
 
-/// One change of one balance in one block.
-#[derive(Debug, Clone)]
-pub struct BlockChange {
-    /// The token.
-    pub token: Text,
-    /// The account.
-    pub address: Text,
-    /// The block's height.
-    pub height: Height,
+/// Consecutive blocks that one transaction applies.
+#[derive(Debug, Clone, Default)]
+pub struct Run {
+    /// The checkpoint that it is sent on.
+    pub base: Base,
+    /// Blocks to hold: the one before, and its own.
+    pub fence: Fence,
+    /// The blocks, ascending, with their revisions. At least one.
+    pub blocks: Vec<(BlockRef, i64)>,
+    /// The height the state began at.
+    pub start: Height,
+    /// Whether its blocks are noted in the journal of applied blocks: all of them, or, where they are final, none.
+    pub journals: bool,
+    /// What the state is made by. None means it is not compared.
+    pub digest: Option<String>,
+    /// It follows another projection, which is further on: balances come from a replica at this block.
+    pub on_replica: bool,
+}
+
+impl Run {
+    /// Its last block.
+    pub fn last(&self) -> &BlockRef {
+        &self.blocks.last().expect("a run has blocks").0
+    }
+
+    /// What it is about, for messages.
+    pub fn what(&self) -> String {
+        match &self.blocks[..] {
+            [(only, _)] => format!("block {only}"),
+            several => format!("{} blocks up to {}", several.len(), self.last()),
+        }
+    }
+}
+
+/// What a run of blocks changes in `balances` and its history. Columns, as the statement takes them.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// Balances that stand: their numbers.
+    pub ids: Vec<i64>,
+    /// What they must be.
+    pub before: Vec<Numeric>,
+    /// What they will be.
+    pub after: Vec<Numeric>,
+    /// Heights of their last changes.
+    pub heights: Vec<i64>,
+    /// New balances: their numbers.
+    pub new_ids: Vec<i64>,
+    /// Whose they are: (token, address).
+    pub new_keys: Vec<(Text, Text)>,
+    /// What they will be.
+    pub new_amounts: Vec<Numeric>,
+    /// Heights of their last changes.
+    pub new_heights: Vec<i64>,
+    /// Each change of each block: the balance's number.
+    pub change_ids: Vec<i64>,
+    /// The block.
+    pub change_heights: Vec<i64>,
     /// By how much.
-    pub delta: Delta,
-    /// What later blocks of the same transaction change it by.
-    pub later: Delta,
-    /// Height of the change before, if it is in the same transaction.
-    pub prev_height: Option<Height>,
+    pub deltas: Vec<Numeric>,
+    /// What it is afterwards.
+    pub afters: Vec<Numeric>,
+    /// Height of the balance's change before. None means it did not exist.
+    pub prev_heights: Vec<Option<i64>>,
+    /// Whether the changes are kept in `balance_history`.
+    pub keeps_history: bool,
+    /// Events left out.
+    pub refused: Vec<Refused>,
+    /// Balances that will be negative.
+    pub negative: u64,
+}
+
+/// A balance as it stands, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balance {
+    /// Its number.
+    pub id: i64,
+    /// Its amount.
+    pub amount: Delta,
+    /// Height of its last change, -1 or more. None means it does not exist; the number is reserved for it.
+    pub height: Option<i64>,
 }
 
 /// An event the projection would not take.
@@ -73,45 +142,9 @@ pub struct Refused {
     pub reason: &'static str,
 }
 
-/// What one apply statement does.
-#[derive(Debug, Clone, Default)]
-pub struct ApplyBlock {
-    /// The block that the checkpoint must stand on. None means nothing is applied yet.
-    pub on: Option<BlockRef>,
-    /// Blocks to hold.
-    pub fence: Fence,
-    /// The blocks, ascending, with their revisions.
-    pub blocks: Vec<(BlockRef, i64)>,
-    /// Applied up to here afterwards.
-    pub through: Height,
-    /// The height the state began at.
-    pub start: Height,
-    /// Heights above this are noted in `applied_blocks`; none: all.
-    pub final_height: Option<Height>,
-    /// Changes, in (token, address) order; for several blocks also by height within a key.
-    pub changes: Vec<BlockChange>,
-    /// Whether `balance_history` is written.
-    pub history: bool,
-    /// Whether a negative balance fails the statement.
-    pub refuse_negative: bool,
-    /// Events left out.
-    pub refused: Vec<Refused>,
-}
-
-/// An apply that took effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Applied {
-    /// The checkpoint's new seq.
-    pub seq: i64,
-    /// Touched balances that are negative now.
-    pub negative: u64,
-}
-
 /// An undo that took effect, if `keys == restored`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Undone {
-    /// The checkpoint's new seq.
-    pub seq: i64,
     /// Balances the journal names.
     pub keys: u64,
     /// Balances found as the journal left them, and taken back.
@@ -147,6 +180,8 @@ pub struct LedgerWrite {
 struct Statements {
     apply: ApplyStatements,
     pass_empty: Statement,
+    halt: Statement,
+    note_failure: Statement,
     hold_checkpoint: Statement,
     hold_block: Statement,
     undo: Statement,
@@ -158,18 +193,19 @@ struct Statements {
 /// What writes `balances` and `balance_history`, under whatever tables these names mean when it is prepared.
 #[derive(Debug)]
 struct ApplyStatements {
-    apply_block: Statement,
-    apply_blocks: Statement,
+    apply: Statement,
+    balances_of_keys: Statement,
     open_balances: Statement,
 }
 
 impl ApplyStatements {
     async fn prepare<C: GenericClient>(client: &C) -> Result<ApplyStatements, StoreError> {
-        Ok(ApplyStatements {
-            apply_block: client.prepare(include_str!("../../sql/queries/apply_block.sql")).await?,
-            apply_blocks: client.prepare(include_str!("../../sql/queries/apply_blocks.sql")).await?,
-            open_balances: client.prepare(include_str!("../../sql/queries/open_balances.sql")).await?,
-        })
+        let (apply, balances_of_keys, open_balances) = try_join!(
+            client.prepare(include_str!("../../sql/queries/apply.sql")),
+            client.prepare(include_str!("../../sql/queries/balances_of_keys.sql")),
+            client.prepare(include_str!("../../sql/queries/open_balances.sql")),
+        )?;
+        Ok(ApplyStatements { apply, balances_of_keys, open_balances })
     }
 }
 
@@ -177,12 +213,12 @@ impl LedgerWrite {
     /// A connection of its own.
     pub async fn connect(store: &Store) -> Result<LedgerWrite, StoreError> {
         let client = store.connect().await?;
-        // Checkpoint and effects are lost or kept together, so a commit need not wait for the disk. Joins of arrays
-        // with what was just written are hashed: a plan made while the tables were empty would nest loops.
+        // Checkpoint and effects are lost or kept together, so a commit need not wait for the disk. Rows are looked up by
+        // their keys whatever the statistics say: they may come from empty tables.
         client
             .batch_execute(
                 "set synchronous_commit = off; set plan_cache_mode = force_generic_plan; \
-                 set enable_nestloop = off; set enable_seqscan = off; set enable_mergejoin = off",
+                 set enable_hashjoin = off; set enable_seqscan = off; set enable_mergejoin = off",
             )
             .await?;
         LedgerWrite::prepare(client).await
@@ -195,78 +231,138 @@ impl LedgerWrite {
         LedgerWrite::prepare(client).await
     }
 
+    /// All statements are sent at once: a connection costs few round trips.
     async fn prepare(client: Client) -> Result<LedgerWrite, StoreError> {
+        let several = async {
+            Ok(try_join!(
+                client.prepare(include_str!("../../sql/queries/pass_empty_blocks.sql")),
+                client.prepare(include_str!("../../sql/queries/halt.sql")),
+                client.prepare(include_str!("../../sql/queries/note_failure.sql")),
+                client.prepare(include_str!("../../sql/queries/hold_checkpoint.sql")),
+                client.prepare(include_str!("../../sql/queries/hold_block.sql")),
+                client.prepare(include_str!("../../sql/queries/undo.sql")),
+                client.prepare(include_str!("../../sql/queries/begin_again.sql")),
+                client.prepare(include_str!("../../sql/queries/note_reorg.sql")),
+            )?)
+        };
+        let (
+            (pass_empty, halt, note_failure, hold_checkpoint, hold_block, undo, begin_again, note_reorg),
+            apply,
+            tracked,
+        ) = try_join!(several, ApplyStatements::prepare(&client), tracked::TrackedStatements::prepare(&client),)?;
         let statements = Statements {
-            apply: ApplyStatements::prepare(&client).await?,
-            pass_empty: client.prepare(include_str!("../../sql/queries/pass_empty_blocks.sql")).await?,
-            hold_checkpoint: client.prepare(include_str!("../../sql/queries/hold_checkpoint.sql")).await?,
-            hold_block: client.prepare(include_str!("../../sql/queries/hold_block.sql")).await?,
-            undo: client.prepare(include_str!("../../sql/queries/undo.sql")).await?,
-            begin_again: client.prepare(include_str!("../../sql/queries/begin_again.sql")).await?,
-            note_reorg: client.prepare(include_str!("../../sql/queries/note_reorg.sql")).await?,
-            tracked: tracked::TrackedStatements::prepare(&client).await?,
+            apply,
+            pass_empty,
+            halt,
+            note_failure,
+            hold_checkpoint,
+            hold_block,
+            undo,
+            begin_again,
+            note_reorg,
+            tracked,
         };
         Ok(LedgerWrite { client, statements })
     }
 
-    /// Applies in a transaction of its own; calls may be sent before earlier ones were answered, and take effect in
-    /// the order in which they were first polled. None: the fence did not hold, nothing was written.
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Applies a run in a transaction of its own; calls may be sent before earlier ones were answered, and take effect in
+    /// the order in which they were first polled. False: the fence did not hold, nothing was written.
     pub async fn apply(
         &self,
         chain: ChainId,
         projection: &str,
-        seq: i64,
-        block: &ApplyBlock,
-    ) -> Result<Option<Applied>, StoreError> {
-        apply(&self.client, &self.statements.apply, chain, projection, seq, block).await
+        run: &Run,
+        changes: &Changes,
+    ) -> Result<bool, StoreError> {
+        Ok(apply(&self.client, &self.statements.apply, chain, projection, run, changes).await?.is_some())
     }
 
-    /// Passes over empty heights above the block that the checkpoint must stand on. None: the fence did not hold.
+    /// The balances of these keys as they stand once what was sent before has taken effect.
+    pub async fn balances_of(&self, chain: ChainId, keys: &[&(Text, Text)]) -> Result<Vec<Balance>, StoreError> {
+        balances_of(&self.client, &self.statements.apply, chain, keys).await
+    }
+
+    /// Passes over empty heights above the checkpoint's block. False: the fence did not hold.
     pub async fn pass_empty_blocks(
         &self,
         chain: ChainId,
         projection: &str,
-        seq: i64,
-        on: &BlockRef,
+        base: &Base,
         through: Height,
-    ) -> Result<Option<i64>, StoreError> {
-        let (on_height, on_hash) = base(Some(on));
+    ) -> Result<bool, StoreError> {
+        let (height, hash) = columns(base);
         let row = self
             .client
             .query_opt(
                 &self.statements.pass_empty,
-                &[&chain.0, &projection, &seq, &through.to_sql(), &on_height, &on_hash],
+                &[&chain.0, &projection, &base.seq, &height, &hash, &through.to_sql()],
             )
             .await?;
-        Ok(row.map(|row| row.get(0)))
+        Ok(row.is_some())
     }
 
-    /// Begins a reorg transaction. None: the checkpoint has moved.
+    /// Begins a transaction that holds the checkpoint until its end. None means it is not the one that was looked at.
     ///
     /// `turn`: keeps writers of the chain out until it ends, for what no lock on a block protects (opening balances,
     /// heights without a block). Taken first, as writers do: chain, checkpoint, blocks, so that nobody waits in a circle.
-    pub async fn begin_switch(
+    pub async fn begin(
         &mut self,
         chain: ChainId,
         projection: &str,
-        seq: i64,
+        looked: &Checkpoint,
         turn: bool,
-    ) -> Result<Option<Switch<'_>>, StoreError> {
+    ) -> Result<Option<Tx<'_>>, StoreError> {
         let statements = &self.statements;
         let tx = self.client.transaction().await?;
         if turn {
             tx.query_opt("select from chains where chain_id = $1 for share", &[&chain.0]).await?;
         }
-        let held = tx.query_opt(&statements.hold_checkpoint, &[&chain.0, &projection, &seq]).await?;
-        let Some(row) = held else { return Ok(None) };
-        let redo_from = height(&row, "redo_from")?;
-        Ok(Some(Switch::new(tx, statements, chain, projection, seq, redo_from)))
+        let base = looked.base();
+        let (at, hash) = columns(&base);
+        let [redo_from, history_from, journal_from] =
+            [looked.redo_from, looked.history_from, looked.journal_from].map(|height| height.map(Height::to_sql));
+        let held = tx
+            .query_opt(
+                &statements.hold_checkpoint,
+                &[&chain.0, &projection, &base.seq, &at, &hash, &redo_from, &history_from, &journal_from],
+            )
+            .await?;
+        Ok(held.map(|_| Tx::new(tx, statements, chain, projection, base)))
+    }
+
+    /// A transaction for one run, which its first statement fences.
+    pub async fn transaction(&mut self, chain: ChainId, projection: &str, base: Base) -> Result<Tx<'_>, StoreError> {
+        let tx = self.client.transaction().await?;
+        Ok(Tx::new(tx, &self.statements, chain, projection, base))
     }
 
     /// Stops a projection with a reason, if it still stands where it failed.
-    pub async fn halt(&self, chain: ChainId, projection: &str, seq: i64, reason: &str) -> Result<(), StoreError> {
+    pub async fn halt(&self, chain: ChainId, projection: &str, base: &Base, reason: &str) -> Result<(), StoreError> {
+        let (height, hash) = columns(base);
         self.client
-            .execute(include_str!("../../sql/queries/halt.sql"), &[&chain.0, &projection, &seq, &reason])
+            .execute(&self.statements.halt, &[&chain.0, &projection, &base.seq, &height, &hash, &reason])
+            .await?;
+        Ok(())
+    }
+
+    /// Notes that a block could not be applied; the next one that can be takes the note away.
+    pub async fn note_failure(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        base: &Base,
+        at: Option<Height>,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let (height, hash) = columns(base);
+        let at = at.map(Height::to_sql);
+        self.client
+            .execute(&self.statements.note_failure, &[&chain.0, &projection, &base.seq, &height, &hash, &at, &reason])
             .await?;
         Ok(())
     }
@@ -290,24 +386,18 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Prunes `balance_history` that lie below the horizon and were followed by others up to it.
+    /// [`LedgerWrite::prune_applied`], and with the journal what `balance_history` holds below the horizon that was followed
+    /// by another change up to it.
     pub async fn prune_history(
         &self,
         chain: ChainId,
         projection: &str,
-        pruned_to: Option<Height>,
         horizon: Height,
         seq: i64,
-    ) -> Result<u64, StoreError> {
-        let above = pruned_to.map_or(-1, Height::to_sql);
-        let row = self
-            .client
-            .query_one(
-                include_str!("../../sql/queries/prune_history.sql"),
-                &[&chain.0, &projection, &above, &horizon.to_sql(), &seq],
-            )
-            .await?;
-        Ok(row.get::<_, i64>(0).unsigned_abs())
+    ) -> Result<(), StoreError> {
+        let sql = include_str!("../../sql/queries/prune_history.sql");
+        self.client.execute(sql, &[&chain.0, &projection, &horizon.to_sql(), &seq]).await?;
+        Ok(())
     }
 
     /// First statistics after the first blocks: plans made on empty tables are bad ones. Later ones are the server's affair.
@@ -332,159 +422,99 @@ async fn apply<C: GenericClient>(
     statements: &ApplyStatements,
     chain: ChainId,
     projection: &str,
-    seq: i64,
-    apply: &ApplyBlock,
-) -> Result<Option<Applied>, StoreError> {
-    let Some((last, last_revision)) = apply.blocks.last() else {
-        return Err(StoreError::Nonsense { what: "an apply without a block".to_owned() });
-    };
-    let fence = &apply.fence;
-    let (on_height, on_hash) = base(apply.on.as_ref());
-    let (last_height, last_hash) = (last.height.to_sql(), last.hash.as_str());
-    let (through, start) = (apply.through.to_sql(), apply.start.to_sql());
-    let noted_at = |height: Height| apply.final_height.is_none_or(|f| height > f);
-    let refused_tx: Vec<i64> = apply.refused.iter().map(|r| r.tx_index).collect();
-    let refused_event: Vec<i64> = apply.refused.iter().map(|r| r.event_index).collect();
-    let refused_raw: Vec<&Value> = apply.refused.iter().map(|r| &r.raw).collect();
-    let refused_reason: Vec<&str> = apply.refused.iter().map(|r| r.reason).collect();
-    let tokens: Vec<&str>;
-    let addresses: Vec<&str>;
-    let row = if apply.blocks.len() == 1 {
-        tokens = apply.changes.iter().map(|c| &*c.token).collect();
-        addresses = apply.changes.iter().map(|c| &*c.address).collect();
-        let deltas: Vec<Numeric> = apply.changes.iter().map(|c| Numeric(c.delta)).collect();
-        client
-            .query_opt(
-                &statements.apply_block,
-                &[
-                    &chain.0,
-                    &projection,
-                    &seq,
-                    &fence.heights,
-                    &fence.hashes,
-                    &fence.revisions,
-                    &fence.complete_to,
-                    &last_height,
-                    &last_hash,
-                    last_revision,
-                    &through,
-                    &start,
-                    &noted_at(last.height),
-                    &tokens,
-                    &addresses,
-                    &deltas,
-                    &apply.history,
-                    &apply.refuse_negative,
-                    &refused_tx,
-                    &refused_event,
-                    &refused_raw,
-                    &refused_reason,
-                    &on_height,
-                    &on_hash,
-                ],
-            )
-            .await?
-    } else {
-        let nets = net_by_key(&apply.changes);
-        tokens = nets.iter().map(|n| &**n.token).collect();
-        addresses = nets.iter().map(|n| &**n.address).collect();
-        let net_deltas: Vec<Numeric> = nets.iter().map(|n| Numeric(n.delta)).collect();
-        let net_heights: Vec<i64> = nets.iter().map(|n| n.last.to_sql()).collect();
-        // Without history the rows would not be written: do not send them.
-        let changes: &[BlockChange] = if apply.history { &apply.changes } else { &[] };
-        let change_places: Vec<i32> = (1..)
-            .zip(&nets)
-            .flat_map(|(place, net)| std::iter::repeat_n(place, net.changes))
-            .take(changes.len())
-            .collect();
-        let change_heights: Vec<i64> = changes.iter().map(|c| c.height.to_sql()).collect();
-        let change_deltas: Vec<Numeric> = changes.iter().map(|c| Numeric(c.delta)).collect();
-        let change_later: Vec<Option<Numeric>> =
-            changes.iter().map(|c| (!c.later.is_zero()).then_some(Numeric(c.later))).collect();
-        let change_prev: Vec<Option<i64>> = changes.iter().map(|c| c.prev_height.map(Height::to_sql)).collect();
-        let noted: Vec<&(BlockRef, i64)> = apply.blocks.iter().filter(|(b, _)| noted_at(b.height)).collect();
-        let noted_heights: Vec<i64> = noted.iter().map(|(b, _)| b.height.to_sql()).collect();
-        let noted_hashes: Vec<&str> = noted.iter().map(|(b, _)| b.hash.as_str()).collect();
-        let noted_revisions: Vec<i64> = noted.iter().map(|(_, r)| *r).collect();
-        let unnoted = apply.blocks.iter().rev().find(|(b, _)| !noted_at(b.height));
-        let journal_from = unnoted.map(|(b, _)| b.height.next().to_sql());
-        let refused_heights: Vec<i64> = apply.refused.iter().map(|r| r.height.to_sql()).collect();
-        client
-            .query_opt(
-                &statements.apply_blocks,
-                &[
-                    &chain.0,
-                    &projection,
-                    &seq,
-                    &fence.heights,
-                    &fence.hashes,
-                    &fence.revisions,
-                    &fence.complete_to,
-                    &noted_heights,
-                    &noted_hashes,
-                    &noted_revisions,
-                    &through,
-                    &start,
-                    &tokens,
-                    &addresses,
-                    &net_deltas,
-                    &net_heights,
-                    &change_places,
-                    &change_heights,
-                    &change_deltas,
-                    &change_later,
-                    &change_prev,
-                    &apply.history,
-                    &apply.refuse_negative,
-                    &refused_heights,
-                    &refused_tx,
-                    &refused_event,
-                    &refused_raw,
-                    &refused_reason,
-                    &last_height,
-                    &last_hash,
-                    &journal_from,
-                    &on_height,
-                    &on_hash,
-                ],
-            )
-            .await?
-    };
-    row.map(|row| Ok(Applied { seq: row.try_get("seq")?, negative: count(&row, "negative")? })).transpose()
+    run: &Run,
+    changes: &Changes,
+) -> Result<Option<i64>, StoreError> {
+    let Run { base, fence, start, .. } = run;
+    let (base_height, base_hash) = columns(base);
+    let (last, through) = (run.last(), run.last().height.to_sql());
+    let noted = if run.journals { &run.blocks[..] } else { &[] };
+    let (noted_heights, noted_revisions): (Vec<i64>, Vec<i64>) =
+        noted.iter().map(|(b, r)| (b.height.to_sql(), *r)).unzip();
+    let noted_hashes: Vec<&str> = noted.iter().map(|(b, _)| b.hash.as_str()).collect();
+    let before_heights: Vec<Option<i64>> =
+        std::iter::once(base_height).chain(noted_heights.iter().copied().map(Some)).take(noted.len()).collect();
+    let journal_from = (!run.journals).then(|| last.height.next().to_sql());
+    let (new_tokens, new_addresses): (Vec<&str>, Vec<&str>) =
+        changes.new_keys.iter().map(|(t, a)| (&**t, &**a)).unzip();
+    let refused_heights: Vec<i64> = changes.refused.iter().map(|r| r.height.to_sql()).collect();
+    let refused_tx: Vec<i64> = changes.refused.iter().map(|r| r.tx_index).collect();
+    let refused_event: Vec<i64> = changes.refused.iter().map(|r| r.event_index).collect();
+    let refused_raw: Vec<&Value> = changes.refused.iter().map(|r| &r.raw).collect();
+    let refused_reason: Vec<&str> = changes.refused.iter().map(|r| r.reason).collect();
+    let row = client
+        .query_opt(
+            &statements.apply,
+            &[
+                &chain.0,
+                &projection,
+                &base.seq,
+                &base_height,
+                &base_hash,
+                &fence.heights,
+                &fence.hashes,
+                &fence.revisions,
+                &fence.complete_to,
+                &through,
+                &last.hash.as_str(),
+                &through,
+                &start.to_sql(),
+                &journal_from,
+                &noted_heights,
+                &noted_hashes,
+                &noted_revisions,
+                &before_heights,
+                &changes.ids,
+                &changes.before,
+                &changes.after,
+                &changes.heights,
+                &changes.new_ids,
+                &new_tokens,
+                &new_addresses,
+                &changes.new_amounts,
+                &changes.new_heights,
+                &changes.change_ids,
+                &changes.change_heights,
+                &changes.deltas,
+                &changes.afters,
+                &changes.prev_heights,
+                &changes.keeps_history,
+                &refused_heights,
+                &refused_tx,
+                &refused_event,
+                &refused_raw,
+                &refused_reason,
+            ],
+        )
+        .await?;
+    row.map(|row| Ok(row.try_get("seq")?)).transpose()
 }
 
-/// The block a checkpoint must stand on, as parameters.
-fn base(on: Option<&BlockRef>) -> (Option<i64>, Option<&str>) {
-    (on.map(|b| b.height.to_sql()), on.map(|b| b.hash.as_str()))
-}
-
-struct KeyNet<'a> {
-    token: &'a Text,
-    address: &'a Text,
-    delta: Delta,
-    last: Height,
-    /// How many changes were summed.
-    changes: usize,
-}
-
-/// Sums changes in (token, address, height) order by key.
-fn net_by_key(changes: &[BlockChange]) -> Vec<KeyNet<'_>> {
-    let mut nets: Vec<KeyNet<'_>> = Vec::with_capacity(changes.len());
-    for change in changes {
-        match nets.last_mut() {
-            Some(net) if *net.token == change.token && *net.address == change.address => {
-                net.delta = net.delta.merge(change.delta);
-                net.last = change.height;
-                net.changes += 1;
-            }
-            _ => nets.push(KeyNet {
-                token: &change.token,
-                address: &change.address,
-                delta: change.delta,
-                last: change.height,
-                changes: 1,
-            }),
-        }
+async fn balances_of<C: GenericClient>(
+    client: &C,
+    statements: &ApplyStatements,
+    chain: ChainId,
+    keys: &[&(Text, Text)],
+) -> Result<Vec<Balance>, StoreError> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
     }
-    nets
+    let (tokens, addresses): (Vec<&str>, Vec<&str>) = keys.iter().map(|(t, a)| (&**t, &**a)).unzip();
+    let rows = client.query(&statements.balances_of_keys, &[&chain.0, &tokens, &addresses]).await?;
+    rows.iter()
+        .map(|row| match row.try_get::<_, Option<i64>>(3)? {
+            Some(id) => Ok(Balance { id, amount: Delta::ZERO, height: None }),
+            None => Ok(Balance {
+                id: row.try_get(0)?,
+                amount: row.try_get::<_, Numeric>(1)?.0,
+                height: Some(row.try_get(2)?),
+            }),
+        })
+        .collect()
+}
+
+/// The block that a checkpoint must stand on, as parameters.
+fn columns(base: &Base) -> (Option<i64>, Option<&str>) {
+    let block = base.block.as_ref();
+    (block.map(|b| b.height.to_sql()), block.map(|b| b.hash.as_str()))
 }

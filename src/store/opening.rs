@@ -9,7 +9,7 @@ use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::Kind;
-use crate::chain::opening::OpeningLine;
+use crate::chain::opening::{BadOpening, OpeningLine};
 
 /// How an import turned out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +26,34 @@ pub enum Imported {
     /// Nothing was changed.
     Refused {
         /// The first of the lines at fault, ascending, each with its reason.
-        lines: Vec<(u64, String)>,
+        lines: Vec<(u64, LineFault)>,
         /// How many lines are at fault.
         count: u64,
+    },
+}
+
+/// Why a line cannot be imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LineFault {
+    /// It is no opening balance.
+    Bad(BadOpening),
+    /// An earlier line has the same account.
+    Second {
+        /// The token.
+        token: String,
+        /// The account.
+        address: String,
+        /// The earlier line.
+        first_line: i64,
+    },
+    /// The account has an opening balance already.
+    Stored {
+        /// The token.
+        token: String,
+        /// The account.
+        address: String,
+        /// What it is.
+        amount: String,
     },
 }
 
@@ -85,7 +110,7 @@ impl Store {
                         Err(fault) => {
                             faults += 1;
                             if at_fault.len() < most {
-                                at_fault.push((line, fault.to_string()));
+                                at_fault.push((line, LineFault::Bad(fault)));
                             }
                         }
                     }
@@ -98,18 +123,17 @@ impl Store {
         let sql = include_str!("../../sql/queries/opening_balances_refused.sql");
         let refused = tx.query(sql, &[&id, &replace, &(most as i64)]).await?;
         for row in &refused {
-            let (line, token, address): (i64, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let who = format!("{address} in {token}");
-            let why = match (row.try_get::<_, Option<i64>>("first_line")?, row.try_get::<_, Option<&str>>("stored")?) {
-                (Some(first), _) => format!("it is a second opening balance of {who}; line {first} is the first"),
-                (None, Some(stored)) => format!("{who} has an opening balance already: {stored}"),
+            let (token, address) = (row.try_get("token")?, row.try_get("address")?);
+            let why = match (row.try_get("first_line")?, row.try_get("stored")?) {
+                (Some(first_line), _) => LineFault::Second { token, address, first_line },
+                (None, Some(amount)) => LineFault::Stored { token, address, amount },
                 (None, None) => return Err(StoreError::Nonsense { what: "a line refused without reason".to_owned() }),
             };
-            at_fault.push((line.unsigned_abs(), why));
+            at_fault.push((row.try_get::<_, i64>("line")?.unsigned_abs(), why));
         }
         faults += refused.first().map_or(0, |row| row.get::<_, i64>("refused").unsigned_abs());
         if faults > 0 {
-            at_fault.sort();
+            at_fault.sort_by_key(|(line, _)| *line);
             at_fault.truncate(most);
             return Ok(Ok(Imported::Refused { lines: at_fault, count: faults }));
         }

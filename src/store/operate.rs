@@ -63,65 +63,6 @@ impl Standing {
     pub fn needs_a_person(&self) -> bool {
         self.halted_reason.is_some() || self.failed_reason.is_some()
     }
-
-    /// What it is about, in words: the worst first.
-    fn state(&self) -> String {
-        if let Some(reason) = &self.halted_reason {
-            return format!("halted: {reason}");
-        }
-        if let Some(reason) = &self.failed_reason {
-            return match self.failures {
-                0 | 1 => format!("failing: {reason}"),
-                n => format!("failing: {reason} ({n} times)"),
-            };
-        }
-        if let Some(Rebuilding { reason, at_height, to_height, .. }) = &self.rebuilding {
-            return format!("rebuilding: at {at_height} of {to_height}, {reason}");
-        }
-        match (self.paused, self.redo_from) {
-            (true, _) => "paused".to_owned(),
-            (false, Some(from)) => format!("redoing from {from}"),
-            (false, None) => "ok".to_owned(),
-        }
-    }
-
-    /// All of them as a table for people.
-    pub fn table(all: &[Standing]) -> String {
-        let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
-        let mut rows = vec![
-            ["CHAIN", "PROJECTION", "HEAD", "TIP", "APPLIED", "FINAL", "LAG", "REORGS", "REJECTED", "STATE"]
-                .map(str::to_owned),
-        ];
-        for s in all {
-            rows.push([
-                s.chain.clone(),
-                s.projection.clone(),
-                number(s.head_height),
-                number(s.tip_height),
-                number(s.applied_height),
-                number(s.final_height),
-                s.lag_blocks.to_string(),
-                s.reorgs.to_string(),
-                s.rejected_events.to_string(),
-                s.state(),
-            ]);
-        }
-        if all.is_empty() {
-            return "There is no chain yet.".to_owned();
-        }
-        aligned(&rows)
-    }
-}
-
-/// Rows as columns for people.
-pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let lines = rows.iter().map(|row| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 impl Store {

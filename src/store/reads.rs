@@ -7,7 +7,6 @@ mod balances;
 mod history;
 mod moment;
 mod states;
-mod vaults;
 
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ pub use balances::{Balance, TokenRange};
 pub use history::{HistoryPage, HistoryRequest, Position, Transfer};
 pub use moment::{At, Moment, NOW};
 pub use states::{ChainStatus, ProjectionStatus, ReorgRow};
-pub use vaults::Standing;
 
 /// A connection for reading.
 pub struct Reader {
@@ -55,8 +53,8 @@ pub struct ChainState {
     pub through_height: Option<i64>,
     /// The projection's history below this height was pruned. Option vaults keep theirs whatever this says.
     pub history_from: Option<i64>,
-    /// The state is to be applied again from this height.
-    redo_from: Option<i64>,
+    /// From this height on, where no journal is, the chain tables may hold other blocks than those applied.
+    changed_from: Option<i64>,
     /// The lowest block whose undo is kept.
     window_from: Option<i64>,
 }
@@ -64,14 +62,14 @@ pub struct ChainState {
 impl ChainState {
     /// Where the journal holds nothing, blocks below this height are applied all the same: below the window (its undo was
     /// pruned), and up to the final height (a block that is final when it is applied is not journaled). A change there
-    /// sets `redo_from`.
+    /// sets `changed_from`.
     fn applied_without_journal_below(&self) -> i64 {
         self.window_from().max(self.final_height.map_or(i64::MIN, |height| height.saturating_add(1))).min(self.end())
     }
 
-    /// The same without what is to be applied again.
+    /// The same without what changed since.
     fn settled_below(&self) -> i64 {
-        self.applied_without_journal_below().min(self.redo_from.unwrap_or(i64::MAX))
+        self.applied_without_journal_below().min(self.changed_from.unwrap_or(i64::MAX))
     }
 
     fn window_from(&self) -> i64 {
@@ -165,12 +163,16 @@ impl Snapshot<'_> {
             block: named_block(&row, "height", "hash")?,
             through_height: row.try_get("through_height")?,
             history_from: row.try_get("history_from")?,
-            redo_from: row.try_get("redo_from")?,
+            changed_from: row.try_get("changed_from")?,
             window_from: row.try_get("window_from")?,
         }))
     }
 
-    async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    /// The rows of a statement with its parameters. It is prepared at its first use on this connection, and kept.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let statement = self.tx.prepare_cached(sql).await?;
         Ok(self.tx.query(&statement, parameters).await?)
     }

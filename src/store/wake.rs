@@ -3,6 +3,7 @@
 //! Register, then look at the tables, then sleep until the bell or the poll interval. A reconnect rings too, since
 //! something may have been missed meanwhile.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio_postgres::AsyncMessage;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Store, StoreError};
+use crate::chain::ChainId;
 
 /// How a process learns that there may be something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +30,10 @@ pub enum WakeMode {
 /// The bell of one process. Cheap to clone; each clone waits for itself.
 #[derive(Debug, Clone)]
 pub struct Wake {
-    rings: watch::Receiver<u64>,
+    rings: watch::Receiver<Rings>,
+    /// The chain it is about. None means all of them together: what names none.
+    chain: Option<ChainId>,
+    seen: u64,
     state: Arc<State>,
     // Ends the listener with the last clone.
     _listener: Option<Arc<AbortOnDropHandle<()>>>,
@@ -40,6 +45,28 @@ struct State {
     reconnects: AtomicU64,
 }
 
+/// How often it rang. It only says "look": a number that is too high costs a look, and nothing else.
+#[derive(Debug, Default)]
+struct Rings {
+    /// For everybody: no chain is named (id 0), or what was said meanwhile was not heard.
+    all: u64,
+    /// For one chain.
+    chains: HashMap<i64, u64>,
+}
+
+impl Rings {
+    fn of(&self, chain: Option<ChainId>) -> u64 {
+        self.all + chain.and_then(|chain| self.chains.get(&chain.0)).copied().unwrap_or_default()
+    }
+
+    fn ring(&mut self, payload: &str) {
+        match payload.parse() {
+            Ok(chain) if chain > 0 => *self.chains.entry(chain).or_default() += 1,
+            _ => self.all += 1,
+        }
+    }
+}
+
 const CHANNEL: &str = "ebbtide_blocks";
 /// A listener that hears nothing for this long asks the server for a sign of life.
 const CHECK_AFTER: Duration = Duration::from_secs(30);
@@ -49,26 +76,33 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 impl Wake {
     /// Starts listening in the background; never fails: until the connection stands, polling does.
     pub fn start(store: &Store, mode: WakeMode) -> Wake {
-        let (ring, rings) = watch::channel(0);
+        let (ring, rings) = watch::channel(Rings::default());
         let state = Arc::new(State::default());
         let listener = (mode == WakeMode::Listen).then(|| {
             let task = tokio::spawn(listen_forever(store.clone(), ring, state.clone()));
             Arc::new(AbortOnDropHandle::new(task))
         });
-        Wake { rings, state, _listener: listener }
+        Wake { rings, chain: None, seen: 0, state, _listener: listener }
+    }
+
+    /// The bell for one chain: it rings for that chain, and where no chain is named.
+    #[must_use]
+    pub fn of(&self, chain: ChainId) -> Wake {
+        Wake { chain: Some(chain), ..self.clone() }
     }
 
     /// Marks everything up to now as seen: call it before looking at the tables.
     pub fn mark_seen(&mut self) {
-        self.rings.mark_unchanged();
+        self.seen = self.rings.borrow_and_update().of(self.chain);
     }
 
     /// Returns when the bell rang since [`mark_seen`](Wake::mark_seen), at the latest after `at_most`.
     /// Cancel safe.
     pub async fn wait(&mut self, at_most: Duration) {
         // Without a listener the sender is gone; then only the poll interval counts.
+        let (chain, seen) = (self.chain, self.seen);
         let rung = async {
-            if self.rings.changed().await.is_err() {
+            if self.rings.wait_for(|rings| rings.of(chain) != seen).await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
@@ -80,13 +114,13 @@ impl Wake {
         self.state.connected.load(Ordering::Relaxed)
     }
 
-    /// How often the listening connection had to be made anew.
+    /// How often the listening connection had to be made again.
     pub fn reconnects(&self) -> u64 {
         self.state.reconnects.load(Ordering::Relaxed)
     }
 }
 
-async fn listen_forever(store: Store, ring: watch::Sender<u64>, state: Arc<State>) {
+async fn listen_forever(store: Store, ring: watch::Sender<Rings>, state: Arc<State>) {
     let mut pause = FIRST_PAUSE;
     let mut said_deaf = false;
     loop {
@@ -94,7 +128,7 @@ async fn listen_forever(store: Store, ring: watch::Sender<u64>, state: Arc<State
         let end = listen_once(&store, &ring, &state, &mut said_deaf).await;
         state.connected.store(false, Ordering::Relaxed);
         state.reconnects.fetch_add(1, Ordering::Relaxed);
-        ring.send_modify(|n| *n += 1);
+        ring.send_modify(|rings| rings.all += 1);
         match end {
             Ok(()) => tracing::warn!("The listening connection ended; connecting again, polling meanwhile"),
             Err(error) => tracing::warn!(%error, "Listening failed; connecting again, polling meanwhile"),
@@ -109,7 +143,7 @@ async fn listen_forever(store: Store, ring: watch::Sender<u64>, state: Arc<State
 
 async fn listen_once(
     store: &Store,
-    ring: &watch::Sender<u64>,
+    ring: &watch::Sender<Rings>,
     state: &State,
     said_deaf: &mut bool,
 ) -> Result<(), StoreError> {
@@ -121,7 +155,7 @@ async fn listen_once(
         while let Some(message) = messages.next().await {
             match message {
                 Ok(AsyncMessage::Notification(n)) => {
-                    if heard.unbounded_send(n.channel().to_owned()).is_err() {
+                    if heard.unbounded_send((n.channel().to_owned(), n.payload().to_owned())).is_err() {
                         return;
                     }
                 }
@@ -135,8 +169,8 @@ async fn listen_once(
     client.batch_execute(&format!("listen {CHANNEL}; listen {probe}; notify {probe}")).await?;
     // A pooler takes LISTEN and drops it: only hearing ourselves proves that we are heard.
     let heard_ourselves = timeout(Duration::from_secs(2), async {
-        while let Some(channel) = hearing.next().await {
-            ring.send_modify(|n| *n += 1);
+        while let Some((channel, payload)) = hearing.next().await {
+            ring.send_modify(|rings| rings.ring(&payload));
             if channel == probe {
                 return true;
             }
@@ -156,10 +190,10 @@ async fn listen_once(
              give a direct address, or set wake = \"poll\""
         );
     }
-    ring.send_modify(|n| *n += 1);
+    ring.send_modify(|rings| rings.all += 1);
     loop {
         match timeout(CHECK_AFTER, hearing.next()).await {
-            Ok(Some(_)) => ring.send_modify(|n| *n += 1),
+            Ok(Some((_, payload))) => ring.send_modify(|rings| rings.ring(&payload)),
             Ok(None) => {
                 drop(driver);
                 return Ok(());

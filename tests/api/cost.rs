@@ -135,7 +135,8 @@ async fn a_page_of_vaults_costs_the_same_among_many_as_among_few() {
             .await;
         ledger.sql("vacuum analyze").await;
         let (vault, round, none, nothing) = ("0xf3", "0xe1f", None::<&str>, "");
-        let (now, then, ten, zero) = (i64::MAX, 55i64, 10i64, 0i64);
+        let (now, then, ten) = (i64::MAX, 55i64, 10i64);
+        let first = None::<ebbtide::store::numeric::Numeric>;
         let statements: [(&str, &str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 12] = [
             ("vaults", include_str!("../../sql/queries/vaults_at.sql"), &[&1i64, &then, &"0xf2", &none, &ten]),
             ("vault", include_str!("../../sql/queries/vaults_at.sql"), &[&1i64, &then, &nothing, &Some(vault), &1i64]),
@@ -154,7 +155,7 @@ async fn a_page_of_vaults_costs_the_same_among_many_as_among_few() {
                 include_str!("../../sql/queries/providers_of_account.sql"),
                 &[&1i64, &now, &"0xa1", &nothing, &ten],
             ),
-            ("rounds", include_str!("../../sql/queries/rounds_of_vault.sql"), &[&1i64, &vault, &zero, &ten]),
+            ("rounds", include_str!("../../sql/queries/rounds_of_vault.sql"), &[&1i64, &vault, &first, &ten]),
             ("round", include_str!("../../sql/queries/round_at.sql"), &[&1i64, &round]),
             ("bids", include_str!("../../sql/queries/bids_of_round.sql"), &[&1i64, &round, &"0xd2", &ten]),
             ("buyers", include_str!("../../sql/queries/buyers_of_round.sql"), &[&1i64, &round, &nothing, &ten]),

@@ -7,12 +7,8 @@ mod cost;
 mod history;
 mod ledger;
 mod served;
-#[path = "../option_vaults/story.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests of the projection")]
-mod story;
 #[path = "../support/mod.rs"]
 mod support;
-#[path = "../option_vaults/tables.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests of the projection")]
-mod tables;
 mod vaults;
+
+use support::{story, vault_tables as tables};

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 use serde_json::{Value, json};
 use warp::Filter;
 use warp::http::Response;
@@ -216,6 +216,57 @@ async fn the_present_has_rounds_bids_buyers_and_the_queue() {
     let expected = json!({"address": "0xb1", "balances": section(json!([])), "vaults": section(json!([])),
                           "options": section(json!([buyers[0]])), "bids": section(json!([bids[0], bids[2]]))});
     assert_eq!(get(&api, "/accounts/0xb1").await.json(), expected);
+}
+
+#[tokio::test]
+async fn the_past_is_answered_while_a_replay_or_a_registration_is_pending() {
+    let ledger = played().await;
+    ledger.sql("update chains set final_height = 108").await;
+    process(&ledger);
+    let api = ledger.api().await;
+    let paths = async |at: &str| {
+        let mut found = Vec::new();
+        for path in ["/vaults", "/vaults/0x11", "/vaults/0x11/liquidity-providers", "/accounts/0xa1"] {
+            let reply = get(&api, &format!("{path}?at={at}")).await;
+            found.push((reply.status, reply.text));
+        }
+        found
+    };
+    let moments = ["105".to_owned(), hash(105), "108".to_owned(), "final".to_owned()];
+    let mut before = Vec::new();
+    for at in &moments {
+        before.push(paths(at).await);
+        assert!(before.last().unwrap().iter().all(|(status, _)| *status == 200), "{at}: {before:?}");
+    }
+    for pending in [
+        "select replay('main', 0)",
+        "update checkpoints set redo_from = null;
+         insert into vault_registry (chain_id, address, layout) select chain_id, '0x77', 'a' from chains",
+    ] {
+        ledger.sql(pending).await;
+        let redo: i64 = ledger
+            .db
+            .query_one("select redo_from from checkpoints where projection = 'option_vaults'", &[])
+            .await
+            .unwrap()
+            .get(0);
+        assert_eq!(redo, 0, "{pending}");
+        for (at, before) in moments.iter().zip(&before) {
+            assert_eq!(paths(at).await, *before, "{pending}: {at}");
+        }
+    }
+    // Where the chain itself changed, what stands there is not what was applied; also once a halt was lifted.
+    for change in ["update blocks set hash = '0xf107' where height = 107", "select resume('main', 'option_vaults')"] {
+        ledger.sql(change).await;
+        let code = async |at: &str| get(&api, &format!("/vaults/0x11?at={at}")).await.code();
+        assert_eq!(get(&api, "/vaults/0x11?at=105").await.status, 200, "{change}");
+        at_block(&api, "/vaults/0x11?at=final", 106, &hash(106)).await;
+        for at in ["107", "0xf107"] {
+            assert_eq!(code(at).await, (404, "unknown_block".into()), "{change}: {at}");
+        }
+    }
+    process(&ledger);
+    at_block(&api, "/vaults/0x11?at=107", 107, "0xf107").await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 
 mod ambiguous;
 mod opening;
+mod queries;
 mod rejected;
 mod settings;
 mod spelling;

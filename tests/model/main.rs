@@ -4,6 +4,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod fold;
+mod pure;
 mod script;
 #[path = "../support/mod.rs"]
 mod support;
@@ -11,6 +12,7 @@ mod tracked;
 
 use std::time::{Duration, Instant};
 
+use ebbtide::process::Connections;
 use ebbtide::store::{Store, StoreSettings};
 use rand::RngExt;
 use script::Script;
@@ -34,12 +36,17 @@ struct Counts {
     tracked: Compared,
 }
 
-async fn run_script(store: &Store, db: &mut Client, seed: u64, counts: &mut Counts) -> Result<(), Vec<String>> {
+async fn run_script(
+    processor: &Connections,
+    db: &mut Client,
+    seed: u64,
+    counts: &mut Counts,
+) -> Result<(), Vec<String>> {
     let mut script = Script::begin(db, seed).await;
     let mut failure = None;
     for _ in 0..script.rng.random_range(STEPS) {
         counts.steps += 1;
-        if let Err(why) = script.step(store, db).await {
+        if let Err(why) = script.step(processor, db).await {
             failure = Some(why);
             break;
         }
@@ -47,10 +54,10 @@ async fn run_script(store: &Store, db: &mut Client, seed: u64, counts: &mut Coun
     if failure.is_none() {
         script.resume(db).await;
         script.resume_all_tracked(db).await;
-        failure = script.settle(store, db).await.err();
+        failure = script.settle(processor, db).await.err();
     }
     if failure.is_none() {
-        let findings = store.verify(Some(&script.name), 5).await.unwrap();
+        let findings = processor.store().verify(Some(&script.name), 5).await.unwrap();
         if findings.differences > 0 {
             failure = Some(format!("verify: {}", findings.lines.join("\n  ")));
         }
@@ -93,11 +100,12 @@ async fn run_scripts(seeds: impl Iterator<Item = u64>, budget: Duration) {
     let worker = async || {
         let pg = Pg::new().await;
         let mut db = pg.client().await;
-        let store = Store::open(&pg.url, StoreSettings::default()).unwrap();
+        // Kept from step to step: thousands of runs would spend most of their time opening theirs.
+        let processor = Connections::new(&Store::open(&pg.url, StoreSettings::default()).unwrap(), 4);
         let (mut counts, mut failed) = (Counts::default(), Vec::new());
         while begun.elapsed() < budget && failed.len() < 3 {
             let Some(seed) = seeds.lock().unwrap().next() else { break };
-            if let Err(steps) = run_script(&store, &mut db, seed, &mut counts).await {
+            if let Err(steps) = run_script(&processor, &mut db, seed, &mut counts).await {
                 println!("failed: {}", steps.join("\n  "));
                 failed.push(steps);
                 db.execute("select drop_chain(name) from chains", &[]).await.unwrap();
@@ -151,7 +159,7 @@ async fn soak_random_scripts_leave_postgres_as_the_model_says() {
 async fn a_processor_killed_at_any_moment_goes_on_rightly() {
     let pg = Pg::new().await;
     let db = pg.client().await;
-    let store = Store::open(&pg.url, StoreSettings::default()).unwrap();
+    let processor = Connections::new(&Store::open(&pg.url, StoreSettings::default()).unwrap(), 4);
     let mut script = Script::begin(&db, 77).await;
     let mut kills = 0;
     let begun = Instant::now();
@@ -169,14 +177,14 @@ async fn a_processor_killed_at_any_moment_goes_on_rightly() {
         program.kill();
         kills += 1;
         if kills % 3 == 0
-            && let Err(why) = script.settle(&store, &db).await
+            && let Err(why) = script.settle(&processor, &db).await
         {
             panic!("after {kills} kills: {why}\n{}", script.steps.join("\n"));
         }
     }
     script.resume_all_tracked(&db).await;
-    script.settle(&store, &db).await.unwrap_or_else(|why| panic!("{why}\n{}", script.steps.join("\n")));
-    let findings = store.verify(None, 5).await.unwrap();
+    script.settle(&processor, &db).await.unwrap_or_else(|why| panic!("{why}\n{}", script.steps.join("\n")));
+    let findings = processor.store().verify(None, 5).await.unwrap();
     assert_eq!(findings.differences, 0, "{:?}", findings.lines);
     println!("{kills} kills, {} steps, {} blocks", script.steps.len(), script.blocks);
     println!("tracked tables: {}", script.compared);

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebbtide::process::{ProcessSettings, Unwatched, run};
+use ebbtide::process::{Connections, ProcessSettings, Unwatched, run_on};
 use ebbtide::projections::token_balances::{History, Settings};
-use ebbtide::store::{Store, Wake, WakeMode};
+use ebbtide::store::{Wake, WakeMode};
 use num_bigint::BigInt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -426,7 +426,7 @@ impl Script {
         self.cap = Some(i64::MAX);
     }
 
-    pub async fn step(&mut self, store: &Store, db: &mut Client) -> Result<(), Failure> {
+    pub async fn step(&mut self, processor: &Connections, db: &mut Client) -> Result<(), Failure> {
         self.steer_tracked(db).await;
         if self.chance(7) {
             self.steer(db).await;
@@ -447,7 +447,7 @@ impl Script {
             }
         } else if self.chance(6) {
             self.say("meanwhile a processor runs".to_owned());
-            let running = tokio::spawn(process(store.clone(), self.settings.clone()));
+            let running = tokio::spawn(process(processor.clone(), self.settings.clone()));
             self.change(db).await;
             running.await.map_err(|e| e.to_string())??;
             self.raced = true;
@@ -460,20 +460,20 @@ impl Script {
         if self.chance(4) {
             return Ok(());
         }
-        self.settle(store, db).await
+        self.settle(processor, db).await
     }
 
     /// Lets the processor do what is to be done, and compares.
-    pub async fn settle(&mut self, store: &Store, db: &Client) -> Result<(), Failure> {
+    pub async fn settle(&mut self, processor: &Connections, db: &Client) -> Result<(), Failure> {
         let refused;
         if self.chance(5) {
             self.say("two processors".to_owned());
-            let other = tokio::spawn(process(store.clone(), self.settings.clone()));
-            let one = process(store.clone(), self.settings.clone()).await?;
+            let other = tokio::spawn(process(processor.clone(), self.settings.clone()));
+            let one = process(processor.clone(), self.settings.clone()).await?;
             refused = other.await.map_err(|e| e.to_string())?? || one;
         } else {
             self.say("process".to_owned());
-            refused = process(store.clone(), self.settings.clone()).await?;
+            refused = process(processor.clone(), self.settings.clone()).await?;
         }
         self.compare(db).await?;
         self.compare_tracked(db, refused).await
@@ -528,9 +528,9 @@ impl Script {
 }
 
 /// Runs a processor until nothing is left to do. Whether it ended because a projection's function failed.
-async fn process(store: Store, settings: ProcessSettings) -> Result<bool, Failure> {
-    let wake = Wake::start(&store, WakeMode::Poll);
-    let end = run(store, settings, wake, Arc::new(Unwatched), CancellationToken::new());
+async fn process(processor: Connections, settings: ProcessSettings) -> Result<bool, Failure> {
+    let wake = Wake::start(processor.store(), WakeMode::Poll);
+    let end = run_on(&processor, settings, wake, Arc::new(Unwatched), CancellationToken::new());
     match tokio::time::timeout(Duration::from_secs(30), end).await {
         Ok(Ok(())) => Ok(false),
         Ok(Err(error)) if error.to_string().contains(TROUBLE) => Ok(true),

@@ -1,6 +1,6 @@
 //! `ebbtide verify option_vaults`: clean after honest work, and every kind of damage found.
 
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 
 use crate::stored::Registered;
 use crate::story::told;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_postgres::{AsyncMessage, Client, NoTls};
@@ -143,8 +143,11 @@ async fn every_change_of_a_row_is_told_on_its_channel_in_both_directions() {
     );
     let vault = heard[&106].iter().find(|(channel, _)| channel == "vault_update").unwrap().1.clone();
     assert_eq!(vault["chain_id"], json!(world.chain.0));
-    // Amounts as text, counters as numbers.
-    assert_eq!((&vault["row"]["unlocked_balance"], &vault["row"]["current_round"]), (&json!("801"), &json!(1)));
+    // What the contract said as text, heights as numbers.
+    assert_eq!((&vault["row"]["unlocked_balance"], &vault["row"]["current_round"]), (&json!("801"), &json!("1")));
+    assert_eq!(vault["row"]["latest_block"], json!(106));
+    let round = heard[&107].iter().find(|(channel, _)| channel == "or_update").unwrap().1.clone();
+    assert_eq!(round["key"]["round_id"], json!("1"));
     assert_eq!(vault["row"]["latest_block_hash"], json!("0xb106"));
 
     // As undo leaves it: rows deleted, rows as they were.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ebbtide::chain::{Amount, Text};
 use ebbtide::projections::option_vaults::clearing::{Outcome, clear};
-use ebbtide::store::vaults::BidRow;
+use ebbtide::projections::option_vaults::rows::BidRow;
 use num_bigint::BigInt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::{Class, Directory, Layout};
 
 use crate::story::{R1, V, blocks, deployed, must, said, told};
 use crate::tables::{Tables, UDC, as_layout_b, in_order, text};
@@ -39,22 +39,83 @@ fn the_worked_example_holds_at_every_height_in_both_layouts() {
 
 #[test]
 fn a_vault_that_nobody_registered_is_found_by_its_class() {
-    use ebbtide::projections::option_vaults::{At, Class, Directory, Working, apply, read, wanted};
-    let block = in_order(blocks().swap_remove(0).2);
     for (deployer, found) in [(None, true), (Some("0xde"), true), (Some("0xbad"), false)] {
         let class = Class { layout: Layout::A, deployer: deployer.map(text) };
-        let mut directory = Directory {
+        let directory = Directory {
             deployers: [text(UDC)].into(),
             classes: [(text("0xc1a55"), class)].into(),
             ..Directory::default()
         };
-        let steps = read(&mut directory, &block);
-        assert_eq!(wanted(&steps).vaults.contains(V), found);
-        let mut rows = Working::default();
-        let at = At { height: 101.into(), time: Some(1000) };
-        assert!(apply(&mut rows, at, &steps).is_empty());
-        assert_eq!(rows.changes().rounds.len(), usize::from(found), "{deployer:?}");
-        assert_eq!(directory.rounds.contains_key(R1), found);
+        let mut tables = Tables { directory, ..Tables::default() };
+        for (height, time, events) in told(Layout::A, false) {
+            assert!(tables.apply(height, time, &events).is_empty());
+            assert_eq!(tables.lines(), if found { must(height) } else { Vec::new() }, "{deployer:?} {height}");
+        }
+    }
+}
+
+#[test]
+fn an_address_has_one_meaning_and_the_first_one_stays() {
+    // What each address means, and who names it next.
+    let round = |vault: &str, id: u64, address: u64| {
+        said(vault, "OptionRoundDeployed", &[], &[id, address, 1, 2, 3, 0, 0, 0, 0, 0])
+    };
+    let deposit = |vault: &str, amount: u64| said(vault, "Deposit", &[0xa1], &[amount, 0, amount, 0, amount, 0]);
+    let vault_at = |address: u64| {
+        let mut event = deployed();
+        event.data[0] = format!("{address:#x}").into();
+        event
+    };
+    let udc = u64::from_str_radix(&UDC[UDC.len() - 15..], 16).unwrap();
+    let cases: [(&str, Vec<Event>, &[&str]); 6] = [
+        (
+            "another vault's",
+            vec![round("0x11", 1, 0x21), round("0x12", 1, 0x11), deposit("0x11", 5)],
+            &["address_taken"],
+        ),
+        (
+            "a vault's that has no row yet",
+            vec![round("0x11", 1, 0x12), round("0x12", 1, 0x22), deposit("0x12", 5)],
+            &["address_taken"],
+        ),
+        ("its own", vec![round("0x11", 1, 0x11), round("0x11", 1, 0x21), deposit("0x11", 5)], &["address_taken"]),
+        (
+            "another vault's round's",
+            vec![round("0x11", 1, 0x21), round("0x12", 1, 0x21), round("0x12", 1, 0x22)],
+            &["round_exists"],
+        ),
+        ("a deployer's", vec![round("0x11", 1, udc), vault_at(0x11), deposit("0x11", 5)], &["address_taken"]),
+        // By its class, at the address of a round.
+        (
+            "a round's",
+            vec![round("0x11", 1, 0x13), vault_at(0x13), said("0x13", "AuctionStarted", &[], &[0, 0, 0, 0])],
+            &["address_taken"],
+        ),
+    ];
+    for (named, mut events, reasons) in cases {
+        for (n, event) in (0..).zip(&mut events) {
+            event.tx_index = n;
+            // The deployer that stands in for the real one has fewer digits.
+            if &*event.emitter == UDC {
+                event.emitter = format!("{udc:#x}").into();
+            }
+        }
+        let mut all = Vec::new();
+        for cut in [vec![3], vec![1, 2], vec![2, 1], vec![1, 1, 1]] {
+            let mut tables = Tables::with_vault("0x11", Layout::A);
+            let registered = tables.directory.registered[V].clone();
+            tables.directory.registered.insert(text("0x12"), registered);
+            tables.directory.deployers = [format!("{udc:#x}").into()].into();
+            tables.directory.classes = [(text("0xc1a55"), Class { layout: Layout::A, deployer: None })].into();
+            let (mut from, mut refused) = (0, Vec::new());
+            for (height, count) in (1..).zip(cut) {
+                refused.extend(tables.apply(height, 0, &events[from..from + count]).iter().map(|r| r.reason));
+                from += count;
+            }
+            assert_eq!(refused, reasons, "{named}");
+            all.push(tables);
+        }
+        assert!(all.windows(2).all(|two| two[0] == two[1]), "{named}: {all:?}");
     }
 }
 

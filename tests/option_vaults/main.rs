@@ -7,10 +7,11 @@ mod support;
 mod audit;
 mod bells;
 mod clearing;
+mod cuts;
 mod example;
 mod histories;
 mod run;
 mod shapes;
 mod stored;
-mod story;
-mod tables;
+
+use support::{story, vault_tables as tables};

@@ -1,14 +1,14 @@
 //! The worked example through the program: applied block by block, taken back by every number of blocks, replaced.
 
 use ebbtide::chain::Event;
-use ebbtide::store::vaults::Layout;
+use ebbtide::projections::option_vaults::Layout;
 use serde_json::{Value, json};
 
 use crate::bells::{Ear, lines};
 use crate::stored::Registered;
 use crate::story::{R1, V, must, said, told};
 use crate::support::{Ebbtide, wait_until};
-use crate::tables::UDC;
+use crate::tables::{TABLES, UDC};
 
 impl Registered {
     /// Puts a block of the story, or an empty one; its hash.
@@ -31,8 +31,14 @@ impl Registered {
         hash
     }
 
+    /// Applies what is there, which goes well.
+    pub fn succeed(&self) {
+        let (well, told) = self.process("");
+        assert!(well, "{told}");
+    }
+
     /// Applies what is there, with these settings; whether that went well, and what was told.
-    fn process(&self, settings: &str) -> (bool, String) {
+    pub fn process(&self, settings: &str) -> (bool, String) {
         let config = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(config.path(), settings).unwrap();
         let args = ["process", "--once", "--config", config.path().to_str().unwrap(), "--database-url", &self.pg.url];
@@ -57,19 +63,22 @@ impl Registered {
 
     /// All rows of all its tables, without what differs between two blocks of one content.
     async fn dump(&self) -> String {
+        self.dump_without("latest_block_hash,block_hash").await
+    }
+
+    /// All rows of all its tables, and what was refused.
+    pub async fn whole_dump(&self) -> String {
+        let sql = "select coalesce(string_agg(concat_ws('/', height, tx_index, event_index, block_hash, reason), E'\\n'
+                       order by height, tx_index, event_index), '') from rejected_events";
+        let refused: String = self.db.query_one(sql, &[]).await.unwrap().get(0);
+        self.dump_without("").await + &refused
+    }
+
+    async fn dump_without(&self, columns: &str) -> String {
         let mut all = String::new();
-        for table in [
-            "vaults",
-            "vault_history",
-            "liquidity_providers",
-            "liquidity_provider_history",
-            "option_rounds",
-            "queued_liquidity",
-            "option_buyers",
-            "option_bids",
-        ] {
+        for table in TABLES {
             let sql = format!(
-                "select coalesce(string_agg((to_jsonb(t) - '{{latest_block_hash,block_hash}}'::text[])::text, E'\\n'
+                "select coalesce(string_agg((to_jsonb(t) - '{{{columns}}}'::text[])::text, E'\\n'
                     order by to_jsonb(t)::text collate \"C\"), '') from {table} t"
             );
             let rows: String = self.db.query_one(&sql, &[]).await.unwrap().get(0);
@@ -77,6 +86,17 @@ impl Registered {
         }
         all
     }
+}
+
+/// The newest block's height.
+pub async fn head(world: &Registered) -> Option<u32> {
+    let sql = "select max(height) from blocks";
+    world.db.query_one(sql, &[]).await.unwrap().get::<_, Option<i64>>(0).map(|height| height as u32)
+}
+
+/// `ebbtide verify option_vaults` finds nothing.
+pub fn verified(world: &Registered) {
+    Ebbtide::succeed(&["verify", "option_vaults", "--database-url", &world.pg.url], &[]);
 }
 
 #[tokio::test]
@@ -268,6 +288,42 @@ async fn a_vault_of_a_known_class_needs_no_row_in_the_registry() {
                 );
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn changed_settings_are_applied_to_what_is_there() {
+    let world = Registered::new(Layout::A).await;
+    world.db.batch_execute("delete from vault_registry").await.unwrap();
+    let mut parent = "0xaaa".to_owned();
+    for (height, time, events) in &told(Layout::A, false) {
+        parent = world.put(*height, *time, &parent, "c0", events).await;
+    }
+    let deployers = format!("[projections.option_vaults]\ndeployers = [\"{UDC}\"]\n");
+    let class = |rest: &str| format!("{deployers}[projections.option_vaults.classes.\"0xc1a55\"]\n{rest}");
+    let seq = async || {
+        let sql = "select seq from checkpoints where projection = 'option_vaults'";
+        world.db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let story = must(108);
+    let (all, none): (&[String], &[String]) = (&story, &[]);
+    for (settings, rows) in [
+        (String::new(), none),
+        (class("layout = \"a\"\n"), all),
+        // The deployment has another length in this layout.
+        (class("layout = \"b\"\n"), none),
+        (class("layout = \"a\"\ndeployer = \"0xde\"\n"), all),
+        (class("layout = \"a\"\ndeployer = \"0xdf\"\n"), none),
+        (class("layout = \"a\"\n"), all),
+        (deployers.clone(), none),
+    ] {
+        let (well, told) = world.process(&settings);
+        assert!(well, "{told}");
+        assert_eq!(world.lines().await, rows, "{settings}");
+        let before = seq().await;
+        let (well, told) = world.process(&settings);
+        assert!(well, "{told}");
+        assert_eq!(seq().await, before, "the same settings leave it where it is: {settings}");
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use alloy_primitives::keccak256;
 use ebbtide::chain::{Event, Text};
+use ebbtide::projections::option_vaults::Layout;
 use ebbtide::projections::option_vaults::decode::{BadEvent, Deployment, Emitter, SELECTORS, decode};
 use ebbtide::projections::option_vaults::event::VaultEvent;
 use ebbtide::projections::option_vaults::felts::FeltFault;
-use ebbtide::store::vaults::Layout;
 use proptest::prelude::*;
 
 use crate::story::{V, blocks};
@@ -136,6 +136,73 @@ fn halves_and_counters_beyond_their_bounds_are_refused() {
 }
 
 #[test]
+fn a_counter_may_use_all_64_bits() {
+    let highest = format!("{:#x}", u64::MAX);
+    let read = |name: &str, at: usize| {
+        let (emitter, mut event) = sample(name, Layout::A).unwrap();
+        event.data[at] = text(&highest);
+        decode(&event, Layout::A, &emitter).unwrap().unwrap()
+    };
+    for at in [0, 2, 3, 4] {
+        match read("OptionRoundDeployed", at) {
+            VaultEvent::RoundDeployed { id, dates, .. } => {
+                assert_eq!([id, 0, dates[0], dates[1], dates[2]][at], u64::MAX);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    match (read("BidPlaced", 5), read("AuctionEnded", 6), read("WithdrawalQueued", 1)) {
+        (
+            VaultEvent::BidPlaced { nonce, .. },
+            VaultEvent::AuctionEnded { clearing_nonce, .. },
+            VaultEvent::WithdrawalQueued { round_id, .. },
+        ) => assert_eq!((nonce, clearing_nonce, round_id), (u64::MAX - 1, u64::MAX, u64::MAX)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_selector_decides_what_an_event_is() {
+    let selector = |name: &str| SELECTORS.iter().find(|(known, _)| *known == name).unwrap().1;
+    let strange = "0x5e1ec7";
+    for (name, key, told) in [
+        ("Deposit", Some(selector("Deposit")), None),
+        // As a source writes it that does not know the event, or writes leading zeros.
+        (selector("Deposit"), Some(selector("Deposit")), None),
+        ("0x009149D2123147C5F43D258257FEF0B7B969DB78269369EBCF5EBB9EEF8592F2", Some(selector("Deposit")), None),
+        ("Withdrawal", Some(selector("Deposit")), Some("name_mismatch")),
+        (selector("Withdrawal"), Some(selector("Deposit")), Some("name_mismatch")),
+        ("deposit", Some(selector("Deposit")), Some("name_mismatch")),
+        ("", Some(selector("Deposit")), Some("name_mismatch")),
+        ("Approval", Some(selector("Transfer")), Some("name_mismatch")),
+        ("Deposit", Some(strange), Some("name_mismatch")),
+        ("Deposit", Some("0xzz"), Some("name_mismatch")),
+        ("Deposit", None, Some("name_mismatch")),
+        ("Upgraded", Some(strange), Some("unknown_event")),
+        (strange, Some(strange), Some("unknown_event")),
+        ("Upgraded", None, Some("unknown_event")),
+    ] {
+        let mut told_so = sample("Deposit", Layout::A).unwrap().1;
+        told_so.name = text(name);
+        match key {
+            Some(key) => told_so.keys[0] = text(key),
+            None => told_so.keys.clear(),
+        }
+        let read = decode(&told_so, Layout::A, &Emitter::Vault);
+        assert_eq!(read.as_ref().err().map(BadEvent::reason), told, "{name} {key:?}: {read:?}");
+        // Nothing of a followed vault or round is left out without a word.
+        let mut tables = Tables::with_vault(V, Layout::A);
+        tables.apply(101, 0, &told_by_story());
+        let refused = tables.apply(102, 0, std::slice::from_ref(&told_so));
+        assert_eq!(refused.first().map(|refused| refused.reason), told, "{name} {key:?}");
+    }
+}
+
+fn told_by_story() -> Vec<Event> {
+    in_order(blocks().swap_remove(0).2)
+}
+
+#[test]
 fn nonces_are_the_bids_own_in_both_layouts() {
     let nonce = |name: &str, layout: Layout| {
         let (emitter, event) = sample(name, layout).unwrap();
@@ -242,6 +309,10 @@ fn any_event() -> impl Strategy<Value = Event> {
             }
             if by_selector {
                 made.name = text(selector);
+            }
+            // A key made up would be the selector of nothing.
+            if exact && let Some(first) = made.keys.first_mut() {
+                *first = text(selector);
             }
             made
         },

@@ -5,12 +5,13 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::http::Rpc;
 use super::{free_port, skip, wait_until};
 
 /// A running node; ended with the test.
 pub struct Anvil {
     child: Child,
-    http: reqwest::Client,
+    rpc: Rpc,
     /// JSON-RPC over HTTP.
     pub url: String,
     /// The same port speaks WebSocket.
@@ -33,28 +34,15 @@ impl Anvil {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // Another part of the process may have installed it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let (url, ws_url) = (format!("http://127.0.0.1:{port}"), format!("ws://127.0.0.1:{port}"));
-        let node = Anvil { child, http: reqwest::Client::builder().no_proxy().build().unwrap(), url, ws_url };
-        wait_until("anvil answers", async || node.try_rpc("eth_chainId", json!([])).await.ok()).await;
+        let node = Anvil { child, rpc: Rpc::new(&url), url, ws_url };
+        wait_until("anvil answers", async || node.rpc.try_call("eth_chainId", json!([])).await.ok()).await;
         Some(node)
     }
 
     /// Calls a method; fails the test on an error.
     pub async fn rpc(&self, method: &str, params: Value) -> Value {
-        self.try_rpc(method, params).await.unwrap_or_else(|e| panic!("{method}: {e}"))
-    }
-
-    async fn try_rpc(&self, method: &str, params: Value) -> Result<Value, String> {
-        let question = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-        let answer = self.http.post(&self.url).body(question.to_string()).header("content-type", "application/json");
-        let text = answer.send().await.map_err(|e| e.to_string())?.text().await.map_err(|e| e.to_string())?;
-        let mut answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
-        if answer.get("error").is_some() {
-            return Err(answer["error"].to_string());
-        }
-        Ok(answer["result"].take())
+        self.rpc.call(method, params).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! A JSON-RPC node on loopback that serves a given chain, and misbehaves when told to. Real HTTP, real WebSocket.
+//! An EVM node on loopback that serves a given chain, and misbehaves when told to.
 #![allow(
     dead_code,
     unused_imports,
@@ -13,138 +13,37 @@ pub mod blocks;
 pub mod read;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
 
-use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::broadcast;
-use tokio::task::JoinHandle;
-use tokio_tungstenite::tungstenite::Message;
 
-use super::http::{self, Reply};
+pub use super::rpc_node::Fault;
+use super::rpc_node::{Answer, RpcNode, Serves, State};
 pub use blocks::{FakeBlock, chain, data_file, data_lines, data_text, follow, transfer};
 
-/// A way to misbehave; it hits every request until [`FakeNode::heal`].
-#[derive(Debug, Clone)]
-pub enum Fault {
-    /// Every result is null.
-    NullAnswers,
-    /// Each answer comes twice.
-    DoubledAnswers,
-    /// Each answer comes twice, the second one being another.
-    ContradictedAnswers,
-    /// The last answer is missing.
-    MissingAnswer,
-    /// Answers are for calls nobody made.
-    WrongIds,
-    /// Answers in reverse order, ids as texts: right, but unusual.
-    ReversedAnswers,
-    /// An error for every call.
-    Refused(i64, &'static str),
-    /// One error object for the whole batch; single calls are answered.
-    BatchRefused(i64, &'static str),
-    /// HTTP 400 for batches of more than so many; others are answered.
-    LargestBatch(usize),
-    /// No answer at all to batches of more than so many.
-    HangAbove(usize),
-    /// This status with this body.
-    Http(u16, &'static str),
-    /// 429 with `Retry-After`.
-    RetryAfter(u64),
-    /// 200 with this body.
-    Body(&'static str),
-    /// No answer at all.
-    Hang,
-    /// Half of the body, then the connection is closed.
-    CutBody,
-    /// The connection is closed at once.
-    DropSocket,
-    /// `eth_getLogs` fails for more heights than that, in these words.
-    MaxRange(u64, &'static str),
-    /// `eth_getLogs` fails for more logs than that, in these words.
-    MaxLogs(usize, &'static str),
-    /// The block at this height is null by number and by hash.
-    MissingBlock(u64),
-    /// `eth_getLogs` leaves out every log of this block.
-    LogsLeftOut(u64),
-    /// As before, but only for ranges.
-    LogsLeftOutOfRanges(u64),
-    /// Each log comes twice.
-    DoubledLogs,
-    /// Each log comes twice, with another amount.
-    ContradictedLogs,
-    /// Half of the logs of a range name another block hash.
-    TwoHashes,
-    /// A log of a contract that nobody asked for comes along.
-    StrayLog,
-    /// A block is answered with the one below it.
-    WrongBlock,
-    /// `latest` is a block at this height that nobody made.
-    HeadAt(u64),
-    /// `finalized` is a block at this height that nobody made.
-    FinalizedAt(u64),
-    /// The node does not know the `finalized` tag.
-    NoFinalized,
-    /// Calls about old state fail.
-    NoState,
-}
-
-struct State {
+/// What an EVM node knows beside its blocks.
+pub struct Evm {
     chain_id: u64,
-    blocks: Vec<FakeBlock>,
-    faults: Vec<Fault>,
     finalized: Option<u64>,
-    requests: u64,
-    calls: HashMap<String, u64>,
     code_from: HashMap<String, u64>,
     answers: HashMap<(String, String), String>,
-    swap: Option<(u64, Vec<FakeBlock>)>,
+}
+
+impl Serves for Evm {
+    type Block = FakeBlock;
+
+    fn call(state: &State<Evm>, method: &str, params: &Value) -> Answer {
+        call_result(state, method, params)
+    }
 }
 
 /// The node.
-pub struct FakeNode {
-    state: Arc<Mutex<State>>,
-    announce: broadcast::Sender<String>,
-    http: u16,
-    ws: u16,
-    tasks: Vec<JoinHandle<()>>,
-}
+pub type FakeNode = RpcNode<Evm>;
 
 impl FakeNode {
     /// Serves these blocks (ascending, without a hole).
     pub async fn start(chain_id: u64, blocks: Vec<FakeBlock>) -> FakeNode {
-        let state = Arc::new(Mutex::new(State {
-            chain_id,
-            blocks,
-            faults: Vec::new(),
-            finalized: None,
-            requests: 0,
-            calls: HashMap::new(),
-            code_from: HashMap::new(),
-            answers: HashMap::new(),
-            swap: None,
-        }));
-        let (announce, _) = broadcast::channel(64);
-        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ws = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ports = (http.local_addr().unwrap().port(), ws.local_addr().unwrap().port());
-        let state_of = Arc::clone(&state);
-        let answer: Answerer = Arc::new(move |request| reply(&state_of, request));
-        let tasks = vec![tokio::spawn(accept_http(http, answer)), tokio::spawn(accept_ws(ws, announce.clone()))];
-        FakeNode { state, announce, http: ports.0, ws: ports.1, tasks }
-    }
-
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/key/TOPSECRET", self.http)
-    }
-
-    pub fn ws_url(&self) -> String {
-        format!("ws://127.0.0.1:{}/key/TOPSECRET", self.ws)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        let kind = Evm { chain_id, finalized: None, code_from: HashMap::new(), answers: HashMap::new() };
+        RpcNode::serve(kind, blocks).await
     }
 
     /// Another chain from now on; what is not on it is forgotten, as real nodes do. Rings.
@@ -153,40 +52,10 @@ impl FakeNode {
         self.ring();
     }
 
-    /// As `set_chain`, but the subscription stays silent.
-    pub fn set_chain_quietly(&self, blocks: Vec<FakeBlock>) {
-        self.state().blocks = blocks;
-    }
-
-    /// After so many more requests the chain is another one.
-    pub fn set_chain_after(&self, requests: u64, blocks: Vec<FakeBlock>) {
-        self.state().swap = Some((requests, blocks));
-    }
-
     /// Tells the subscribers of the newest block.
     pub fn ring(&self) {
         let head = self.state().blocks.last().map(FakeBlock::header);
-        let message =
-            json!({"jsonrpc": "2.0", "method": "eth_subscription", "params": {"subscription": "0x1", "result": head}});
-        let _ = self.announce.send(message.to_string());
-    }
-
-    /// Closes every subscription.
-    pub fn hang_up(&self) {
-        let _ = self.announce.send(String::new());
-    }
-
-    pub fn subscribers(&self) -> usize {
-        self.announce.receiver_count()
-    }
-
-    /// Misbehaves so until healed; several faults add up.
-    pub fn fault(&self, fault: Fault) {
-        self.state().faults.push(fault);
-    }
-
-    pub fn heal(&self) {
-        self.state().faults.clear();
+        self.notify("eth_subscription", json!({"subscription": "0x1", "result": head}));
     }
 
     pub fn set_chain_id(&self, chain_id: u64) {
@@ -207,156 +76,9 @@ impl FakeNode {
     pub fn set_answer(&self, address: &str, selector: &str, answer: &str) {
         self.state().answers.insert((address.to_owned(), selector.to_owned()), answer.to_owned());
     }
-
-    /// HTTP requests so far.
-    pub fn request_count(&self) -> u64 {
-        self.state().requests
-    }
-
-    /// Calls of a method so far, each of a batch counted.
-    pub fn call_count(&self, method: &str) -> u64 {
-        self.state().calls.get(method).copied().unwrap_or_default()
-    }
 }
 
-impl Drop for FakeNode {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
-
-/// Subscribers hear what is announced; an empty text hangs up.
-pub async fn accept_ws(listener: TcpListener, announce: broadcast::Sender<String>) {
-    let mut open = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let announce = announce.clone();
-        open.spawn(async move {
-            let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { return };
-            let Some(Ok(Message::Text(subscribe))) = socket.next().await else { return };
-            assert!(subscribe.to_lowercase().contains("newheads"));
-            let mut heads = announce.subscribe();
-            let _ = socket.send(Message::text(r#"{"jsonrpc":"2.0","id":1,"result":"0x1"}"#)).await;
-            loop {
-                tokio::select! {
-                    head = heads.recv() => match head {
-                        Ok(head) if !head.is_empty() => {
-                            if socket.send(Message::text(head)).await.is_err() { return }
-                        }
-                        _ => return,
-                    },
-                    message = socket.next() => if !matches!(message, Some(Ok(_))) { return },
-                }
-            }
-        });
-    }
-}
-
-/// What a node says to a request, which may be a batch.
-pub type Answerer = Arc<dyn Fn(&Value) -> Reply + Send + Sync>;
-
-pub async fn accept_http(listener: TcpListener, answer: Answerer) {
-    let mut open = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let answer = Arc::clone(&answer);
-        open.spawn(http::serve(stream, "content-type: application/json\r\n", move |head, body| {
-            assert!(head.contains("user-agent: ebbtide/") || head.contains("user-agent: curl"), "{head}");
-            serde_json::from_slice(body).map_or(Reply::Drop, |request| answer(&request))
-        }));
-    }
-}
-
-fn reply(state: &Mutex<State>, request: &Value) -> Reply {
-    let mut state = state.lock().unwrap();
-    state.requests += 1;
-    if let Some((left, _)) = &mut state.swap {
-        if *left == 0 {
-            state.blocks = state.swap.take().unwrap().1;
-        } else {
-            *left -= 1;
-        }
-    }
-    for call in calls_of(request) {
-        *state.calls.entry(call["method"].as_str().unwrap().to_owned()).or_default() += 1;
-    }
-    let state = &*state;
-    said(&state.faults, request, |call| call_result(state, call["method"].as_str().unwrap(), &call["params"]))
-}
-
-/// The calls of a request.
-pub fn calls_of(request: &Value) -> Vec<Value> {
-    request.as_array().cloned().unwrap_or_else(|| vec![request.clone()])
-}
-
-/// What a node with these faults says to a request, whatever kind of chain it is of.
-pub fn said(faults: &[Fault], request: &Value, result: impl Fn(&Value) -> Result<Value, (i64, String)>) -> Reply {
-    let calls = calls_of(request);
-    let whole = |status: u16, body: &str| Reply::Whole(status, String::new(), body.to_owned());
-    for fault in faults {
-        match fault {
-            Fault::Http(status, body) => return whole(*status, body),
-            Fault::RetryAfter(seconds) => {
-                return Reply::Whole(429, format!("retry-after: {seconds}\r\n"), "slow down".into());
-            }
-            Fault::Body(body) => return whole(200, body),
-            Fault::Hang => return Reply::Hang,
-            Fault::DropSocket => return Reply::Drop,
-            Fault::BatchRefused(code, message) if request.is_array() => {
-                return whole(
-                    200,
-                    &json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}}).to_string(),
-                );
-            }
-            Fault::HangAbove(most) if calls.len() > *most => return Reply::Hang,
-            Fault::LargestBatch(most) if request.is_array() && calls.len() > *most => return whole(400, "no"),
-            _ => {}
-        }
-    }
-    let mut answers: Vec<Value> = calls.iter().map(|call| answer(faults, call, &result)).collect();
-    for fault in faults {
-        match fault {
-            Fault::NullAnswers => {
-                answers.iter_mut().for_each(|a| *a = json!({"jsonrpc": "2.0", "id": a["id"], "result": null}))
-            }
-            Fault::DoubledAnswers => answers = answers.iter().flat_map(|a| [a.clone(), a.clone()]).collect(),
-            Fault::ContradictedAnswers => {
-                let other = |a: &Value| json!({"jsonrpc": "2.0", "id": a["id"], "result": "0x7"});
-                answers = answers.iter().flat_map(|a| [a.clone(), other(a)]).collect();
-            }
-            Fault::MissingAnswer => drop(answers.pop()),
-            Fault::WrongIds => answers.iter_mut().for_each(|a| a["id"] = json!(a["id"].as_u64().unwrap() + 1000)),
-            Fault::ReversedAnswers => {
-                answers.iter_mut().for_each(|a| a["id"] = json!(a["id"].to_string()));
-                answers.reverse();
-            }
-            _ => {}
-        }
-    }
-    let body = match (request.is_array(), answers.as_slice()) {
-        (false, [only]) => only.to_string(),
-        _ => Value::Array(answers).to_string(),
-    };
-    if faults.iter().any(|f| matches!(f, Fault::CutBody)) { Reply::Cut(body) } else { whole(200, &body) }
-}
-
-fn answer(faults: &[Fault], call: &Value, result: impl Fn(&Value) -> Result<Value, (i64, String)>) -> Value {
-    let result = faults
-        .iter()
-        .find_map(|fault| match fault {
-            Fault::Refused(code, message) => Some(Err((*code, (*message).to_owned()))),
-            _ => None,
-        })
-        .unwrap_or_else(|| result(call));
-    match result {
-        Ok(result) => json!({"jsonrpc": "2.0", "id": call["id"], "result": result}),
-        Err((code, message)) => {
-            json!({"jsonrpc": "2.0", "id": call["id"], "error": {"code": code, "message": message}})
-        }
-    }
-}
-
-fn call_result(state: &State, method: &str, params: &Value) -> Result<Value, (i64, String)> {
+fn call_result(state: &State<Evm>, method: &str, params: &Value) -> Answer {
     let head = state.blocks.last().map_or(0, |block| block.number);
     let height = |tag: &Value| match tag.as_str().unwrap() {
         "latest" | "pending" => Ok(head),
@@ -411,11 +133,7 @@ fn call_result(state: &State, method: &str, params: &Value) -> Result<Value, (i6
     }
 }
 
-fn logs(
-    state: &State,
-    filter: &Value,
-    height: impl Fn(&Value) -> Result<u64, (i64, String)>,
-) -> Result<Value, (i64, String)> {
+fn logs(state: &State<Evm>, filter: &Value, height: impl Fn(&Value) -> Result<u64, (i64, String)>) -> Answer {
     let by_hash = filter.get("blockHash").and_then(Value::as_str);
     let blocks: Vec<&FakeBlock> = match by_hash {
         Some(hash) => {

@@ -1,15 +1,11 @@
 //! A Starknet node on loopback that serves a given chain, and misbehaves when told to. Real HTTP, real WebSocket.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use ebbtide::chain::felt::Felt;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::broadcast;
-use tokio::task::JoinHandle;
 
-use super::fake_node::{Answerer, Fault, accept_http, accept_ws, calls_of, said};
+use super::rpc_node::{Answer, Fault, RpcNode, Serves, State};
 
 pub const TOKEN: &str = "0x70c0";
 pub const OTHER: &str = "0x70c1";
@@ -73,83 +69,46 @@ pub enum Oddity {
     NoL1,
 }
 
-struct State {
+/// What a Starknet node knows beside its blocks.
+pub struct Starknet {
     chain_id: String,
     spec: String,
-    blocks: Vec<FakeStarkBlock>,
-    faults: Vec<Fault>,
     oddities: Vec<Oddity>,
     on_l1: Option<u64>,
-    requests: u64,
-    calls: HashMap<String, u64>,
     there_from: HashMap<String, u64>,
     answers: HashMap<(String, String), Vec<String>>,
     /// Answers to whole blocks, byte for byte, by height.
     replayed: HashMap<u64, Value>,
-    swap: Option<(u64, Vec<FakeStarkBlock>)>,
+}
+
+impl Serves for Starknet {
+    type Block = FakeStarkBlock;
+
+    fn call(state: &State<Starknet>, method: &str, params: &Value) -> Answer {
+        state.call(method, params)
+    }
+
+    fn heal(&mut self) {
+        self.oddities.clear();
+    }
 }
 
 /// The node.
-pub struct FakeStarknet {
-    state: Arc<Mutex<State>>,
-    announce: broadcast::Sender<String>,
-    http: u16,
-    ws: u16,
-    tasks: Vec<JoinHandle<()>>,
-}
+pub type FakeStarknet = RpcNode<Starknet>;
 
 impl FakeStarknet {
     /// Serves these blocks (ascending, without a hole).
     pub async fn start(blocks: Vec<FakeStarkBlock>) -> FakeStarknet {
-        let state = Arc::new(Mutex::new(State {
+        let kind = Starknet {
             chain_id: "0x534e5f5345504f4c4941".into(),
             spec: "0.9.0".into(),
-            blocks,
-            faults: Vec::new(),
             oddities: Vec::new(),
             on_l1: None,
-            requests: 0,
-            calls: HashMap::new(),
             there_from: HashMap::new(),
             answers: HashMap::new(),
             replayed: HashMap::new(),
-            swap: None,
-        }));
-        let (announce, _) = broadcast::channel(64);
-        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ws = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ports = (http.local_addr().unwrap().port(), ws.local_addr().unwrap().port());
-        let state_of = Arc::clone(&state);
-        let answer: Answerer = Arc::new(move |request| {
-            let mut state = state_of.lock().unwrap();
-            state.requests += 1;
-            if let Some((left, _)) = &mut state.swap {
-                if *left == 0 {
-                    state.blocks = state.swap.take().unwrap().1;
-                } else {
-                    *left -= 1;
-                }
-            }
-            for call in calls_of(request) {
-                *state.calls.entry(call["method"].as_str().unwrap().to_owned()).or_default() += 1;
-            }
-            let state = &*state;
-            said(&state.faults, request, |call| state.call(call["method"].as_str().unwrap(), &call["params"]))
-        });
-        let tasks = vec![tokio::spawn(accept_http(http, answer)), tokio::spawn(accept_ws(ws, announce.clone()))];
-        FakeStarknet { state, announce, http: ports.0, ws: ports.1, tasks }
-    }
-
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/key/TOPSECRET", self.http)
-    }
-
-    pub fn ws_url(&self) -> String {
-        format!("ws://127.0.0.1:{}/key/TOPSECRET", self.ws)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        };
+        RpcNode::serve(kind, blocks).await
     }
 
     /// Another chain from now on. Rings as nodes do: a word on the reorganisation where there was one, then the head.
@@ -163,49 +122,19 @@ impl FakeStarknet {
         self.ring();
     }
 
-    /// As `set_chain`, but the subscription stays silent.
-    pub fn set_chain_quietly(&self, blocks: Vec<FakeStarkBlock>) {
-        self.state().blocks = blocks;
-    }
-
-    /// After so many more requests the chain is another one.
-    pub fn set_chain_after(&self, requests: u64, blocks: Vec<FakeStarkBlock>) {
-        self.state().swap = Some((requests, blocks));
-    }
-
     /// Tells the subscribers of the newest block.
     pub fn ring(&self) {
         let head = self.state().blocks.last().map(|head| head.header(false));
         self.tell("starknet_subscriptionNewHeads", json!(head));
     }
 
-    /// Sends a notice to every subscriber.
+    /// Tells the subscribers of something.
     pub fn tell(&self, method: &str, result: Value) {
-        let params = json!({"subscription_id": "1", "result": result});
-        let _ = self.announce.send(json!({"jsonrpc": "2.0", "method": method, "params": params}).to_string());
-    }
-
-    /// Closes every subscription.
-    pub fn hang_up(&self) {
-        let _ = self.announce.send(String::new());
-    }
-
-    pub fn subscribers(&self) -> usize {
-        self.announce.receiver_count()
-    }
-
-    /// Misbehaves so until healed; several faults add up.
-    pub fn fault(&self, fault: Fault) {
-        self.state().faults.push(fault);
+        self.notify(method, json!({"subscription_id": "1", "result": result}));
     }
 
     pub fn odd(&self, oddity: Oddity) {
         self.state().oddities.push(oddity);
-    }
-
-    pub fn heal(&self) {
-        self.state().faults.clear();
-        self.state().oddities.clear();
     }
 
     pub fn set_chain_id(&self, chain_id: &str) {
@@ -234,24 +163,6 @@ impl FakeStarknet {
     /// The whole block at this height is answered with this, as a node once did.
     pub fn replay(&self, height: u64, answer: Value) {
         self.state().replayed.insert(height, answer);
-    }
-
-    /// HTTP requests so far.
-    pub fn request_count(&self) -> u64 {
-        self.state().requests
-    }
-
-    /// Calls of a method so far, each of a batch counted.
-    pub fn call_count(&self, method: &str) -> u64 {
-        self.state().calls.get(method).copied().unwrap_or_default()
-    }
-}
-
-impl Drop for FakeStarknet {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
     }
 }
 
@@ -297,13 +208,11 @@ fn padded(felt: &str) -> String {
     format!("0x{:0>64}", felt[2..].to_uppercase())
 }
 
-type Answer = Result<Value, (i64, String)>;
-
 fn not_found() -> Answer {
     Err((24, "Block not found".to_owned()))
 }
 
-impl State {
+impl State<Starknet> {
     fn head(&self) -> u64 {
         self.blocks.last().map_or(0, |block| block.number)
     }

@@ -1,7 +1,9 @@
 //! HTTP by hand, since a server library would not let us break it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -52,5 +54,48 @@ pub async fn serve(mut stream: TcpStream, headers: &str, answer: impl Fn(&str, &
         if cut {
             return None;
         }
+    }
+}
+
+/// What `/ready` of an operator port says: whether it is, and its words.
+pub async fn ready(operator: SocketAddr) -> (bool, String) {
+    let ask = async {
+        let mut stream = TcpStream::connect(operator).await?;
+        stream.write_all(b"GET /ready HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = ask.await.unwrap_or_default();
+    (answer.starts_with("HTTP/1.1 200"), answer)
+}
+
+/// JSON-RPC as a person would try it.
+pub struct Rpc {
+    http: reqwest::Client,
+    url: String,
+}
+
+impl Rpc {
+    pub fn new(url: &str) -> Rpc {
+        // Another part of the process may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Rpc { http: reqwest::Client::builder().no_proxy().build().unwrap(), url: url.to_owned() }
+    }
+
+    pub async fn try_call(&self, method: &str, params: Value) -> Result<Value, String> {
+        let question = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        let answer = self.http.post(&self.url).body(question.to_string()).header("content-type", "application/json");
+        let text = answer.send().await.map_err(|e| e.to_string())?.text().await.map_err(|e| e.to_string())?;
+        let mut answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
+        if answer.get("error").is_some() {
+            return Err(answer["error"].to_string());
+        }
+        Ok(answer["result"].take())
+    }
+
+    /// Calls a method; fails the test on an error.
+    pub async fn call(&self, method: &str, params: Value) -> Value {
+        self.try_call(method, params).await.unwrap_or_else(|e| panic!("{method}: {e}"))
     }
 }

@@ -16,6 +16,9 @@ pub mod pg;
 pub mod process;
 pub mod proxy;
 pub mod recorded;
+pub mod rpc_node;
+pub mod story;
+pub mod vault_tables;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};

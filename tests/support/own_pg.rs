@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
-use ebbtide::store::private::{Installation, Search, ServerUser};
+use ebbtide::private_postgres::{Installation, Search, ServerUser};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_postgres::Client;

@@ -8,7 +8,7 @@ use rand::RngExt;
 
 use crate::readers::{Readers, Storm};
 use crate::support::check::{Model, World, branch, snapshot};
-use crate::support::{Ebbtide, Fault, FaultProxy, wait_until};
+use crate::support::{Ebbtide, Fault, FaultProxy, PATIENCE, wait_until};
 
 fn process(url: &str) -> Ebbtide {
     Ebbtide::spawn(&["process", "--database-url", url], &[("EBBTIDE_POLL_INTERVAL_MS", "50")])
@@ -110,6 +110,13 @@ async fn killed_at_fifty_moments_of_a_storm_of_reorgs_it_stands_on_one_block() {
 /// First blocks, more blocks, a reorganisation; each written once the one before is applied.
 const STEPS: [(&str, i64, i64, &str); 3] = [("a", 1, 2, "a0"), ("a", 3, 4, "a2"), ("b", 3, 5, "a2")];
 
+/// A message of the program that carries out a step.
+struct Moment {
+    step: usize,
+    /// 1 is its first message.
+    nth: u64,
+}
+
 /// An empty chain in a database that may have held another one.
 async fn anew(world: &World) {
     world
@@ -117,24 +124,51 @@ async fn anew(world: &World) {
         .await;
 }
 
-/// Runs the steps through the proxy until the fault fires; whether it did.
-async fn steps_until_fired(world: &World, proxy: &FaultProxy, fired_before: u64) -> bool {
-    for (tag, from, to, parent) in STEPS {
-        world.branch(tag, from, to, parent).await;
-        let mut once = Ebbtide::spawn(&["process", "--once", "--database-url", &proxy.url(&world.url)], &[]);
-        let fired = wait_until("the fault fires, or the step ends", async || {
-            if proxy.fired() > fired_before {
-                return Some(true);
-            }
-            (!once.is_running()).then_some(false)
-        })
-        .await;
-        if fired || proxy.fired() > fired_before {
-            once.kill();
-            return true;
-        }
+/// The steps before this one are applied, its blocks are written.
+async fn before_step(world: &World, step: usize) {
+    anew(world).await;
+    for (tag, from, to, parent) in &STEPS[..step] {
+        world.branch(tag, *from, *to, parent).await;
+        world.try_process().await.unwrap();
     }
-    false
+    let (tag, from, to, parent) = STEPS[step];
+    world.branch(tag, from, to, parent).await;
+}
+
+fn process_once(url: &str) -> Ebbtide {
+    Ebbtide::spawn(&["process", "--once", "--database-url", url], &[])
+}
+
+/// The messages that do something, of each step. Preparing a statement changes nothing: its messages are passed over.
+async fn moments(world: &World, proxy: &FaultProxy) -> Vec<Moment> {
+    let mut moments = Vec::new();
+    for step in 0..STEPS.len() {
+        before_step(world, step).await;
+        let passed = proxy.messages().len();
+        assert!(process_once(&proxy.url(&world.url)).wait(PATIENCE).await.success());
+        let messages = &proxy.messages()[passed..];
+        let does_something = |n: &usize| {
+            let (message, before) = (messages[*n].as_str(), n.checked_sub(1).map(|b| messages[b].as_str()));
+            let prepares = message.starts_with("Parse")
+                || message == "Bind"
+                || message == "Sync" && before.is_some_and(|b| b.starts_with("Parse"));
+            !prepares
+        };
+        moments.extend((0..messages.len()).filter(does_something).map(|n| Moment { step, nth: n as u64 + 1 }));
+    }
+    world.check().await;
+    moments
+}
+
+/// Carries out the step through the proxy, which stops it at that moment; or the program comes to its end.
+async fn until_the_moment(world: &World, proxy: &FaultProxy, moment: &Moment) -> (Ebbtide, bool) {
+    before_step(world, moment.step).await;
+    let fired_before = proxy.fired();
+    proxy.arm_for("ebbtide", moment.nth, Fault::FreezeBefore);
+    let mut once = process_once(&proxy.url(&world.url));
+    wait_until("it is stopped, or ends", async || (proxy.fired() > fired_before || !once.is_running()).then_some(()))
+        .await;
+    (once, proxy.fired() > fired_before)
 }
 
 #[tokio::test]
@@ -143,34 +177,56 @@ async fn killed_before_every_single_message_to_postgres_it_stands_on_one_block()
     let mut model = Model::default();
     STEPS.iter().for_each(|(tag, from, to, parent)| model.branch(tag, *from, *to, parent));
     let proxy = FaultProxy::in_front_of(&world.url).await;
-    assert!(!steps_until_fired(&world, &proxy, 0).await);
-    world.check().await;
-    let messages = proxy.messages();
-    // Preparing a statement changes nothing: its messages are passed over.
-    let boundary = |n: usize| {
-        let (message, before) = (messages[n].as_str(), n.checked_sub(1).map(|b| messages[b].as_str()));
-        let prepares = message.starts_with("Parse")
-            || message == "Bind"
-            || message == "Sync" && before.is_some_and(|b| b.starts_with("Parse"));
-        !prepares
-    };
-    let chosen: Vec<usize> = (0..messages.len()).filter(|n| boundary(*n)).collect();
+    let moments = moments(&world, &proxy).await;
     let mut killed = 0;
-    for n in &chosen {
-        anew(&world).await;
-        let fired = proxy.fired();
-        proxy.arm_for("ebbtide", *n as u64 + 1, Fault::FreezeBefore);
-        if steps_until_fired(&world, &proxy, fired).await {
-            killed += 1;
-        }
+    for moment in &moments {
+        let (mut once, stopped) = until_the_moment(&world, &proxy, moment).await;
+        killed += usize::from(stopped);
+        once.kill();
         proxy.disarm();
         proxy.cut_all();
         is_one_blocks_state(&world, &model).await;
         world.settle().await;
         is_one_blocks_state(&world, &model).await;
     }
-    println!("{} messages in all, killed before {killed} of {} that do something", messages.len(), chosen.len());
-    assert!(killed * 10 >= chosen.len() * 9, "only {killed} of {} were reached", chosen.len());
+    println!("killed before {killed} of {} messages that do something", moments.len());
+    assert!(killed * 10 >= moments.len() * 9, "only {killed} of {} were reached", moments.len());
+}
+
+/// A processor that stands still before a message, as one that was stopped (SIGSTOP) does, while another one goes on, and
+/// that then sends it: what it holds by then is the past.
+#[tokio::test]
+async fn stopped_before_every_single_message_while_another_goes_on_it_does_no_harm() {
+    let world = World::new(2).await;
+    let proxy = FaultProxy::in_front_of(&world.url).await;
+    let moments = moments(&world, &proxy).await;
+    let (mut stopped, mut overtaken) = (0, 0);
+    for moment in &moments {
+        let (mut one, is_stopped) = until_the_moment(&world, &proxy, moment).await;
+        let mut other = process_once(&world.url);
+        // What the stopped one holds, the other waits for.
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        wait_until("the other ends, or waits", async || {
+            (!other.is_running() || world.one(waiting).await.unwrap() != "0").then_some(())
+        })
+        .await;
+        stopped += usize::from(is_stopped);
+        overtaken += usize::from(is_stopped && !other.is_running());
+        proxy.disarm();
+        proxy.release();
+        for program in [&mut one, &mut other] {
+            let ended = program.wait(PATIENCE).await;
+            assert!(ended.success(), "step {}, message {}: {:?}", moment.step, moment.nth, program.stderr());
+        }
+        world.check().await;
+    }
+    println!(
+        "stopped before {stopped} of {} messages; {overtaken} times the other came to its end meanwhile",
+        moments.len()
+    );
+    assert!(stopped * 10 >= moments.len() * 9, "only {stopped} of {} were reached", moments.len());
+    assert!(overtaken * 2 > stopped, "overtaken {overtaken} times");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::support::check::World;
 use crate::support::wait_within;
+use ebbtide::projections::token_balances::History;
 
 /// Blocks `from..=to` named `{tag}{height}` with `events` movements each among `accounts`, by two statements.
 async fn bulk(world: &World, tag: &str, (from, to): (i64, i64), parent: &str, events: i64, accounts: i64) {
@@ -60,6 +61,41 @@ async fn apply_and_undo(events: i64) -> (i64, i64) {
     world.check().await;
     println!("{events} events stored: a look reads {idle} tuples, one apply {apply}, one undo {undo}");
     (apply, undo)
+}
+
+/// What pruning a window of history reads, after 16 more blocks on a chain with so many accounts.
+async fn prune(accounts: i64) -> i64 {
+    let mut world = World::new(20).await;
+    world.sql("set enable_seqscan = off").await;
+    world.settings.batch = 500;
+    bulk(&world, "a", (1, accounts / 100), "a0", 100, accounts).await;
+    world.sql(&format!("analyze; update chains set head_height = {0}, final_height = {0}", accounts / 100)).await;
+    world.try_process().await.unwrap();
+    world.settings.token_balances.history = History::Window;
+    // The first time it goes through all of the history that was kept.
+    world.try_process().await.unwrap();
+    let (from, to) = (accounts / 100 + 1, accounts / 100 + 16);
+    bulk(&world, "a", (from, to), &format!("a{}", from - 1), 10, 7).await;
+    world.try_process().await.unwrap();
+    world.sql(&format!("update chains set head_height = {to}, final_height = {to}")).await;
+    let read = tuples_read(&world).await;
+    world.check().await;
+    assert_eq!(
+        world
+            .one("select max(n) from (select count(*) as n from balance_history group by balance_id) t")
+            .await
+            .unwrap(),
+        "1"
+    );
+    assert_eq!(world.one("select history_from from checkpoints").await.unwrap(), to.to_string());
+    println!("{accounts} accounts: pruning the history of 16 blocks reads {read} tuples");
+    read
+}
+
+#[tokio::test]
+async fn pruning_the_history_reads_as_much_with_fifty_thousand_accounts_as_with_a_thousand() {
+    let (small, large) = (prune(1_000).await, prune(50_000).await);
+    assert!(large < 2 * small, "{small} and {large}");
 }
 
 #[tokio::test]

@@ -8,13 +8,16 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod cost;
 mod crash;
 mod flat;
+mod journal;
 mod psql;
 mod readers;
 mod rebuild;
 mod reorg;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
 mod two;
 mod wake;

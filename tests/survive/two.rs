@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebbtide::chain::decide::{Base, Checkpoint};
+use ebbtide::chain::{BlockRef, ChainId, Hash, Height};
 use ebbtide::process::{ProcessError, ProcessSettings, Unwatched, run};
-use ebbtide::store::{Store, StoreSettings, Wake, WakeMode};
+use ebbtide::store::{Changes, Fence, LedgerRead, LedgerWrite, Run, Store, StoreSettings, Wake, WakeMode};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
@@ -148,38 +150,124 @@ async fn soak_two_processors_with_different_batches_end_with_the_canonical_balan
 /// The hole itself: a statement sent ahead on a predicted seq, which a competitor's transaction took for other blocks.
 #[tokio::test]
 async fn a_statement_sent_on_a_predicted_state_writes_nothing_on_a_competitor_s() {
-    use ebbtide::chain::{BlockRef, ChainId, Hash, Height};
-    use ebbtide::store::{ApplyBlock, Fence, LedgerWrite};
     let world = World::new(64).await;
     world.branch("a", 0, 5, "").await;
     let store = Store::open(&world.url, StoreSettings::default()).unwrap();
     let chain = ChainId(world.one("select chain_id from chains").await.unwrap().parse().unwrap());
     world.settle().await;
     let seq: i64 = world.one("select seq from checkpoints").await.unwrap().parse().unwrap();
-    // The checkpoint stands on a5; this one was sent for a block on a3, with the seq that it has by chance.
+    // The checkpoint stands on a5; these were sent for blocks on a3, with the seq that it has by chance.
     let block = |height: u32| BlockRef { height: Height::from(height), hash: Hash::new(format!("a{height}")) };
     let revision = async |height: u32| -> i64 {
         world.one(&format!("select revision from blocks where height = {height}")).await.unwrap().parse().unwrap()
     };
-    let write = LedgerWrite::connect(&store).await.unwrap();
-    let before = world.one("select string_agg(b::text, ',' order by token, address) from balances b").await;
-    for several in [false, true] {
+    let mut write = LedgerWrite::connect(&store).await.unwrap();
+    let state = "select row(k.seq, k.height, k.hash, k.through_height, k.halted_reason, k.failed_reason)::text || ' '
+        || (select string_agg(b::text, ',' order by token, address) from balances b) from checkpoints k";
+    let before = world.one(state).await;
+    let base = Base { seq, block: Some(block(3)) };
+    for last in [4, 5] {
+        let mut run = Run { base: base.clone(), ..Run::default() };
         let mut fence = Fence::default();
         fence.hold(&block(3), Some(revision(3).await));
-        fence.hold(&block(4), Some(revision(4).await));
-        let mut blocks = vec![(block(4), revision(4).await)];
-        if several {
-            fence.hold(&block(5), Some(revision(5).await));
-            blocks.push((block(5), revision(5).await));
+        for height in 4..=last {
+            fence.hold(&block(height), Some(revision(height).await));
+            run.blocks.push((block(height), revision(height).await));
         }
-        let through = blocks.last().unwrap().0.height;
-        let stale =
-            ApplyBlock { on: Some(block(3)), fence, blocks, through, start: Height::from(0), ..ApplyBlock::default() };
-        let applied = write.apply(chain, "token_balances", seq, &stale).await.unwrap();
-        assert_eq!(applied, None, "it was applied on another block than the one it was sent for");
+        run.fence = fence;
+        let applied = write.apply(chain, "token_balances", &run, &Changes::default()).await.unwrap();
+        assert!(!applied, "{} was applied on another block than the one it was sent for", run.what());
+        run.base.block = Some(block(5));
+        run.base.seq += 1;
+        assert!(!write.apply(chain, "token_balances", &run, &Changes::default()).await.unwrap(), "on another seq");
     }
-    let passed = write.pass_empty_blocks(chain, "token_balances", seq, &block(4), Height::from(4)).await.unwrap();
-    assert_eq!(passed, None);
-    assert_eq!(world.one("select string_agg(b::text, ',' order by token, address) from balances b").await, before);
+    assert!(!write.pass_empty_blocks(chain, "token_balances", &base, Height::from(3)).await.unwrap());
+    let looked =
+        LedgerRead::connect(&store).await.unwrap().look(chain, "token_balances").await.unwrap().unwrap().checkpoint;
+    let elsewhere = Some(Height::from(2));
+    for other in [
+        Checkpoint { seq: looked.seq + 1, ..looked.clone() },
+        Checkpoint { block: base.block.clone(), ..looked.clone() },
+        Checkpoint { redo_from: elsewhere, ..looked.clone() },
+        Checkpoint { history_from: elsewhere, ..looked.clone() },
+        Checkpoint { journal_from: elsewhere, ..looked.clone() },
+    ] {
+        let begun = write.begin(chain, "token_balances", &other, false).await.unwrap();
+        assert!(begun.is_none(), "the checkpoint was another one: {other:?}");
+    }
+    assert!(write.begin(chain, "token_balances", &looked, false).await.unwrap().is_some(), "it was this one");
+    write.halt(chain, "token_balances", &base, "it failed").await.unwrap();
+    write.note_failure(chain, "token_balances", &base, None, "it failed").await.unwrap();
+    assert_eq!(world.one(state).await, before);
     world.check().await;
+}
+
+/// `complete_to` says that what is missing is empty, not that it still is: a block that came into such a height while a
+/// statement was under way, and over which the chain was declared complete again, is not skipped.
+#[tokio::test]
+async fn a_height_taken_as_empty_is_not_skipped_once_a_block_is_there() {
+    let world = World::new(64).await;
+    world.branch("a", 0, 3, "").await;
+    world.branch("a", 6, 6, "a3").await;
+    world.sql("update chains set complete_to = 3").await;
+    world.settle().await;
+    world.sql("update chains set complete_to = 6").await;
+    let store = Store::open(&world.url, StoreSettings::default()).unwrap();
+    let chain = ChainId(world.one("select chain_id from chains").await.unwrap().parse().unwrap());
+    let seq: i64 = world.one("select seq from checkpoints").await.unwrap().parse().unwrap();
+    let block = |height: u32| BlockRef { height: Height::from(height), hash: Hash::new(format!("a{height}")) };
+    let base = Base { seq, block: Some(block(3)) };
+    let revision =
+        async || -> i64 { world.one("select revision from blocks where height = 6").await.unwrap().parse().unwrap() };
+    let run_on = |seq: i64, revision: i64| {
+        let base = Base { seq, block: Some(block(3)) };
+        let mut run = Run { base, blocks: vec![(block(6), revision)], ..Run::default() };
+        run.fence.hold(&block(3), None);
+        run.fence.hold(&block(6), Some(revision));
+        run.fence.needs_complete_to(Height::from(5));
+        run
+    };
+    let run = run_on(seq, revision().await);
+    let (changes, other) = (Changes::default(), world.client().await);
+    let passing = LedgerWrite::connect(&store).await.unwrap();
+    let mut applying = LedgerWrite::connect(&store).await.unwrap();
+    let begins_block = format!(
+        "select begin_block(chain_id, 'token_balances', {seq}, 3, 'a3', '{{3,6}}', '{{a3,a6}}', '{{null,null}}', 5, 0, true, null)
+         from chains"
+    );
+    let comes = "begin; select put_block('main', 5, 'a5', 'a3', now(), '[]', '[]'); update chains set complete_to = 6";
+
+    // It comes after the statements were sent and before they take effect: they wait for its writer.
+    other.batch_execute(comes).await.unwrap();
+    let applied = applying.apply(chain, "token_balances", &run, &changes);
+    let passed = passing.pass_empty_blocks(chain, "token_balances", &base, Height::from(5));
+    let begun = world.one(&begins_block);
+    let committed = async {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        crate::support::wait_until("all three wait", async || {
+            let row = other.query_one(waiting, &[]).await.unwrap();
+            (row.get::<_, i64>(0) == 3).then_some(())
+        })
+        .await;
+        other.batch_execute("commit").await.unwrap();
+    };
+    let (applied, passed, begun, ()) = tokio::join!(applied, passed, begun, committed);
+    assert!(!applied.unwrap(), "block 6 was applied on 3, and 5 skipped");
+    assert!(!passed.unwrap(), "5 was passed over");
+    assert_eq!(begun, None, "6 was begun on 3, and 5 skipped");
+
+    // And it was there before they were sent.
+    assert!(!applying.apply(chain, "token_balances", &run, &changes).await.unwrap());
+    assert!(!passing.pass_empty_blocks(chain, "token_balances", &base, Height::from(5)).await.unwrap());
+    assert_eq!(world.one(&begins_block).await, None);
+    let mut tx = applying.transaction(chain, "token_balances", base.clone()).await.unwrap();
+    assert!(!tx.apply(&run, &changes).await.unwrap());
+    drop(tx);
+
+    // Without it, the same statements go through: nothing else was in their way.
+    world.sql("select drop_blocks('main', 5); select put_block('main', 6, 'a6', 'a3', now(), '[]', '[]'); update chains set complete_to = 6").await;
+    assert!(passing.pass_empty_blocks(chain, "token_balances", &base, Height::from(5)).await.unwrap());
+    let run = run_on(seq + 1, revision().await);
+    assert!(applying.apply(chain, "token_balances", &run, &changes).await.unwrap());
 }

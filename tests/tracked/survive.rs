@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use ebbtide::store::private::Search;
+use ebbtide::private_postgres::Search;
 
 use crate::harness::{Mine, dump};
 use crate::support::{Ebbtide, Pg, wait_until};

@@ -4,8 +4,8 @@
 use serde::{Serialize, Serializer};
 
 use crate::chain::Amount;
-use crate::store::reads::Standing;
-use crate::store::vaults::{BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow};
+use crate::projections::option_vaults::reads::Standing;
+use crate::projections::option_vaults::rows::{BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow};
 
 /// A number as decimal digits in quotes.
 struct Digits<T>(T);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::rows::BidRow;
 use crate::chain::{Amount, Text};
-use crate::store::vaults::BidRow;
 
 use super::transition::Fault;
 

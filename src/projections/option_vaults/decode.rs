@@ -2,8 +2,8 @@
 //!
 //! The layout is the vault's and never read off an event: lengths alone would take one build's event for another's.
 
+use super::rows::{Layout, VaultParameters};
 use crate::chain::{Amount, Event, Text};
-use crate::store::vaults::{Layout, VaultParameters};
 
 use super::event::{Moved, Pricing, RoundKey, VaultEvent};
 use super::felts::{self, FeltFault};
@@ -76,6 +76,20 @@ pub enum BadEvent {
         /// What is wrong with it.
         fault: FeltFault,
     },
+    /// Its name is that of another event than its selector.
+    #[error("it is called {name}, but keys[0] is {}", selector_text(.selector))]
+    Misnamed {
+        /// What it is called.
+        name: Text,
+        /// `keys[0]`; None means that there are no keys.
+        selector: Option<Text>,
+    },
+    /// A vault or a round said what its contract does not declare.
+    #[error("keys[0] is {}, and no event of the contracts has this selector", selector_text(.selector))]
+    Unknown {
+        /// `keys[0]`; None means that there are no keys.
+        selector: Option<Text>,
+    },
     /// A round said what only its vault says in this layout, or the other way round: the vault's layout may be wrong.
     #[error("{event} is not said by a {by} in layout {}", layout.as_str())]
     WrongEmitter {
@@ -88,6 +102,10 @@ pub enum BadEvent {
     },
 }
 
+fn selector_text(selector: &Option<Text>) -> &str {
+    selector.as_deref().unwrap_or("missing")
+}
+
 impl BadEvent {
     /// A fixed word that counts can be kept by.
     pub const fn reason(&self) -> &'static str {
@@ -95,6 +113,8 @@ impl BadEvent {
             BadEvent::Count { .. } => "bad_length",
             BadEvent::Felt { fault, .. } => fault.reason(),
             BadEvent::WrongEmitter { .. } => "wrong_emitter",
+            BadEvent::Misnamed { .. } => "name_mismatch",
+            BadEvent::Unknown { .. } => "unknown_event",
         }
     }
 }
@@ -108,25 +128,36 @@ pub enum Emitter {
     Round(Text),
 }
 
-/// The name of an event of ours, whether the source decoded it or left the selector in its place.
-pub fn name_of(event: &Event) -> Option<&'static str> {
-    let by_name = SELECTORS.iter().find(|(name, _)| *name == &*event.name);
-    let found = by_name.or_else(|| {
-        let selector = felts::canonical(&event.name).ok()?;
-        SELECTORS.iter().find(|(_, known)| *known == &*selector)
-    });
-    found.map(|(name, _)| *name)
-}
-
-/// Reads an event of a vault or of one of its rounds; none: it says nothing about the vault's state.
-///
-/// Events that change nothing (`FossilCallbackSuccess`, `L1RequestFulfilled`, `Transfer`, `Approval`, and any other
-/// name) are not looked into: nothing follows from them, whatever they hold.
+/// Which event of ours it is, by its selector (`keys[0]`); None means that it is none. Its name may be the event's, or the
+/// selector once more, as a source writes it that does not know the event.
 ///
 /// # Errors
-/// An event of another shape than its layout has, or with a value out of range.
+/// A name that is not the selector's: one of the two is wrong, and nobody can tell which.
+pub fn kind_of(event: &Event) -> Result<Option<&'static str>, BadEvent> {
+    let by_selector = |text: &Text| {
+        let selector = felts::canonical(text).ok()?;
+        SELECTORS.iter().find(|(_, known)| *known == &*selector).map(|(name, _)| *name)
+    };
+    let selected = event.keys.first().and_then(by_selector);
+    let named = SELECTORS.iter().find(|(name, _)| *name == &*event.name).map(|(name, _)| *name);
+    // None of ours by either: not in doubt.
+    if selected == named.or_else(|| by_selector(&event.name)) {
+        return Ok(selected);
+    }
+    Err(BadEvent::Misnamed { name: event.name.clone(), selector: event.keys.first().cloned() })
+}
+
+/// Reads an event of a vault or of one of its rounds; None means that it says nothing about the vault's state.
+///
+/// Events that change nothing (`FossilCallbackSuccess`, `L1RequestFulfilled`, `Transfer`, `Approval`) are not looked into:
+/// nothing follows from them, whatever they hold.
+///
+/// # Errors
+/// An event that the contracts do not have, of another shape than its layout has, or with a value out of range.
 pub fn decode(event: &Event, layout: Layout, emitter: &Emitter) -> Result<Option<VaultEvent>, BadEvent> {
-    let Some(name) = name_of(event) else { return Ok(None) };
+    let Some(name) = kind_of(event)? else {
+        return Err(BadEvent::Unknown { selector: event.keys.first().cloned() });
+    };
     let of_vault = match name {
         "OptionRoundDeployed" | "Deposit" | "Withdrawal" | "WithdrawalQueued" | "StashWithdrawn" => true,
         "PricingDataSet" | "AuctionStarted" | "AuctionEnded" | "OptionRoundSettled" | "BidPlaced" | "BidUpdated"
@@ -275,7 +306,7 @@ pub struct Deployment<'a> {
 }
 
 impl<'a> Deployment<'a> {
-    /// Reads as much as says whose deployment it is: most are of contracts that are none of ours.
+    /// Reads as much of a `ContractDeployed` as says whose deployment it is: most are of contracts that are none of ours.
     ///
     /// # Errors
     /// No room for address, deployer and class, or one of them is no felt.
@@ -340,17 +371,9 @@ struct Felts<'a> {
 }
 
 impl<'a> Felts<'a> {
-    /// Keys with and without the selector are taken: no account and no round has the hash of an event as its own.
+    /// Of an event whose selector is that of `name`.
     fn of(event: &'a Event, name: &'static str) -> Felts<'a> {
-        let is_selector = |key: &Text| {
-            let own = SELECTORS.iter().find(|(known, _)| *known == name);
-            felts::canonical(key).is_ok_and(|key| own.is_some_and(|(_, selector)| *selector == &*key))
-        };
-        let keys = match event.keys.split_first() {
-            Some((first, rest)) if is_selector(first) => rest,
-            _ => &event.keys[..],
-        };
-        Felts { event: name, keys, data: &event.data }
+        Felts { event: name, keys: event.keys.get(1..).unwrap_or_default(), data: &event.data }
     }
 
     fn count(&self, keys: usize, data: usize) -> Result<(), BadEvent> {
@@ -393,7 +416,7 @@ impl<'a> Felts<'a> {
     }
 
     fn key_number(&self, at: usize) -> Result<u64, BadEvent> {
-        self.read(Part::Keys, at, |text| felts::u63(text))
+        self.read(Part::Keys, at, |text| felts::u64(text))
     }
 
     fn text(&self, at: usize) -> Result<Text, BadEvent> {
@@ -401,7 +424,7 @@ impl<'a> Felts<'a> {
     }
 
     fn number(&self, at: usize) -> Result<u64, BadEvent> {
-        self.read(Part::Data, at, |text| felts::u63(text))
+        self.read(Part::Data, at, |text| felts::u64(text))
     }
 
     fn u128(&self, at: usize) -> Result<Amount, BadEvent> {
@@ -420,6 +443,6 @@ impl<'a> Felts<'a> {
 
     /// The nonce of the bid just inserted, from the count after it.
     fn nonce_below(&self, at: usize) -> Result<u64, BadEvent> {
-        self.read(Part::Data, at, |text| felts::u63(text)?.checked_sub(1).ok_or(FeltFault::Zero))
+        self.read(Part::Data, at, |text| felts::u64(text)?.checked_sub(1).ok_or(FeltFault::Zero))
     }
 }

@@ -1,7 +1,7 @@
 //! What events of option vaults say, the same for both layouts.
 
+use super::rows::{Layout, VaultParameters};
 use crate::chain::{Amount, Text};
-use crate::store::vaults::{Layout, VaultParameters};
 
 /// Which round an event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]

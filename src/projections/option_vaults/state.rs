@@ -1,119 +1,112 @@
-//! The rows a block needs, and what became of them.
+//! The rows that blocks work on, and what became of them.
 
 use std::collections::BTreeMap;
 
-use crate::chain::Text;
-use crate::store::vaults::{BidRow, BuyerRow, Changes, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted};
+use crate::chain::{BlockRef, Text};
 
 use super::event::VaultEvent;
-use super::steps::Step;
+use super::rows::{BidRow, BuyerRow, Changes, ProviderRow, QueuedRow, RoundRow, Row, VaultRow, Wanted, Written};
 
-/// What these events need.
-pub fn wanted(steps: &[Step<'_>]) -> Wanted {
-    let mut wanted = Wanted::default();
-    for step in steps {
-        if let Ok(event) = &step.event {
-            add(&mut wanted, &step.vault, event);
-        }
-    }
-    wanted
-}
-
-fn add(wanted: &mut Wanted, vault: &Text, event: &VaultEvent) {
-    wanted.vaults.insert(vault.clone());
-    match event {
-        VaultEvent::VaultDeployed { .. } => {}
-        VaultEvent::RoundDeployed { id, address, .. } => {
-            wanted.rounds.insert(address.clone());
-            wanted.numbered_rounds.insert((vault.clone(), *id));
-        }
-        VaultEvent::PricingSet { round, .. } => _ = wanted.rounds.insert(round.address.clone()),
-        VaultEvent::Deposited(moved) | VaultEvent::Withdrawn(moved) => {
-            wanted.providers.insert((vault.clone(), moved.account.clone()));
-        }
-        VaultEvent::StashWithdrawn { account, .. } => {
-            wanted.providers.insert((vault.clone(), account.clone()));
-        }
-        VaultEvent::WithdrawalQueued { account, round_id, .. } => {
-            wanted.numbered_rounds.insert((vault.clone(), *round_id));
-            wanted.queued.insert((vault.clone(), *round_id, account.clone()));
-        }
-        VaultEvent::AuctionStarted { round, .. } => {
-            wanted.rounds.insert(round.address.clone());
-            wanted.vaults_with_providers.insert(vault.clone());
-        }
-        VaultEvent::AuctionEnded { round, .. } => {
-            wanted.rounds.insert(round.address.clone());
-            wanted.vaults_with_providers.insert(vault.clone());
-            wanted.rounds_with_bids.insert(round.address.clone());
-        }
-        VaultEvent::RoundSettled { round, .. } => {
-            wanted.rounds.insert(round.address.clone());
-            wanted.vaults_with_providers.insert(vault.clone());
-            wanted.rounds_with_queue.insert(round.address.clone());
-        }
-        VaultEvent::BidPlaced { round, account, bid_id, .. } => {
-            wanted.rounds.insert(round.address.clone());
-            wanted.buyers.insert((round.address.clone(), account.clone()));
-            wanted.bids.insert((round.address.clone(), bid_id.clone()));
-        }
-        VaultEvent::BidUpdated { round, bid_id, .. } => {
-            wanted.rounds.insert(round.address.clone());
-            wanted.bids.insert((round.address.clone(), bid_id.clone()));
-        }
-        VaultEvent::OptionsMinted { round, account }
-        | VaultEvent::BidsRefunded { round, account }
-        | VaultEvent::OptionsExercised { round, account } => {
-            wanted.rounds.insert(round.address.clone());
-            wanted.buyers.insert((round.address.clone(), account.clone()));
+impl Wanted {
+    /// Adds what an event of a vault needs.
+    pub(super) fn add(&mut self, vault: &Text, event: &VaultEvent) {
+        match event {
+            VaultEvent::VaultDeployed { .. } => {}
+            VaultEvent::RoundDeployed { id, address, .. } => {
+                self.rounds.insert(address.clone());
+                self.numbered_rounds.insert((vault.clone(), *id));
+            }
+            VaultEvent::PricingSet { round, .. } => _ = self.rounds.insert(round.address.clone()),
+            VaultEvent::Deposited(moved) | VaultEvent::Withdrawn(moved) => {
+                self.providers.insert((vault.clone(), moved.account.clone()));
+            }
+            VaultEvent::StashWithdrawn { account, .. } => {
+                self.providers.insert((vault.clone(), account.clone()));
+            }
+            VaultEvent::WithdrawalQueued { account, round_id, .. } => {
+                self.numbered_rounds.insert((vault.clone(), *round_id));
+                self.queued.insert((vault.clone(), *round_id, account.clone()));
+            }
+            VaultEvent::AuctionStarted { round, .. } => {
+                self.rounds.insert(round.address.clone());
+                self.vaults_with_providers.insert(vault.clone());
+            }
+            VaultEvent::AuctionEnded { round, .. } => {
+                self.rounds.insert(round.address.clone());
+                self.vaults_with_providers.insert(vault.clone());
+                self.rounds_with_bids.insert(round.address.clone());
+            }
+            VaultEvent::RoundSettled { round, .. } => {
+                self.rounds.insert(round.address.clone());
+                self.vaults_with_providers.insert(vault.clone());
+                self.rounds_with_queue.insert(round.address.clone());
+            }
+            VaultEvent::BidPlaced { round, account, bid_id, .. } => {
+                self.rounds.insert(round.address.clone());
+                self.buyers.insert((round.address.clone(), account.clone()));
+                self.bids.insert((round.address.clone(), bid_id.clone()));
+            }
+            VaultEvent::BidUpdated { round, bid_id, .. } => {
+                self.rounds.insert(round.address.clone());
+                self.bids.insert((round.address.clone(), bid_id.clone()));
+            }
+            VaultEvent::OptionsMinted { round, account }
+            | VaultEvent::BidsRefunded { round, account }
+            | VaultEvent::OptionsExercised { round, account } => {
+                self.rounds.insert(round.address.clone());
+                self.buyers.insert((round.address.clone(), account.clone()));
+            }
         }
     }
 }
 
-/// Rows of one table, each with what it was when it was loaded.
+/// Rows of one table, with those that the block being applied touched and those that blocks before it changed.
 #[derive(Debug, Clone)]
-pub struct Table<K, V>(BTreeMap<K, Held<V>>);
-
-#[derive(Debug, Clone)]
-struct Held<V> {
-    loaded: Option<V>,
-    now: V,
+pub struct Table<K, V> {
+    rows: BTreeMap<K, V>,
+    /// As it was before the block; None means that it did not exist.
+    touched: BTreeMap<K, Option<V>>,
+    /// By which block last.
+    changed: BTreeMap<K, BlockRef>,
 }
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Table<K, V> {
-        Table(BTreeMap::new())
+        Table { rows: BTreeMap::new(), touched: BTreeMap::new(), changed: BTreeMap::new() }
     }
 }
 
-impl<K: Ord, V: Clone + PartialEq> Table<K, V> {
+impl<K: Ord + Clone, V: Clone + PartialEq> Table<K, V> {
     fn load(&mut self, key: K, row: V) {
-        self.0.insert(key, Held { loaded: Some(row.clone()), now: row });
+        self.rows.insert(key, row);
     }
 
     fn put(&mut self, key: K, row: V) {
-        match self.0.get_mut(&key) {
-            Some(held) => held.now = row,
-            None => _ = self.0.insert(key, Held { loaded: None, now: row }),
-        }
+        let before = self.rows.insert(key.clone(), row);
+        self.touched.entry(key).or_insert(before);
     }
 
     /// The row as it is now.
     pub fn get(&self, key: &K) -> Option<&V> {
-        self.0.get(key).map(|held| &held.now)
+        self.rows.get(key)
     }
 
-    /// All rows as they are now, in the order of their keys.
-    pub fn rows(&self) -> impl Iterator<Item = &V> {
-        self.0.values().map(|held| &held.now)
+    /// Ends a block; the rows that it changed. A row that was changed and changed back is not among them.
+    fn settle(&mut self, block: &BlockRef) -> Vec<Written<V>> {
+        let mut written = Vec::new();
+        for (key, before) in std::mem::take(&mut self.touched) {
+            let now = &self.rows[&key];
+            if before.as_ref() != Some(now) {
+                written.push(Written { row: now.clone(), block: block.clone() });
+                self.changed.insert(key, block.clone());
+            }
+        }
+        written
     }
 
-    fn settle(&mut self) {
-        self.0.values_mut().for_each(|held| held.loaded = Some(held.now.clone()));
-    }
-
-    fn changed(&self) -> Vec<V> {
-        self.0.values().filter(|held| held.loaded.as_ref() != Some(&held.now)).map(|held| held.now.clone()).collect()
+    fn take_changed(&mut self) -> Vec<Written<V>> {
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        changed.map(|(key, block)| Written { row: self.rows[&key].clone(), block }).collect()
     }
 }
 
@@ -121,11 +114,11 @@ impl<V: Clone + PartialEq> Table<(Text, Text), V> {
     /// The rows whose key begins with `first`.
     pub fn of<'a>(&'a self, first: &'a Text) -> impl Iterator<Item = &'a V> {
         let begin = (first.clone(), Text::from(""));
-        self.0.range(begin..).take_while(move |((key, _), _)| key == first).map(|(_, held)| &held.now)
+        self.rows.range(begin..).take_while(move |((key, _), _)| key == first).map(|(_, row)| row)
     }
 }
 
-/// The rows one block works on: loaded, changed by its events, and asked what to write back.
+/// The rows that blocks work on: loaded, changed by their events, and asked what to write.
 #[derive(Debug, Clone, Default)]
 pub struct Working {
     /// By address.
@@ -141,10 +134,12 @@ pub struct Working {
     /// By (round, bid).
     pub bids: Table<(Text, Text), BidRow>,
     round_addresses: BTreeMap<(Text, u64), Text>,
+    vault_history: Vec<Written<VaultRow>>,
+    provider_history: Vec<Written<ProviderRow>>,
 }
 
 impl Working {
-    /// Takes a row as it stands in its table. The same row may come twice.
+    /// Takes a row as it stands in its table, before any block is applied. The same row may come twice.
     pub fn load(&mut self, row: Row) {
         match row {
             Row::Vault(row) => self.vaults.load(row.address.clone(), row),
@@ -183,25 +178,27 @@ impl Working {
         self.rounds.get(self.round_addresses.get(&(vault.clone(), id))?)
     }
 
-    /// Takes all rows as they are now for loaded: for one set of rows through many blocks.
-    pub fn settle(&mut self) {
-        self.vaults.settle();
-        self.providers.settle();
-        self.rounds.settle();
-        self.queued.settle();
-        self.buyers.settle();
-        self.bids.settle();
+    /// Ends a block: what it changed is kept, with its history.
+    pub(super) fn settle(&mut self, block: &BlockRef) {
+        self.vault_history.extend(self.vaults.settle(block));
+        self.provider_history.extend(self.providers.settle(block));
+        self.rounds.settle(block);
+        self.queued.settle(block);
+        self.buyers.settle(block);
+        self.bids.settle(block);
     }
 
-    /// The rows that differ from what was loaded, by table. A row that was changed and changed back is not among them.
-    pub fn changes(&self) -> Changes {
+    /// What the blocks changed since this was asked last.
+    pub fn take_changes(&mut self) -> Changes {
         Changes {
-            vaults: self.vaults.changed(),
-            providers: self.providers.changed(),
-            rounds: self.rounds.changed(),
-            queued: self.queued.changed(),
-            buyers: self.buyers.changed(),
-            bids: self.bids.changed(),
+            vaults: self.vaults.take_changed(),
+            vault_history: std::mem::take(&mut self.vault_history),
+            providers: self.providers.take_changed(),
+            provider_history: std::mem::take(&mut self.provider_history),
+            rounds: self.rounds.take_changed(),
+            queued: self.queued.take_changed(),
+            buyers: self.buyers.take_changed(),
+            bids: self.bids.take_changed(),
         }
     }
 }

@@ -5,8 +5,8 @@
 
 use ruint::Uint;
 
+use super::rows::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, RoundState, Row, VaultRow};
 use crate::chain::{Amount, Text};
-use crate::store::vaults::{BidRow, BuyerRow, Layout, ProviderRow, QueuedRow, RoundRow, RoundState, Row, VaultRow};
 
 use super::clearing::{self, Outcome};
 use super::event::{Moved, Pricing, RoundKey, VaultEvent};
@@ -27,6 +27,12 @@ pub enum Fault {
     /// An event of a round that was never deployed.
     #[error("the round has no row: its deployment was not seen")]
     UnknownRound,
+    /// A deployment at an address that means something else: the first meaning stays.
+    #[error("the address is that of a {of} already")]
+    AddressTaken {
+        /// `deployer`, `vault` or `round`.
+        of: &'static str,
+    },
     /// A round with an address or number that is taken.
     #[error("the vault has a round of this number or address already")]
     RoundExists,
@@ -95,6 +101,7 @@ impl Fault {
             Fault::UnknownVault => "unknown_vault",
             Fault::VaultExists => "vault_exists",
             Fault::UnknownRound => "unknown_round",
+            Fault::AddressTaken { .. } => "address_taken",
             Fault::RoundExists => "round_exists",
             Fault::RoundMismatch => "round_mismatch",
             Fault::RoundStateMismatch { .. } => "round_state_mismatch",

@@ -8,6 +8,7 @@
 use sha2::{Digest, Sha256};
 
 use super::DevnetSettings;
+use crate::chain::dice::Dice;
 use crate::chain::{Amount, Block, BlockRef, Hash, Height, Link, Text, TokenEvent, Transaction};
 use crate::sources::TokenMetadata;
 
@@ -45,24 +46,6 @@ impl Chain {
 
     pub(super) fn height(&self) -> u64 {
         self.made_in.len() as u64 - 1
-    }
-}
-
-/// SplitMix64: numbers that will be the same in every version of this program, since databases outlive it.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to `n` - 1; `n` is small against 2^64, so the skew does not matter.
-    fn below(&mut self, n: u64) -> u64 {
-        self.roll() % n.max(1)
     }
 }
 

@@ -1,11 +1,13 @@
 //! The reading side: what a plan begins with, and the blocks and movements that come next.
 
 use futures::{TryStreamExt, pin_mut};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
-use super::{After, Checkpoint, Look, count, height, needed_height};
+use super::{count, height, needed_height};
+use crate::chain::decide::{After, Checkpoint, Look};
+use crate::chain::delta::Delta;
 use crate::chain::plan::StoredBlock;
-use crate::chain::{BlockRef, ChainId, Hash, Height, Kind, Text, TokenEvent};
+use crate::chain::{BlockRef, ChainId, Hash, Height, Kind};
 use crate::store::numeric::Numeric;
 use crate::store::{Store, StoreError};
 
@@ -15,10 +17,12 @@ pub struct LedgerRead {
     pub(super) client: Client,
     look: Statement,
     stored_blocks: Statement,
-    applied_blocks: Statement,
-    block_below: Statement,
     movements: Statement,
+    range_end: Statement,
 }
+
+/// Blocks ahead of the checkpoint that a look brings.
+const BLOCKS_AHEAD: i64 = 16;
 
 impl LedgerRead {
     /// A connection of its own.
@@ -29,11 +33,15 @@ impl LedgerRead {
         Ok(LedgerRead {
             look: client.prepare(include_str!("../../../sql/queries/look.sql")).await?,
             stored_blocks: client.prepare(include_str!("../../../sql/queries/stored_blocks.sql")).await?,
-            applied_blocks: client.prepare(include_str!("../../../sql/queries/applied_blocks.sql")).await?,
-            block_below: client.prepare(include_str!("../../../sql/queries/block_below.sql")).await?,
             movements: client.prepare(include_str!("../../../sql/queries/movements.sql")).await?,
+            range_end: client.prepare(include_str!("../../../sql/queries/range_end.sql")).await?,
             client,
         })
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
     }
 
     /// The chains there are, by number, with their kinds.
@@ -48,68 +56,16 @@ impl LedgerRead {
             .collect()
     }
 
-    /// What a plan begins with; none: the chain is gone, or the projection. Makes the checkpoint if there is none.
+    /// What the next step is decided from. None: the chain is gone, or the projection, or its checkpoint was never made.
     pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
-        let mut rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
-        if rows.is_empty() {
-            self.client
-                .execute(
-                    "insert into checkpoints (chain_id, projection) \
-                     select c.chain_id, p.name from chains c, projections p \
-                     where c.chain_id = $1 and p.name = $2 and coalesce(p.chain_id, c.chain_id) = c.chain_id \
-                     and coalesce(p.kind, c.kind) = c.kind on conflict do nothing",
-                    &[&chain.0, &projection],
-                )
-                .await?;
-            rows = self.client.query(&self.look, &[&chain.0, &projection]).await?;
-        }
-        let Some(row) = rows.first() else { return Ok(None) };
-        let kind: &str = row.try_get("kind")?;
-        let block = match (height(row, "height")?, row.try_get::<_, Option<&str>>("hash")?) {
-            (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
-            _ => None,
-        };
-        let after = match row.try_get::<_, Option<&str>>("after")? {
-            None => None,
-            Some(_) => Some(After {
-                block: match (height(row, "after_height")?, row.try_get::<_, Option<&str>>("after_hash")?) {
-                    (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
-                    _ => None,
-                },
-                stands: row.try_get("after_stands")?,
-            }),
-        };
-        Ok(Some(Look {
-            after,
-            followed: row.try_get("followed")?,
-            chain_name: row.try_get("name")?,
-            kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
-            start_height: height(row, "start_height")?,
-            finality_depth: count(row, "finality_depth")?,
-            head_height: height(row, "head_height")?,
-            final_height: height(row, "final_height")?,
-            // -1: nothing is complete.
-            complete_to: row.try_get::<_, Option<i64>>("complete_to")?.and_then(|h| Height::try_from(h).ok()),
-            lowest: height(row, "lowest")?,
-            highest: height(row, "highest")?,
-            projection_start: height(row, "projection_start")?,
-            digest: row.try_get("digest")?,
-            checkpoint: Checkpoint {
-                seq: row.try_get("seq")?,
-                block,
-                through: height(row, "through_height")?,
-                begun_at: height(row, "begun_at")?,
-                redo_from: height(row, "redo_from")?,
-                deep_change: row.try_get("deep_change")?,
-                history_from: height(row, "history_from")?,
-                journal_from: height(row, "journal_from")?,
-                paused: row.try_get("paused")?,
-                pause_at: height(row, "pause_at")?,
-                halted_reason: row.try_get("halted_reason")?,
-                digest: row.try_get("apply_digest")?,
-                failed: super::tracked::failed(row)?,
-            },
-        }))
+        let row = self.client.query_opt(&self.look, &[&chain.0, &projection, &BLOCKS_AHEAD]).await?;
+        row.map(|row| look(&row)).transpose()
+    }
+
+    /// Makes the checkpoints that are missing of every chain and the projections that concern it.
+    pub async fn make_checkpoints(&self) -> Result<(), StoreError> {
+        self.client.execute(include_str!("../../../sql/queries/make_checkpoints.sql"), &[]).await?;
+        Ok(())
     }
 
     /// Stored blocks from one height to another (inclusive), ascending, at most `limit`.
@@ -134,24 +90,18 @@ impl LedgerRead {
             .collect()
     }
 
-    /// Blocks applied and not yet pruned, ascending.
-    pub async fn applied_blocks(&self, chain: ChainId, projection: &str) -> Result<Vec<(BlockRef, i64)>, StoreError> {
-        let rows = self.client.query(&self.applied_blocks, &[&chain.0, &projection]).await?;
-        rows.iter()
-            .map(|row| {
-                let hash = Hash::new(row.try_get::<_, &str>("hash")?);
-                Ok((BlockRef { height: needed_height(row, "height")?, hash }, row.try_get("revision")?))
-            })
-            .collect()
-    }
-
-    /// The last stored block below a height.
-    pub async fn block_below(&self, chain: ChainId, below: Height) -> Result<Option<BlockRef>, StoreError> {
-        let row = self.client.query_opt(&self.block_below, &[&chain.0, &below.to_sql()]).await?;
-        row.map(|row| {
-            Ok(BlockRef { height: needed_height(&row, "height")?, hash: Hash::new(row.try_get::<_, &str>("hash")?) })
-        })
-        .transpose()
+    /// The height at which a run of blocks from one height to another (inclusive) has more than `most` events of a kind: it
+    /// ends below. None: it has no more than that.
+    pub async fn range_end(
+        &self,
+        chain: ChainId,
+        from: Height,
+        to: Height,
+        most: u64,
+    ) -> Result<Option<Height>, StoreError> {
+        let row =
+            self.client.query_one(&self.range_end, &[&chain.0, &from.to_sql(), &to.to_sql(), &(most as i64)]).await?;
+        height(&row, "height")
     }
 
     /// Hands every movement of a run of blocks (inclusive) to `each`, in order, without holding them all.
@@ -160,28 +110,121 @@ impl LedgerRead {
         chain: ChainId,
         from: Height,
         to: Height,
-        mut each: impl FnMut(Height, TokenEvent),
-    ) -> Result<u64, StoreError> {
+        mut each: impl FnMut(Height, &Movement<'_>),
+    ) -> Result<(), StoreError> {
         let params: [&(dyn postgres_types::ToSql + Sync); 3] = [&chain.0, &from.to_sql(), &to.to_sql()];
         let rows = self.client.query_raw(&self.movements, params).await?;
         pin_mut!(rows);
-        let mut seen = 0;
         while let Some(row) = rows.try_next().await? {
-            let side = |column: usize| -> Result<Option<Text>, StoreError> {
-                Ok(row.try_get::<_, Option<&str>>(column)?.map(Text::from))
+            let movement = Movement {
+                tx_index: row.try_get(1)?,
+                event_index: row.try_get(2)?,
+                token: row.try_get(3)?,
+                from: row.try_get(4)?,
+                to: row.try_get(5)?,
+                amount: row.try_get::<_, Numeric>(6)?.0,
             };
-            let amount = row.try_get::<_, Numeric>(6)?.0;
-            let event = TokenEvent {
-                tx_index: row.try_get::<_, i64>(1)?.unsigned_abs(),
-                event_index: row.try_get::<_, i64>(2)?.unsigned_abs(),
-                token: row.try_get::<_, &str>(3)?.into(),
-                from: side(4)?,
-                to: side(5)?,
-                amount: crate::chain::Amount::from(amount.magnitude()),
-            };
-            each(needed_height(&row, "height")?, event);
-            seen += 1;
+            each(needed_height(&row, "height")?, &movement);
         }
-        Ok(seen)
+        Ok(())
     }
+}
+
+/// A row of `token_events`, as it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Movement<'a> {
+    /// Its transaction.
+    pub tx_index: i64,
+    /// Its place.
+    pub event_index: i64,
+    /// The token.
+    pub token: &'a str,
+    /// Who loses. None means a mint.
+    pub from: Option<&'a str>,
+    /// Who gains. None means a burn.
+    pub to: Option<&'a str>,
+    /// How much; at least 0.
+    pub amount: Delta,
+}
+
+fn look(row: &Row) -> Result<Look, StoreError> {
+    let kind: &str = row.try_get("kind")?;
+    let after = match row.try_get::<_, Option<&str>>("after")? {
+        None => None,
+        Some(_) => {
+            let block = block(row, "after_height", "after_hash")?;
+            Some(After { block, stands: row.try_get("after_stands")? })
+        }
+    };
+    let heights = heights(row, "journal_heights")?;
+    let blocks = heights.into_iter().zip(texts(row, "journal_hashes")?).map(|(height, hash)| BlockRef { height, hash });
+    Ok(Look {
+        after,
+        followed: row.try_get("followed")?,
+        chain_name: row.try_get("name")?,
+        kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
+        start_height: height(row, "start_height")?,
+        finality_depth: count(row, "finality_depth")?,
+        head_height: height(row, "head_height")?,
+        final_height: height(row, "final_height")?,
+        // -1: nothing is complete.
+        complete_to: row.try_get::<_, Option<i64>>("complete_to")?.and_then(|h| Height::try_from(h).ok()),
+        lowest: height(row, "lowest")?,
+        highest: height(row, "highest")?,
+        projection_start: height(row, "projection_start")?,
+        digest: row.try_get("digest")?,
+        checkpoint: Checkpoint {
+            seq: row.try_get("seq")?,
+            block: block(row, "height", "hash")?,
+            through: height(row, "through_height")?,
+            begun_at: height(row, "begun_at")?,
+            redo_from: height(row, "redo_from")?,
+            deep_change: row.try_get("deep_change")?,
+            history_from: height(row, "history_from")?,
+            journal_from: height(row, "journal_from")?,
+            paused: row.try_get("paused")?,
+            pause_at: height(row, "pause_at")?,
+            halted_reason: row.try_get("halted_reason")?,
+            digest: row.try_get("apply_digest")?,
+            failed: super::tracked::failed(row)?,
+        },
+        journal: blocks.zip(row.try_get::<_, Option<Vec<i64>>>("journal_revisions")?.unwrap_or_default()).collect(),
+        below: block(row, "below_height", "below_hash")?,
+        stored: stored(
+            row,
+            ["stored_heights", "stored_hashes", "stored_parents", "stored_revisions", "stored_complete"],
+        )?,
+        redo_below: block(row, "redo_height", "redo_hash")?,
+        ahead: stored(row, ["ahead_heights", "ahead_hashes", "ahead_parents", "ahead_revisions", "ahead_complete"])?,
+    })
+}
+
+fn block(row: &Row, height_column: &str, hash_column: &str) -> Result<Option<BlockRef>, StoreError> {
+    Ok(match (height(row, height_column)?, row.try_get::<_, Option<&str>>(hash_column)?) {
+        (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
+        _ => None,
+    })
+}
+
+fn heights(row: &Row, column: &str) -> Result<Vec<Height>, StoreError> {
+    let heights = row.try_get::<_, Option<Vec<i64>>>(column)?.unwrap_or_default();
+    let read = |h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") });
+    heights.into_iter().map(read).collect()
+}
+
+fn texts(row: &Row, column: &str) -> Result<Vec<Hash>, StoreError> {
+    Ok(row.try_get::<_, Option<Vec<&str>>>(column)?.unwrap_or_default().into_iter().map(Hash::new).collect())
+}
+
+fn stored(
+    row: &Row,
+    [heights_at, hashes, parents, revisions, complete]: [&str; 5],
+) -> Result<Vec<StoredBlock>, StoreError> {
+    let revisions = row.try_get::<_, Option<Vec<i64>>>(revisions)?.unwrap_or_default();
+    let complete = row.try_get::<_, Option<Vec<bool>>>(complete)?.unwrap_or_default();
+    let names = heights(row, heights_at)?.into_iter().zip(texts(row, hashes)?).zip(texts(row, parents)?);
+    let blocks = names.zip(revisions).zip(complete).map(|((((height, hash), parent_hash), revision), complete)| {
+        StoredBlock { height, hash, parent_hash, revision, complete }
+    });
+    Ok(blocks.collect())
 }

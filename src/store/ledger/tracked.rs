@@ -1,16 +1,13 @@
-//! Projections whose tables triggers keep undo for: SQL functions, and code that writes through a [`BlockTransaction`].
+//! Projections whose tables triggers keep undo for: SQL functions, and code that writes through a [`RangeTransaction`].
 
-use std::fmt;
+use futures::try_join;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
 
-use serde_json::Value;
-use tokio::sync::OnceCell;
-use tokio_postgres::{Client, Row, Statement, Transaction};
-
-use super::{Fence, LedgerWrite, Refused, Switch, Undone, count, height};
-use crate::chain::{Amount, BlockRef, ChainId, Event, Height, Kind, TokenEvent};
-use crate::store::numeric::Numeric;
-use crate::store::vaults::VaultStatements;
-use crate::store::{Store, StoreError};
+use super::{LedgerWrite, RangeTransaction, Run, Tx, Undone, count, height};
+use crate::chain::decide::Base;
+use crate::chain::{BlockRef, ChainId, Height, Kind};
+use crate::store::{Prepared, Store, StoreError};
 
 /// A projection as `projections` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,25 +24,6 @@ pub struct ProjectionRow {
     pub kind: Option<Kind>,
 }
 
-/// One block for a projection with tracked tables.
-#[derive(Debug, Clone)]
-pub struct StepBlock {
-    /// The block that the checkpoint must stand on. None means that nothing is applied yet.
-    pub on: Option<BlockRef>,
-    /// Blocks to hold: the one before it, and itself.
-    pub fence: Fence,
-    /// The block.
-    pub block: BlockRef,
-    /// The height the state began at.
-    pub start: Height,
-    /// Whether undo is recorded: not for blocks that are final.
-    pub record: bool,
-    /// What the state is made by.
-    pub digest: Option<String>,
-    /// It follows another projection, which is further on: balances come from a replica at this block.
-    pub on_replica: bool,
-}
-
 /// Statements of [`LedgerWrite`] for tracked tables.
 #[derive(Debug)]
 pub(super) struct TrackedStatements {
@@ -53,113 +31,79 @@ pub(super) struct TrackedStatements {
     follow_block: Statement,
     undo_followers: Statement,
     leave_followers_behind: Statement,
-    begin_block: Statement,
-    enter_block: Statement,
+    enter_blocks: Statement,
     leave_block: Statement,
-    vaults: OnceCell<VaultStatements>,
+    /// Statements of projections' own code.
+    prepared: Prepared,
     undo_blocks: Statement,
     empty_projection: Statement,
 }
 
 impl TrackedStatements {
     pub(super) async fn prepare(client: &Client) -> Result<TrackedStatements, StoreError> {
-        let blocks = "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12";
-        Ok(TrackedStatements {
-            apply_sql_blocks: client.prepare(&["select apply_sql_blocks", blocks, ", $13)"].concat()).await?,
-            follow_block: client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)").await?,
-            leave_followers_behind: client.prepare("select leave_followers_behind($1, $2, $3)").await?,
-            undo_followers: client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)").await?,
-            begin_block: client.prepare(&["select begin_block", blocks, ")"].concat()).await?,
-            enter_block: client
-                .prepare("select check_shapes($1), set_config('search_path', enter_block($1, $2, $3, $4), true)")
-                .await?,
+        let (apply_sql_blocks, follow_block, leave_followers_behind, undo_followers) = try_join!(
+            client.prepare("select apply_sql_blocks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"),
+            client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+            client.prepare("select leave_followers_behind($1, $2, $3)"),
+            client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)"),
+        )?;
+        let (enter_blocks, leave_block, undo_blocks, empty_projection) = try_join!(
+            client.prepare(include_str!("../../../sql/queries/enter_blocks.sql")),
             // Sent under the path of the block, which finds whatever else has these names.
-            leave_block: client
-                .prepare("select ebbtide.leave_block($1), pg_catalog.set_config('search_path', 'ebbtide', true)")
-                .await?,
-            vaults: OnceCell::new(),
-            undo_blocks: client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7, $8)").await?,
-            empty_projection: client.prepare("select * from empty_projection($1, $2, $3, $4, $5, $6)").await?,
+            client.prepare("select ebbtide.leave_block($1), pg_catalog.set_config('search_path', 'ebbtide', true)"),
+            client.prepare("select * from undo_blocks($1, $2, $3, $4, $5, $6, $7, $8)"),
+            client.prepare("select * from empty_projection($1, $2, $3, $4, $5, $6)"),
+        )?;
+        Ok(TrackedStatements {
+            apply_sql_blocks,
+            follow_block,
+            undo_followers,
+            leave_followers_behind,
+            enter_blocks,
+            leave_block,
+            prepared: Prepared::default(),
+            undo_blocks,
+            empty_projection,
         })
     }
 }
 
-/// Moves a checkpoint over blocks that follow one another. `on_replica`: and applies them, with the balances of a replica or
-/// the live ones.
+/// Moves a checkpoint over a run, with what more the statement takes.
 async fn move_over<C: tokio_postgres::GenericClient>(
     client: &C,
     statement: &Statement,
-    (chain, projection, seq): (ChainId, &str, i64),
-    blocks: &[StepBlock],
-    on_replica: Option<bool>,
+    (chain, projection): (ChainId, &str),
+    run: &Run,
+    more: &[&(dyn ToSql + Sync)],
 ) -> Result<Option<i64>, StoreError> {
-    let Some((first, others)) = blocks.split_first() else {
-        return Err(StoreError::Nonsense { what: "an apply without a block".to_owned() });
-    };
-    let mut fence = first.fence.clone();
-    for step in others {
-        // The block before it is held already.
-        let own = step.fence.heights.len() - 1;
-        fence.heights.push(step.fence.heights[own]);
-        fence.hashes.push(step.fence.hashes[own].clone());
-        fence.revisions.push(step.fence.revisions[own]);
-        fence.complete_to = fence.complete_to.max(step.fence.complete_to);
-    }
-    let (on_height, on_hash) =
-        (first.on.as_ref().map(|b| b.height.to_sql()), first.on.as_ref().map(|b| b.hash.as_str()));
-    let start = first.start.to_sql();
-    let mut params: Vec<&(dyn postgres_types::ToSql + Sync)> = vec![
+    let Run { base, fence, .. } = run;
+    let (base_height, base_hash) = super::columns(base);
+    let (start, records) = (run.start.to_sql(), run.journals);
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
         &chain.0,
         &projection,
-        &seq,
-        &on_height,
-        &on_hash,
+        &base.seq,
+        &base_height,
+        &base_hash,
         &fence.heights,
         &fence.hashes,
         &fence.revisions,
         &fence.complete_to,
         &start,
-        &first.record,
-        &first.digest,
+        &records,
+        &run.digest,
     ];
-    if let Some(on_replica) = &on_replica {
-        params.push(on_replica);
-    }
-    Ok(client.query_one(statement, &params).await?.try_get(0)?)
+    parameters.extend(more);
+    Ok(client.query_one(statement, &parameters).await?.try_get(0)?)
 }
 
 impl LedgerWrite {
-    /// Applies blocks of an SQL projection, one after the other, in a transaction of their own; may be sent before earlier
-    /// ones were answered. Their undo is recorded for all of them or for none. None means that the fence did not hold and
-    /// nothing was written; otherwise the checkpoint's new seq.
-    pub async fn apply_functions(
-        &self,
-        chain: ChainId,
-        projection: &str,
-        seq: i64,
-        blocks: &[StepBlock],
-    ) -> Result<Option<i64>, StoreError> {
-        let on_replica = blocks.first().map(|b| b.on_replica);
+    /// Applies a run of an SQL projection, block by block, in a transaction of its own; may be sent before earlier ones were
+    /// answered. False: the fence did not hold, nothing was written.
+    pub async fn apply_function(&self, chain: ChainId, projection: &str, run: &Run) -> Result<bool, StoreError> {
         let statement = &self.statements.tracked.apply_sql_blocks;
-        move_over(&self.client, statement, (chain, projection, seq), blocks, on_replica).await
-    }
-
-    /// Lets go of the replica, if there is one: the projection is where the one is that it follows.
-    pub async fn drop_replica(&self) -> Result<(), StoreError> {
-        self.client.execute("select drop_replica()", &[]).await?;
-        Ok(())
-    }
-
-    /// A transaction for one block, which [`Switch::begin_block`] fences.
-    pub async fn block_transaction(
-        &mut self,
-        chain: ChainId,
-        projection: &str,
-        seq: i64,
-    ) -> Result<Switch<'_>, StoreError> {
-        let statements = &self.statements;
-        let tx = self.client.transaction().await?;
-        Ok(Switch::new(tx, statements, chain, projection, seq, None))
+        let seq = move_over(&self.client, statement, (chain, projection), run, &[&run.on_replica]).await?;
+        Ok(seq.is_some())
     }
 
     /// Prunes undo up to the horizon, if the state still is the one compared at `seq`.
@@ -172,25 +116,6 @@ impl LedgerWrite {
     ) -> Result<(), StoreError> {
         self.client
             .execute("select prune_undo($1, $2, $3, $4)", &[&chain.0, &projection, &horizon.to_sql(), &seq])
-            .await?;
-        Ok(())
-    }
-
-    /// Notes that a block could not be applied; the next one that can be takes the note away.
-    pub async fn note_failure(
-        &self,
-        chain: ChainId,
-        projection: &str,
-        seq: i64,
-        at: Option<Height>,
-        reason: &str,
-    ) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "update checkpoints set failed_height = $4, failed_reason = $5, failures = failures + 1, \
-                 updated_at = now() where chain_id = $1 and projection = $2 and seq = $3",
-                &[&chain.0, &projection, &seq, &at.map(Height::to_sql), &reason],
-            )
             .await?;
         Ok(())
     }
@@ -208,56 +133,53 @@ impl LedgerWrite {
     }
 }
 
-impl Switch<'_> {
-    /// Fences one block of a projection with tracked tables. False: the fence did not hold; roll back and look again.
-    pub async fn begin_block(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
-        let statements = &self.statements.tracked;
-        let stands = (self.chain, self.projection.as_str(), self.seq);
-        let blocks = std::slice::from_ref(block);
-        let seq = move_over(&self.tx, &statements.begin_block, stands, blocks, None).await?;
-        let Some(seq) = seq else { return Ok(false) };
-        self.seq = seq;
-        let tracking = match (&self.tables_beside, block.record) {
-            (None, true) => "on",
+impl Tx<'_> {
+    /// Fences a block of a projection with tracked tables, or several final ones, and lets its tables be written. False: the
+    /// fence did not hold; roll back and look again.
+    pub async fn begin_blocks(&mut self, run: &Run) -> Result<bool, StoreError> {
+        let tracking = match (&self.tables_beside, run.journals) {
+            (None, true) if run.blocks.len() == 1 => "on",
             (None, false) => "final",
             (Some(_), false) => "beside",
-            (Some(_), true) => return Err(StoreError::Nonsense { what: "undo of tables built beside".to_owned() }),
+            _ => return Err(StoreError::Nonsense { what: "undo of several blocks, or of tables beside".to_owned() }),
         };
-        let at = block.block.height.to_sql();
-        self.tx.execute(&statements.enter_block, &[&self.projection, &self.chain.0, &at, &tracking]).await?;
-        Ok(true)
+        let height = run.last().height.to_sql();
+        self.move_over(&self.statements.tracked.enter_blocks, run, &[&height, &tracking]).await
     }
 
-    /// The block begun by [`begin_block`](Self::begin_block), to write it.
-    pub fn block<'a>(&'a self, block: &'a BlockRef) -> BlockTransaction<'a> {
-        let vaults = self.tables_beside.as_ref().unwrap_or(&self.statements.tracked.vaults);
-        BlockTransaction { tx: &self.tx, chain: self.chain, projection: &self.projection, block, vaults }
+    async fn move_over(
+        &mut self,
+        statement: &Statement,
+        run: &Run,
+        more: &[&(dyn ToSql + Sync)],
+    ) -> Result<bool, StoreError> {
+        let seq = move_over(&self.tx, statement, (self.chain, &self.projection), run, more).await?;
+        if let Some(seq) = seq {
+            self.base = Base { seq, block: Some(run.last().clone()) };
+        }
+        Ok(seq.is_some())
     }
 
-    /// Ends the block: nothing else may have been written.
+    /// The blocks begun by [`begin_blocks`](Self::begin_blocks), to write them.
+    pub fn range<'a>(&'a self, blocks: &'a [BlockRef]) -> RangeTransaction<'a> {
+        let prepared = self.tables_beside.as_ref().unwrap_or(&self.statements.tracked.prepared);
+        RangeTransaction { tx: &self.tx, prepared, chain: self.chain, projection: &self.projection, blocks }
+    }
+
+    /// Ends the blocks: nothing else may have been written.
     pub async fn leave_block(&self) -> Result<(), StoreError> {
         self.tx.execute(&self.statements.tracked.leave_block, &[&self.projection]).await?;
         Ok(())
     }
 
-    /// Applies one block of an SQL projection on top. False: the fence did not hold.
-    pub async fn apply_function(&mut self, block: &StepBlock) -> Result<bool, StoreError> {
-        let stands = (self.chain, self.projection.as_str(), self.seq);
-        let (statement, blocks) = (&self.statements.tracked.apply_sql_blocks, std::slice::from_ref(block));
-        let seq = move_over(&self.tx, statement, stands, blocks, Some(block.on_replica)).await?;
-        self.seq = seq.unwrap_or(self.seq);
-        Ok(seq.is_some())
+    /// Applies a run of an SQL projection on top. False: the fence did not hold.
+    pub async fn apply_function(&mut self, run: &Run) -> Result<bool, StoreError> {
+        self.move_over(&self.statements.tracked.apply_sql_blocks, run, &[&run.on_replica]).await
     }
 
     /// After a block of this projection: the same block for all that follow it and stand where it stood before.
-    pub async fn follow_block(
-        &self,
-        before: Option<&BlockRef>,
-        block: &BlockRef,
-        revision: i64,
-        start: Height,
-        record: bool,
-    ) -> Result<(), StoreError> {
+    pub async fn follow_block(&self, before: Option<&BlockRef>, run: &Run) -> Result<(), StoreError> {
+        let Some((block, revision)) = run.blocks.last() else { return Ok(()) };
         self.tx
             .execute(
                 &self.statements.tracked.follow_block,
@@ -268,9 +190,9 @@ impl Switch<'_> {
                     &before.map(|b| b.hash.as_str()),
                     &block.height.to_sql(),
                     &block.hash.as_str(),
-                    &revision,
-                    &start.to_sql(),
-                    &record,
+                    revision,
+                    &run.start.to_sql(),
+                    &run.journals,
                 ],
             )
             .await?;
@@ -303,14 +225,13 @@ impl Switch<'_> {
         Ok(())
     }
 
-    /// Restores the tracked tables to what they were after `ancestor`; None means before everything. `from`: the block that
-    /// they stand on.
+    /// Restores the tracked tables to what they were after `ancestor` (none: before everything).
     pub async fn undo_tables(
         &mut self,
-        from: Option<&BlockRef>,
         ancestor: Option<&BlockRef>,
         redo_from: Option<Height>,
     ) -> Result<Undone, StoreError> {
+        let (from_height, from_hash) = super::columns(&self.base);
         let height = ancestor.map(|a| a.height.to_sql());
         let hash = ancestor.map(|a| a.hash.as_str());
         let row = self
@@ -320,30 +241,30 @@ impl Switch<'_> {
                 &[
                     &self.chain.0,
                     &self.projection,
-                    &self.seq,
-                    &from.map(|b| b.height.to_sql()),
-                    &from.map(|b| b.hash.as_str()),
+                    &self.base.seq,
+                    &from_height,
+                    &from_hash,
                     &height,
                     &hash,
                     &redo_from.map(Height::to_sql),
                 ],
             )
             .await?;
-        self.tables_undone(&row)
+        self.tables_undone(&row, ancestor)
     }
 
-    /// Empties the tracked tables of this chain, which stand on `from`. `beside`: they stand as they are; final blocks are applied, from nothing,
-    /// in tables of this transaction's own, until [`Switch::replace_tables_by_built`].
-    pub async fn empty_tables(&mut self, from: Option<&BlockRef>, beside: bool) -> Result<Undone, StoreError> {
+    /// Empties the tracked tables of this chain. `beside`: they stand as they are; final blocks are applied, from nothing,
+    /// in tables of this transaction's own, until [`Tx::replace_tables_by_built`].
+    pub async fn empty_tables(&mut self, beside: bool) -> Result<Undone, StoreError> {
         self.unlimited().await?;
         let statement = &self.statements.tracked.empty_projection;
-        let (height, hash) = (from.map(|b| b.height.to_sql()), from.map(|b| b.hash.as_str()));
+        let (height, hash) = super::columns(&self.base);
         let row = self
             .tx
-            .query_one(statement, &[&self.chain.0, &self.projection, &self.seq, &height, &hash, &beside])
+            .query_one(statement, &[&self.chain.0, &self.projection, &self.base.seq, &height, &hash, &beside])
             .await?;
-        self.tables_beside = beside.then(OnceCell::new);
-        self.tables_undone(&row)
+        self.tables_beside = beside.then(Prepared::default);
+        self.tables_undone(&row, None)
     }
 
     /// Makes the live tables what was built beside them. Returns how many rows differed; 0 if nothing was.
@@ -356,15 +277,14 @@ impl Switch<'_> {
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
-    fn tables_undone(&mut self, row: &Row) -> Result<Undone, StoreError> {
+    fn tables_undone(&mut self, row: &Row, ancestor: Option<&BlockRef>) -> Result<Undone, StoreError> {
         let Some(seq) = row.try_get::<_, Option<i64>>("seq")? else {
             let what = format!("the checkpoint of {}, which was held, stands on another block", self.projection);
             return Err(StoreError::Nonsense { what });
         };
         let restored = count(row, "restored")?;
-        let undone = Undone { seq, keys: restored, restored, changes: restored, blocks: count(row, "blocks")? };
-        self.seq = undone.seq;
-        Ok(undone)
+        self.base = Base { seq, block: ancestor.cloned() };
+        Ok(Undone { keys: restored, restored, changes: restored, blocks: count(row, "blocks")? })
     }
 
     /// Tells whoever listens that a projection was made anew.
@@ -385,134 +305,6 @@ impl Switch<'_> {
     }
 }
 
-/// A block being applied: what the chain says it holds, and the transaction to write what follows from it. The
-/// projection's tables are restored by themselves when the block is replaced; no other table may be written.
-pub struct BlockTransaction<'a> {
-    tx: &'a Transaction<'a>,
-    chain: ChainId,
-    projection: &'a str,
-    block: &'a BlockRef,
-    vaults: &'a OnceCell<VaultStatements>,
-}
-
-impl fmt::Debug for BlockTransaction<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "block {} of chain {} for {}", self.block, self.chain, self.projection)
-    }
-}
-
-impl<'a> BlockTransaction<'a> {
-    /// The chain's number, for `chain_id` columns.
-    pub fn chain(&self) -> ChainId {
-        self.chain
-    }
-
-    /// The block.
-    pub fn block(&self) -> &BlockRef {
-        self.block
-    }
-
-    /// The transaction: any statement on the projection's own tables, and reading of all others. On the search path are
-    /// `ebbtide`, the schemas of the projection's tables and `public`. It is committed, or rolled back, by whoever opened it.
-    pub fn client(&self) -> &Transaction<'a> {
-        self.tx
-    }
-
-    /// The statements of the option vaults, prepared at their first use on this connection. Until the block ends, the
-    /// planner looks rows up by their keys.
-    pub(crate) async fn vaults(&self) -> Result<&'a VaultStatements, StoreError> {
-        self.tx.batch_execute("set local enable_hashjoin = off; set local enable_mergejoin = off").await?;
-        self.vaults.get_or_try_init(|| VaultStatements::prepare(self.tx)).await
-    }
-
-    /// The block's token movements, in the order of the chain.
-    pub async fn token_events(&self) -> Result<Vec<TokenEvent>, StoreError> {
-        let sql = include_str!("../../../sql/queries/movements.sql");
-        let at = self.block.height.to_sql();
-        let rows = self.tx.query(sql, &[&self.chain.0, &at, &at]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(TokenEvent {
-                    tx_index: row.try_get::<_, i64>(1)?.unsigned_abs(),
-                    event_index: row.try_get::<_, i64>(2)?.unsigned_abs(),
-                    token: row.try_get::<_, &str>(3)?.into(),
-                    from: row.try_get::<_, Option<&str>>(4)?.map(Into::into),
-                    to: row.try_get::<_, Option<&str>>(5)?.map(Into::into),
-                    amount: Amount::from(row.try_get::<_, Numeric>(6)?.0.magnitude()),
-                })
-            })
-            .collect()
-    }
-
-    /// The block's other events, in the order of the chain.
-    pub async fn events(&self) -> Result<Vec<Event>, StoreError> {
-        let sql = include_str!("../../../sql/queries/events_of_block.sql");
-        let rows = self.tx.query(sql, &[&self.chain.0, &self.block.height.to_sql()]).await?;
-        rows.iter().map(crate::store::chains::stored_event).map(|read| read.map(|(_, event)| event)).collect()
-    }
-
-    /// When the chain says the block was made, in seconds since 1970; none: it does not say.
-    pub async fn time(&self) -> Result<Option<i64>, StoreError> {
-        let sql = "select extract(epoch from b.time)::bigint from blocks b where b.chain_id = $1 and b.height = $2";
-        let row = self.tx.query_one(sql, &[&self.chain.0, &self.block.height.to_sql()]).await?;
-        Ok(row.try_get(0)?)
-    }
-
-    /// Leaves an event out and keeps it as evidence in `rejected_events`.
-    pub async fn reject(
-        &self,
-        tx_index: u64,
-        event_index: u64,
-        raw: Value,
-        reason: &'static str,
-    ) -> Result<(), StoreError> {
-        let refused = Refused {
-            height: self.block.height,
-            tx_index: tx_index as i64,
-            event_index: event_index as i64,
-            raw,
-            reason,
-        };
-        self.tx
-            .execute(
-                "select reject_event($1, $2, $3, $4, $5, $6, $7, $8)",
-                &[
-                    &self.chain.0,
-                    &self.projection,
-                    &refused.height.to_sql(),
-                    &self.block.hash.as_str(),
-                    &refused.tx_index,
-                    &refused.event_index,
-                    &refused.raw,
-                    &refused.reason,
-                ],
-            )
-            .await?;
-        Ok(())
-    }
-}
-
-/// Why a block could not be applied by a projection's own code.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BlockError {
-    /// Postgres would not.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The code will not.
-    #[error("{reason}")]
-    Refused {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl From<tokio_postgres::Error> for BlockError {
-    fn from(error: tokio_postgres::Error) -> BlockError {
-        BlockError::Store(error.into())
-    }
-}
-
 impl Store {
     /// Makes a projection of the program known and its tables reorg-safe; nothing changes where that was done before.
     ///
@@ -523,9 +315,11 @@ impl Store {
         name: &str,
         tables: &[String],
         kind: Option<Kind>,
+        ignores_catching_up: bool,
     ) -> Result<(), StoreError> {
         let kind = kind.map(Kind::as_str);
-        self.reader().await?.execute("select register_projection($1, $2, $3)", &[&name, &tables, &kind]).await?;
+        let sql = "select register_projection($1, $2, $3, $4)";
+        self.reader().await?.execute(sql, &[&name, &tables, &kind, &ignores_catching_up]).await?;
         Ok(())
     }
 

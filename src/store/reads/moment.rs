@@ -76,8 +76,8 @@ impl Snapshot<'_> {
     async fn settled_final_height(&self, chain: &ChainState) -> Result<Option<i64>, StoreError> {
         let (Some(final_height), Some(through)) = (chain.final_height, chain.through_height) else { return Ok(None) };
         let mut height = final_height.min(through);
-        if let Some(redo_from) = chain.redo_from {
-            height = height.min(redo_from - 1);
+        if let Some(changed_from) = chain.changed_from {
+            height = height.min(changed_from - 1);
         }
         let sql = include_str!("../../../sql/queries/settled_height.sql");
         let rows = self.rows(sql, &[&chain.chain_id, &height, &chain.projection]).await?;
@@ -117,7 +117,7 @@ impl Snapshot<'_> {
         let Some(row) = rows.first() else { return Ok(None) };
         let journaled: bool = row.try_get("journaled")?;
         // Changed where no journal is and not applied again yet: what stood there has no name any more.
-        let is_known = |block: &NamedBlock| journaled || chain.redo_from.is_none_or(|redo| block.height < redo);
+        let is_known = |block: &NamedBlock| journaled || chain.changed_from.is_none_or(|from| block.height < from);
         Ok(named_block(row, "height", "hash")?.filter(is_known))
     }
 

@@ -1,5 +1,7 @@
 //! Blocks for a fake indexer: made up, or with recorded transactions in them.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -71,25 +73,7 @@ impl FakeBlock {
 
 /// 32 bytes in base64 that stand for a label.
 pub fn hash_of(label: &str) -> String {
-    base64(&Sha256::digest(label.as_bytes()))
-}
-
-/// With padding.
-pub fn base64(bytes: &[u8]) -> String {
-    let digits: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
-    let bits: String = bytes.iter().map(|byte| format!("{byte:08b}")).collect();
-    let mut text: String = bits
-        .as_bytes()
-        .chunks(6)
-        .map(|six| {
-            let six = format!("{:0<6}", std::str::from_utf8(six).unwrap());
-            digits[usize::from_str_radix(&six, 2).unwrap()]
-        })
-        .collect();
-    while !text.len().is_multiple_of(4) {
-        text.push('=');
-    }
-    text
+    STANDARD.encode(Sha256::digest(label.as_bytes()))
 }
 
 /// The name of genesis: the hash of its chain and time.

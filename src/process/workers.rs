@@ -1,0 +1,151 @@
+//! The connections of a processor: one to look through, shared by all tasks, and a bounded number of pairs to work with.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::store::{LedgerRead, LedgerWrite, Store, StoreError};
+
+/// The connections that processors of one database work on: one that all look through, and a bounded number of pairs.
+/// Each is opened when it is first needed and kept until the last copy of these is dropped.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    pub(super) store: Store,
+    pub(super) lookout: Arc<Lookout>,
+    pub(super) for_balances: Arc<Workers>,
+    pub(super) for_functions: Arc<Workers>,
+}
+
+impl Connections {
+    /// At most `workers` pairs for balances and as many for functions and code, and one more.
+    #[must_use]
+    pub fn new(store: &Store, workers: usize) -> Connections {
+        let [for_balances, for_functions] =
+            [false, true].map(|for_functions| Workers::new(store, for_functions, workers));
+        Connections { store: store.clone(), lookout: Lookout::new(store), for_balances, for_functions }
+    }
+
+    /// The database that they lead to.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}
+
+/// A pair of connections: one reads ahead, one applies.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) read: LedgerRead,
+    pub(super) write: LedgerWrite,
+}
+
+impl Session {
+    async fn connect(store: &Store, for_functions: bool) -> Result<Session, StoreError> {
+        let write = if for_functions {
+            LedgerWrite::connect_for_functions(store).await?
+        } else {
+            LedgerWrite::connect(store).await?
+        };
+        Ok(Session { read: LedgerRead::connect(store).await?, write })
+    }
+
+    /// Whether one of its connections is gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.read.is_closed() || self.write.is_closed()
+    }
+}
+
+/// At most so many sessions, each lent to one task at a time, in the order of asking.
+#[derive(Debug)]
+pub(super) struct Workers {
+    store: Store,
+    /// Whether somebody's functions run on them, for which the planner is left as they know it.
+    for_functions: bool,
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Session>>,
+}
+
+impl Workers {
+    pub(super) fn new(store: &Store, for_functions: bool, most: usize) -> Arc<Workers> {
+        let permits = Arc::new(Semaphore::new(most));
+        Arc::new(Workers { store: store.clone(), for_functions, permits, idle: Mutex::default() })
+    }
+
+    /// A session, once one is free.
+    pub(super) async fn lend(self: &Arc<Workers>) -> Result<Lent, StoreError> {
+        let permit = self
+            .permits
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|closed| StoreError::NoConnection { reason: closed.to_string() })?;
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let session = match kept {
+            Some(session) => session,
+            None => Session::connect(&self.store, self.for_functions).await?,
+        };
+        Ok(Lent { session: Some(session), home: self.clone(), permit: Some(permit) })
+    }
+
+    /// A session outside of the count, for a task that keeps what only its connection has (a replica of the balances).
+    pub(super) async fn own(self: &Arc<Workers>) -> Result<Lent, StoreError> {
+        let session = Session::connect(&self.store, self.for_functions).await?;
+        Ok(Lent { session: Some(session), home: self.clone(), permit: None })
+    }
+}
+
+/// A session on loan; goes back when dropped, unless it is [ended](Lent::end).
+#[derive(Debug)]
+pub(super) struct Lent {
+    session: Option<Session>,
+    home: Arc<Workers>,
+    /// None means it is of its task alone, and is closed at the end.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Lent {
+    /// Its connections.
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.session.as_mut().expect("it is there until it is ended or dropped")
+    }
+
+    /// Whether it is of its task alone.
+    pub(super) fn is_own(&self) -> bool {
+        self.permit.is_none()
+    }
+
+    /// Closes its connections: they broke.
+    pub(super) fn end(mut self) {
+        self.session = None;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take().filter(|_| self.permit.is_some()) {
+            self.home.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        }
+    }
+}
+
+/// The connection that all tasks look through: their statements go down it one after the other, without waiting in turn.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    store: Store,
+    read: tokio::sync::Mutex<Option<Arc<LedgerRead>>>,
+}
+
+impl Lookout {
+    pub(super) fn new(store: &Store) -> Arc<Lookout> {
+        Arc::new(Lookout { store: store.clone(), read: tokio::sync::Mutex::default() })
+    }
+
+    /// The connection, made again if it broke.
+    pub(super) async fn read(&self) -> Result<Arc<LedgerRead>, StoreError> {
+        let mut read = self.read.lock().await;
+        if let Some(open) = read.as_ref().filter(|read| !read.is_closed()) {
+            return Ok(open.clone());
+        }
+        Ok(read.insert(Arc::new(LedgerRead::connect(&self.store).await?)).clone())
+    }
+}
