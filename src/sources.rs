@@ -1,13 +1,14 @@
 //! Where blocks come from: the [`Source`] trait and its fault kinds.
 
+mod decoded;
 pub mod devnet;
 pub mod evm;
 pub mod file;
 pub mod gno;
-pub mod http;
+pub mod net;
 mod rpc;
 pub mod starknet;
-pub mod websocket;
+mod words;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -95,41 +96,10 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 
-    /// Whether it brings events of those contracts alone that it was told of ([`follow`](Source::follow)). Otherwise what
-    /// is stored is all there is, and nobody need be caught up.
-    fn is_told_whom_to_follow(&self) -> bool {
-        false
-    }
-
-    /// From the next block on, follow these contracts beside those of the settings, and no others. Before the first
-    /// block is asked for, and whenever they change; [`recall`](Source::recall) and [`resume`](Source::resume) come
-    /// after it. No block is being read meanwhile.
-    async fn follow(&self, _contracts: &[Text]) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    /// Which stored events of a contract name others that are followed because of it.
-    fn recalls_of(&self, _contract: &Text) -> Vec<Recall> {
-        Vec::new()
-    }
-
-    /// The contract that this event of a followed one names, to be followed from here on.
-    fn named_by(&self, _event: &Event) -> Option<Text> {
+    /// For a source that brings events of those contracts alone that it is told of: how to tell it. Otherwise what is
+    /// stored is all there is, and no contract has to be caught up with.
+    fn follows(&self) -> Option<&dyn Follows> {
         None
-    }
-
-    /// What these contracts said at these heights, which were read before they were followed: the blocks that hold
-    /// any such event, ascending, with those events alone. May cover fewer heights than asked for, from the front:
-    /// the last height covered comes with them.
-    ///
-    /// # Errors
-    /// Permanent where the source cannot do that.
-    async fn events_of(
-        &self,
-        _contracts: &[Text],
-        _heights: RangeInclusive<Height>,
-    ) -> Result<(Vec<Block>, Height), SourceError> {
-        Err(SourceError::permanent("this source cannot look up what contracts said before they were followed"))
     }
 
     /// The height to begin at on an empty database when the settings name none.
@@ -180,6 +150,30 @@ pub trait Source: Send + Sync {
     ) -> Result<Option<Vec<Option<Amount>>>, SourceError> {
         Ok(None)
     }
+}
+
+/// A source that is told which contracts to follow, and can look up what they said before.
+#[async_trait]
+pub trait Follows: Send + Sync {
+    /// From the next block on, follow these contracts beside those of the settings, and no others. Before the first
+    /// block is asked for, and whenever they change; [`recall`](Source::recall) and [`resume`](Source::resume) come
+    /// after it. No block is being read meanwhile.
+    async fn follow(&self, contracts: &[Text]) -> Result<(), SourceError>;
+
+    /// Which stored events of a contract name others that are followed because of it.
+    fn recalls_of(&self, contract: &Text) -> Vec<Recall>;
+
+    /// The contract that this event of a followed one names, to be followed from here on.
+    fn named_by(&self, event: &Event) -> Option<Text>;
+
+    /// What these contracts said at these heights, which were read before they were followed: the blocks that hold
+    /// any such event, ascending, with those events alone. May cover fewer heights than asked for, from the front:
+    /// the last height covered comes with them.
+    async fn events_of(
+        &self,
+        contracts: &[Text],
+        heights: RangeInclusive<Height>,
+    ) -> Result<(Vec<Block>, Height), SourceError>;
 }
 
 /// Why a source could not answer.

@@ -3,11 +3,11 @@
 //! One syncer per chain (advisory lock). History is fetched by several requests at once and written by COPY; near
 //! the head the same code fetches a block at a time.
 
-mod behind;
 mod compare;
 mod error;
 mod fetch;
-mod registry;
+mod following;
+mod lag;
 mod settle;
 
 use std::collections::HashSet;
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use self::behind::Behind;
-use self::compare::{Compared, final_height};
+use self::compare::{Move, final_height};
 use self::error::Fault;
 pub use self::error::SyncError;
 use self::fetch::Fetcher;
-use self::registry::Registry;
+use self::following::Following;
+use self::lag::Lag;
 use crate::chain::{Block, BlockRef, ChainId, Height, Text};
 use crate::sources::{Head, Identity, Source, TokenMetadata};
 use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoredChain, SyncLock, TokenDescription, Written};
@@ -86,9 +86,9 @@ pub async fn run(
         watcher,
         shutdown: shutdown.clone(),
         described: HashSet::new(),
-        registry: Registry::default(),
+        following: Following::default(),
         started_well: false,
-        behind: Behind::default(),
+        lag: Lag::default(),
         trouble: None,
     };
     let mut pause = FIRST_PAUSE;
@@ -127,10 +127,10 @@ struct Syncer {
     shutdown: CancellationToken,
     /// Tokens whose metadata was asked for.
     described: HashSet<Text>,
-    registry: Registry,
+    following: Following,
     /// Whether a round went well in this run: from then on faults are waited out.
     started_well: bool,
-    behind: Behind,
+    lag: Lag,
     /// What is wrong although every round goes well.
     trouble: Option<String>,
 }
@@ -158,8 +158,8 @@ impl Syncer {
         let chain = &stored.chain;
         let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
         // Whom the source followed in an earlier session may be another's by now.
-        self.registry = Registry::default();
-        self.read_registry(&stored, tip.as_ref()).await?;
+        self.following = Following::default();
+        self.tell_whom_to_follow(&stored, tip.as_ref()).await?;
         self.resume(&lock, chain, tip.as_ref()).await?;
         if tip.is_none() {
             let opening = self.source.opening_balances().await?;
@@ -174,7 +174,7 @@ impl Syncer {
             }
             let shutdown = self.shutdown.clone();
             let round = tokio::select! {
-                round = self.round_and_catch_up(&mut lock) => round,
+                round = self.round(&mut lock) => round,
                 // Between two transactions, or rolled back inside one: nothing is half done.
                 () = shutdown.cancelled() => return Ok(()),
             };
@@ -242,7 +242,7 @@ impl Syncer {
         let claim = lock.claim().await?;
         let settings = &self.settings.chain;
         let moved = settle::check(claim.stored(), settings, identity, self.settings.allow_reset)?;
-        let listed_only = self.source.is_told_whom_to_follow();
+        let listed_only = self.source.follows().is_some();
         let stored = claim.settle(settings, identity.kind, identity.network_id.as_deref(), listed_only).await?;
         if let Some(settle::MovedStart { from, to }) = moved {
             let chain = &stored.chain.name;
@@ -272,12 +272,19 @@ impl Syncer {
         Ok(self.source.resume(tip, chain.source_position.as_ref()).await?)
     }
 
+    /// What is new at the head, then a piece of what contracts said before they were followed.
     async fn round(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
+        let round = self.follow_head(lock).await?;
+        let caught_up = self.catch_up(lock).await?;
+        Ok(if caught_up && matches!(round, Round::Idle) { Round::Moved } else { round })
+    }
+
+    async fn follow_head(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
         let head = self.source.head().await?;
         let stored = lock.stored().await?;
         let StoredChain { chain, tip, .. } = &stored;
         let tip = tip.clone();
-        if self.read_registry(&stored, tip.as_ref()).await? {
+        if self.tell_whom_to_follow(&stored, tip.as_ref()).await? {
             self.resume(lock, chain, tip.as_ref()).await?;
         }
         let tip_height = tip.as_ref().map(|tip| tip.height);
@@ -288,24 +295,24 @@ impl Syncer {
             tip_height.map(Height::get),
             final_height.max(chain.final_height).map(Height::get),
         );
-        let behind = self.behind.look(tip_height, chain.final_height, &head, Instant::now());
-        self.trouble = behind.map(|(reason, is_first)| {
+        let lag = self.lag.look(tip_height, chain.final_height, &head, Instant::now());
+        self.trouble = lag.map(|(reason, is_first)| {
             if is_first {
                 tracing::warn!(chain = %chain.name, "{reason}");
             }
             reason
         });
         let (ancestor, down) = match self.compare(lock, &stored, &head).await? {
-            Compared::Known => {
+            Move::Stay => {
                 let known_tip = tip.as_ref() == Some(&head.block);
                 let position = head.position.as_ref().filter(|_| known_tip);
                 lock.note_head(&stored, head.block.height, final_height, position).await?;
                 // A file that has more to say does not wait when it is asked to.
                 return Ok(if head.last && known_tip { Round::Ended } else { Round::Idle });
             }
-            Compared::Extend => (tip.clone(), None),
-            Compared::Reorg { ancestor, down } => (ancestor, Some(down)),
-            Compared::Again => (None, Some(Vec::new())),
+            Move::Extend => (tip.clone(), None),
+            Move::Replace { ancestor, down } => (ancestor, Some(down)),
+            Move::Restart => (None, Some(Vec::new())),
         };
         let replace = down.is_some();
         let reset = replace && ancestor.as_ref().map(|a| a.height) < chain.final_height;
@@ -323,7 +330,7 @@ impl Syncer {
             None => self.first_height(&stored).await?,
         };
         let write = Write { chain, head: &head, reset };
-        self.take(lock, write, ancestor, replace, from).await
+        self.store_range(lock, write, ancestor, replace, from).await
     }
 
     async fn first_height(&self, stored: &StoredChain) -> Result<Height, SyncError> {
@@ -335,7 +342,7 @@ impl Syncer {
 
     /// Fetches from `from` to the head and writes, ranges in order. The old branch goes with the first range of the
     /// new one, in one transaction.
-    async fn take(
+    async fn store_range(
         &mut self,
         lock: &mut SyncLock,
         write: Write<'_>,
@@ -409,7 +416,7 @@ impl Syncer {
             final_height: final_height(write.head, last, write.chain.finality_depth),
             position: write.head.position.as_ref().filter(|_| ended),
             reset: write.reset && replace,
-            vaults: self.registry.followed(),
+            vaults: self.following.followed(),
         };
         match lock.write(&new).await? {
             Written::Stale => {

@@ -18,11 +18,12 @@ mod signatures;
 pub mod wire;
 
 use std::ops::RangeInclusive;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alloy_primitives::{Address, U256, hex};
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use self::check::BloomTrust;
@@ -31,10 +32,13 @@ pub use self::factory::FactorySettings;
 use self::factory::Following;
 use self::fetch::{Fetch, NEAR_HEAD};
 use self::follow::{Follow, Ticket};
+use self::wire::Header;
+use super::net::bell::Manner;
+use super::net::pool::Reach;
 use super::rpc::endpoint::{Call, Endpoint};
-use super::rpc::heads::Bell;
-use super::rpc::pool::Pool;
-use super::rpc::{Changes, Dialect, Seen, fault, opinion};
+use super::rpc::linked::Form;
+use super::rpc::reader::{Reader, ReaderSettings};
+use super::rpc::{Dialect, contracts, fault, heads};
 use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
 use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 
@@ -42,15 +46,21 @@ use crate::chain::{Amount, Block, BlockRef, Event, Height, Kind, Link, Text};
 const LOGS_BESIDE_BLOOMS: [&str; 3] = ["137", "80001", "80002"];
 /// Networks that people start on their own machine (anvil, hardhat, geth --dev): there genesis is a fine start.
 const DEV_NETWORKS: [&str; 2] = ["31337", "1337"];
-/// Tokens described by one call of ours, so that no request grows without bound.
-const TOKENS_AT_ONCE: usize = 100;
-const SUBSCRIBE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"eth_subscribe","params":["newHeads"]}"#;
+static HEADS: Manner = heads(r#"{"jsonrpc":"2.0","id":1,"method":"eth_subscribe","params":["newHeads"]}"#);
 static DIALECT: Dialect = Dialect {
     network: "eth_chainId",
     read_network: |text| Some(U256::from_str_radix(text.strip_prefix("0x")?, 16).ok()?.to_string()),
-    judge: fault::judge,
+    judge: |method, code, text| match method {
+        fetch::GET_LOGS => fault::judge_search(code, text),
+        _ => fault::judge(code, text),
+    },
     // erigon and others stop at 100 unless told otherwise.
     most_calls: 100,
+    links: Form {
+        call: fetch::header_at,
+        read: |raw| Ok(wire::header(raw)?.map(|header| header.link)),
+        requests: usize::MAX,
+    },
 };
 
 /// Settings of [`EvmSource`].
@@ -102,7 +112,7 @@ impl Default for EvmSettings {
 /// Reads an EVM chain.
 #[derive(Debug)]
 pub struct EvmSource {
-    pool: Pool,
+    reader: Reader,
     decode: DecodeSettings,
     factories: Vec<FactorySettings>,
     /// Made before the network is known: all but the wrapped native token is as it will be.
@@ -110,13 +120,8 @@ pub struct EvmSource {
     decoder: OnceLock<Arc<Decoder>>,
     follow: Follow,
     check_bloom: bool,
-    confirm_grace: Duration,
-    /// The newest head seen.
-    head: Seen,
-    /// The newest block that a node called final.
-    finalized: Seen,
-    changes: Changes,
-    bell: Bell,
+    /// The header that a node gave as its head the last time, which it need not be asked for again.
+    newest: Mutex<Option<(Arc<Endpoint>, Header)>>,
 }
 
 impl EvmSource {
@@ -125,9 +130,15 @@ impl EvmSource {
     /// # Errors
     /// Permanent, naming the setting that is wrong.
     pub fn new(settings: EvmSettings) -> Result<EvmSource, SourceError> {
-        let pool =
-            Pool::new(&settings.urls, settings.request_timeout, settings.body_limit, settings.concurrency, &DIALECT)?;
-        let bell = Bell::new(settings.ws_url.as_deref(), SUBSCRIBE)?;
+        let reach = Reach {
+            urls: &settings.urls,
+            request_timeout: settings.request_timeout,
+            body_limit: settings.body_limit,
+            after_too_many: None,
+        };
+        let ws_url = settings.ws_url.as_deref();
+        let (concurrency, confirm_grace) = (settings.concurrency, settings.confirm_grace);
+        let reader = Reader::new(ReaderSettings { reach, ws_url, concurrency, confirm_grace }, &DIALECT, &HEADS)?;
         let decode = DecodeSettings {
             tokens: settings.tokens,
             events: settings.events,
@@ -135,18 +146,14 @@ impl EvmSource {
         };
         let early_decoder = Decoder::with_factories(&decode, &settings.factories, None)?;
         Ok(EvmSource {
-            pool,
+            reader,
             decode,
             factories: settings.factories,
             early_decoder,
             decoder: OnceLock::new(),
             follow: Follow::default(),
             check_bloom: settings.check_bloom,
-            confirm_grace: settings.confirm_grace,
-            head: Seen::default(),
-            finalized: Seen::default(),
-            changes: Changes::default(),
-            bell,
+            newest: Mutex::new(None),
         })
     }
 
@@ -156,13 +163,13 @@ impl EvmSource {
             return Ok(Arc::clone(decoder));
         }
         // An id beyond 64 bits is not one of those with a known wrapped native token.
-        let network = self.pool.network_id().map(|id| id.parse().unwrap_or(u64::MAX));
+        let network = self.reader.network_id().map(|id| id.parse().unwrap_or(u64::MAX));
         let decoder = Arc::new(Decoder::with_factories(&self.decode, &self.factories, network)?);
         Ok(Arc::clone(self.decoder.get_or_init(|| decoder)))
     }
 
     fn blooms(&self) -> BloomTrust {
-        match self.pool.network_id() {
+        match self.reader.network_id() {
             _ if !self.check_bloom => BloomTrust::None,
             Some(id) if LOGS_BESIDE_BLOOMS.contains(&id.as_str()) => BloomTrust::Promise,
             _ => BloomTrust::Exact,
@@ -170,27 +177,23 @@ impl EvmSource {
     }
 
     async fn head_of(&self, endpoint: Arc<Endpoint>) -> Result<Head, SourceError> {
-        // The network id comes along each time: another chain may move in behind a URL at any moment.
-        let calls =
-            [Call::new("eth_chainId", json!([])), fetch::header_call("latest"), fetch::header_call("finalized")];
-        let [network, latest, finalized]: [_; 3] = endpoint
-            .ask(&calls)
-            .await?
-            .try_into()
-            .map_err(|_| endpoint.transient("not three answers to three calls"))?;
-        let network = network.map_err(|error| endpoint.refused(&calls[0], &error, None))?;
-        self.pool.check_network(&endpoint, &network)?;
-        let latest = fetch::read_header(&endpoint, &calls[1], latest)?
-            .ok_or_else(|| endpoint.transient("it has no latest block"))?;
-        let height = latest.link.height;
-        // Not every node knows the word, and none knows a block before the first is final. Once one was named, a node
-        // that names none (a busy one, or another one after a fail-over) must not make it look as if all were final.
-        if let Some(finalized) = fetch::read_header(&endpoint, &calls[2], finalized).ok().flatten() {
-            self.finalized.set(finalized.link.height);
-        }
-        let finalized = self.finalized.get().map(|finalized| finalized.min(height));
-        self.head.set(height);
-        Ok(Head { block: latest.link.block_ref(), finalized, position: None, last: false, truth: false })
+        let calls = ["latest", "finalized"].map(fetch::header_call).to_vec();
+        let mut headers = self.reader.ask_of_our_chain(&endpoint, calls).await?;
+        let mut next =
+            || headers.next().and_then(|(call, answer)| fetch::HEADERS.block(&endpoint, &call, answer).transpose());
+        let latest = next().transpose()?.ok_or_else(|| endpoint.transient("it has no latest block"))?;
+        // Not every node knows the word, and none knows a block before the first is final.
+        let finalized = next().and_then(Result::ok).map(|header| header.link.height);
+        let head = self.reader.head(latest.link.block_ref(), finalized);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(&endpoint), latest));
+        Ok(head)
+    }
+
+    /// The header of the newest block, if it is of these heights and this node gave it.
+    fn newest_of(&self, endpoint: &Endpoint, heights: &RangeInclusive<Height>) -> Option<Header> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of, header) = newest.as_ref()?;
+        (std::ptr::eq(&**of, endpoint) && heights.contains(&header.link.height)).then(|| header.clone())
     }
 
     async fn blocks_of(
@@ -200,7 +203,7 @@ impl EvmSource {
         ticket: &Ticket<'_>,
     ) -> Result<Vec<Block>, SourceError> {
         let decoder = self.decoder()?;
-        let fetch = self.fetch(&endpoint, &decoder);
+        let fetch = self.fetch(&endpoint, &decoder, &heights);
         if decoder.factories().is_empty() {
             let reading = fetch.read(heights, &decoder.filters()).await?;
             return Ok(fetch.blocks(reading, &mut Following::nobody()));
@@ -208,26 +211,9 @@ impl EvmSource {
         self.follow.blocks(&fetch, heights, ticket).await
     }
 
-    fn fetch<'f>(&self, endpoint: &'f Endpoint, decoder: &'f Decoder) -> Fetch<'f> {
-        let old_to = self.head.below(NEAR_HEAD);
-        Fetch { endpoint, decoder, blooms: self.blooms(), old_to }
-    }
-
-    async fn events_of_made(
-        &self,
-        endpoint: Arc<Endpoint>,
-        contracts: Vec<Address>,
-        heights: RangeInclusive<Height>,
-    ) -> Result<(Vec<Block>, Height), SourceError> {
-        let decoder = self.decoder()?;
-        let alone = decoder.for_made_alone();
-        let (filters, mut following) = self.follow.only(&decoder, &contracts);
-        let fetch = self.fetch(&endpoint, &alone);
-        let reading = fetch.read(heights.clone(), &filters).await?;
-        let last = reading.next().prev().unwrap_or_default();
-        let mut blocks = fetch.blocks(reading, &mut following);
-        blocks.retain(|b| !(b.token_events.is_empty() && b.events.is_empty() && b.rejects.is_empty()));
-        Ok((blocks, last))
+    fn fetch<'f>(&self, endpoint: &'f Endpoint, decoder: &'f Decoder, heights: &RangeInclusive<Height>) -> Fetch<'f> {
+        let old_to = self.reader.below_head(NEAR_HEAD);
+        Fetch { endpoint, decoder, blooms: self.blooms(), old_to, newest: self.newest_of(endpoint, heights) }
     }
 
     async fn first_height_of(&self, endpoint: Arc<Endpoint>, contracts: Vec<String>) -> Result<Height, SourceError> {
@@ -235,42 +221,21 @@ impl EvmSource {
         let head = fetch::read_quantity(&head)
             .and_then(Height::new)
             .ok_or_else(|| endpoint.transient("eth_blockNumber gives no height"))?;
-        deployment::first_height(&endpoint, &contracts, head).await
-    }
-
-    async fn describe(&self, endpoint: Arc<Endpoint>, tokens: Vec<Text>) -> Result<Vec<TokenMetadata>, SourceError> {
-        let mut described = Vec::with_capacity(tokens.len());
-        for part in tokens.chunks(TOKENS_AT_ONCE) {
-            described.extend(metadata::read(&endpoint, part).await?);
+        let there = deployment::CODE.at(&endpoint, &contracts, head).await?;
+        match contracts.iter().zip(there).find(|(_, there)| !there) {
+            Some((contract, _)) => Err(contracts::not_there(contract, head)),
+            None => deployment::CODE.first_height(&endpoint, &contracts, head).await,
         }
-        Ok(described)
-    }
-
-    /// What another URL thinks: `Some(true)` our blocks are gone, `Some(false)` they stand, none: it cannot tell.
-    async fn opinion(
-        &self,
-        endpoint: Arc<Endpoint>,
-        undone: &[BlockRef],
-        new: &BlockRef,
-    ) -> Result<Option<bool>, SourceError> {
-        let Some(first) = undone.first() else { return Ok(Some(true)) };
-        let calls = [first, new].map(|block| fetch::header_call(&format!("{:#x}", block.height.get())));
-        let mut answers = endpoint.ask(&calls).await?.into_iter();
-        let mut link_at = |call: &Call| {
-            let header = answers.next().map(|answer| fetch::read_header(&endpoint, call, answer));
-            header.transpose().map(|header| header.flatten().map(|header| header.link))
-        };
-        let (ours, theirs) = (link_at(&calls[0])?, link_at(&calls[1])?);
-        Ok(opinion(first, new, ours, theirs))
     }
 }
 
 #[async_trait]
 impl Source for EvmSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
-        self.pool.run(|endpoint| Box::pin(async move { self.pool.name_network_again(&endpoint).await })).await?;
-        self.pool.look_at_others().await?;
-        Ok(Identity { kind: Kind::Evm, network_id: self.pool.network_id() })
+        let name = |endpoint: Arc<Endpoint>| -> BoxFuture<'_, _> {
+            Box::pin(async move { self.reader.name_network(&endpoint).await })
+        };
+        self.reader.identify(Kind::Evm, name).await
     }
 
     async fn resume(&self, tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {
@@ -296,33 +261,11 @@ impl Source for EvmSource {
         Ok(())
     }
 
-    /// Only what factories' settings say of the contracts that they make: whatever is asked of any contract was stored
-    /// when its block was.
-    async fn events_of(
-        &self,
-        contracts: &[Text],
-        heights: RangeInclusive<Height>,
-    ) -> Result<(Vec<Block>, Height), SourceError> {
-        if self.early_decoder.factories().is_empty() {
-            return Err(SourceError::permanent("no factory is in the settings, so nothing is kept of found contracts"));
-        }
-        let read = |text: &Text| {
-            parse_address(text).ok_or_else(|| SourceError::permanent(format!("contract {text:?} is not an address")))
-        };
-        let contracts = contracts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        if contracts.is_empty() || heights.is_empty() {
-            return Ok((Vec::new(), *heights.end()));
-        }
-        let read =
-            self.pool.run(|endpoint| Box::pin(self.events_of_made(endpoint, contracts.clone(), heights.clone())));
-        self.changes.settled(read.await)
-    }
-
     async fn first_height(&self) -> Result<Height, SourceError> {
         self.identify().await?;
         let contracts = self.decoder()?.contracts();
         if contracts.is_empty() {
-            if self.pool.network_id().is_some_and(|id| DEV_NETWORKS.contains(&id.as_str())) {
+            if self.reader.network_id().is_some_and(|id| DEV_NETWORKS.contains(&id.as_str())) {
                 return Ok(Height::default());
             }
             return Err(SourceError::permanent(
@@ -331,23 +274,16 @@ impl Source for EvmSource {
             ));
         }
         let contracts: Vec<String> = contracts.iter().map(hex::encode_prefixed).collect();
-        self.pool.run(|endpoint| Box::pin(self.first_height_of(endpoint, contracts.clone()))).await
+        self.reader.run(|endpoint| Box::pin(self.first_height_of(endpoint, contracts.clone()))).await
     }
 
     async fn head(&self) -> Result<Head, SourceError> {
-        self.pool.run(|endpoint| Box::pin(self.head_of(endpoint))).await
+        self.reader.run(|endpoint| Box::pin(self.head_of(endpoint))).await
     }
 
     async fn links(&self, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
-        if heights.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.pool
-            .run(|endpoint| {
-                let heights = heights.clone();
-                Box::pin(async move { fetch::links(&endpoint, heights).await })
-            })
-            .await
+        let newest = |endpoint: &Endpoint| self.newest_of(endpoint, &heights).map(|header| header.link);
+        self.reader.links(heights.clone(), newest).await
     }
 
     async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
@@ -356,28 +292,25 @@ impl Source for EvmSource {
         }
         // Before anything is waited for, so that ranges under way at once are known in the order they were asked for.
         let ticket = self.follow.register(*heights.start());
-        let read = self.pool.run(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone(), &ticket))).await;
-        self.changes.settled(read)
+        self.reader.read(|endpoint| Box::pin(self.blocks_of(endpoint, heights.clone(), &ticket))).await
     }
 
     /// # Cancel safety
     /// A wake that came while this was dropped is kept for the next call.
     async fn wait(&self, at_most: Duration) {
-        self.bell.wait(at_most).await;
+        self.reader.wait(at_most).await;
     }
 
-    /// With one URL there is nobody else to ask. With more, another one must know the new block, or know that the lowest
-    /// of ours is not part of the chain; a node that lags behind has no opinion. See
-    /// [`EvmSettings::confirm_grace`] for when none of them answers.
+    /// See [`EvmSettings::confirm_grace`] for when no other node answers.
     async fn confirm_undo(&self, undone: &[BlockRef], new: &BlockRef) -> Result<bool, SourceError> {
-        self.pool.agrees(new, self.confirm_grace, |endpoint| Box::pin(self.opinion(endpoint, undone, new))).await
+        self.reader.confirm_undo(undone, new).await
     }
 
     async fn token_metadata(&self, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
-        self.pool.run(|endpoint| Box::pin(self.describe(endpoint, tokens.to_vec()))).await
+        self.reader.run(|endpoint| Box::pin(async move { metadata::QUESTIONS.ask(&endpoint, tokens).await })).await
     }
 
     async fn balances_of(
@@ -385,7 +318,7 @@ impl Source for EvmSource {
         at: &BlockRef,
         pairs: &[(Text, Text)],
     ) -> Result<Option<Vec<Option<Amount>>>, SourceError> {
-        let read = self.pool.run(|endpoint| {
+        let read = self.reader.run(|endpoint| {
             let (at, pairs) = (at.clone(), pairs.to_vec());
             Box::pin(async move { balances::read(&endpoint, &at, &pairs).await })
         });

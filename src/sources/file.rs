@@ -31,7 +31,6 @@ mod tests;
 mod text;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +45,7 @@ use self::feed::{Feed, Position};
 use self::line::{Line, LineReader};
 use self::reader::{Lines, Origin, Start};
 use super::evm::decode::{DecodeSettings, Decoder};
+use super::words::listed;
 use super::{Head, Identity, Source, SourceError};
 use crate::chain::{Block, BlockRef, Hash, Height, Kind, Link, OpeningBalance};
 
@@ -92,11 +92,7 @@ fn grammar(settings: &FileSettings) -> Result<Grammar, SourceError> {
     let kind = settings.kind.unwrap_or(Kind::Other);
     let network = settings.network_id.as_deref().and_then(|id| id.parse().ok());
     let mut decode = settings.decode.clone();
-    let tokens = match decode.tokens.as_slice() {
-        [] => None,
-        [word] if word == "none" => Some(HashSet::new()),
-        listed => Some(listed.iter().map(|token| canonical(kind, token)).collect()),
-    };
+    let tokens = listed(&decode.tokens).map(|listed| listed.iter().map(|token| canonical(kind, token)).collect());
     // Tokens of other kinds of chains are no contracts, and such chains have no logs to find them in.
     if !(kind == Kind::Evm
         || settings.kind.is_none() && decode.tokens.iter().all(|token| Kind::Evm.is_token(&canonical(kind, token))))

@@ -10,30 +10,30 @@ mod endpoint;
 mod fetch;
 mod gaps;
 pub mod page;
-mod pool;
+mod servers;
 mod wake;
 pub mod wire;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::join_all;
 use reqwest::Url;
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
 
 use self::decode::{DecodeSettings, Decoder};
-use self::endpoint::Endpoint;
+use self::endpoint::{AFTER_TOO_MANY, Endpoint};
 use self::fetch::Fetch;
 use self::gaps::Gaps;
 use self::page::{Page, Place};
-use self::pool::Pool;
-use self::wake::Pushes;
-use super::http::{HttpClient, parse_url};
+use self::servers::Servers;
+use self::wake::PUSHES;
+use super::net::bell::Bell;
+use super::net::http::parse_url;
+use super::net::pool::{Pool, Reach};
 use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
 use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, Text};
 
@@ -43,10 +43,6 @@ pub const PAGE_BLOCKS: RangeInclusive<u64> = 1..=9_000;
 pub const DEFAULT_PAGE_BLOCKS: u64 = 5_000;
 /// Pages that went well before a larger one is tried.
 const CLEAN_BEFORE_GROWTH: u64 = 10;
-/// How long the other URLs may take to name their chain at the start.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
-/// Shortest time between two wakes: an indexer that catches up pushes hundreds of old blocks a second.
-const BETWEEN_WAKES: Duration = Duration::from_millis(250);
 
 /// Settings of [`GnoSource`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +93,7 @@ impl Default for GnoSettings {
 /// Reads a gno chain.
 #[derive(Debug)]
 pub struct GnoSource {
-    pool: Pool,
+    servers: Servers,
     decoder: Arc<Decoder>,
     page_blocks: u64,
     confirm_blocks: u64,
@@ -108,10 +104,7 @@ pub struct GnoSource {
     clean: AtomicU64,
     /// Tokens by id, as first announced.
     announced: Mutex<HashMap<Text, (Place, TokenMetadata)>>,
-    looked_at_all: AtomicBool,
-    ws_url: Option<Url>,
-    pushes: OnceLock<Pushes>,
-    last_wake: Mutex<Option<Instant>>,
+    bell: Bell,
 }
 
 impl GnoSource {
@@ -123,26 +116,22 @@ impl GnoSource {
         let bound = |setting: &str, ok: bool, bounds: &str| {
             if ok { Ok(()) } else { Err(SourceError::permanent(format!("{setting} must be {bounds}"))) }
         };
-        bound("url: their number", !settings.urls.is_empty(), "at least 1")?;
         bound("page_blocks", PAGE_BLOCKS.contains(&settings.page_blocks), "1 to 9000")?;
-        bound("request_timeout", settings.request_timeout >= Duration::from_millis(10), "at least 10 ms")?;
-        bound("body_limit", settings.body_limit >= 64 << 10, "at least 64 KiB")?;
         bound("network_id", settings.network_id.as_deref() != Some(""), "the chain's own name")?;
         let decoder = Arc::new(Decoder::new(settings.decode)?);
-        let client = HttpClient::new(settings.request_timeout, settings.body_limit)?;
-        let mut endpoints = Vec::with_capacity(settings.urls.len());
-        let mut first = None;
-        for text in &settings.urls {
-            let url = parse_url("url", text, &["http", "https"])?;
-            first.get_or_insert_with(|| url.clone());
-            endpoints.push(Endpoint::new(url, client.clone()));
-        }
-        let ws_url = match settings.ws_url {
-            Some(text) => Some(parse_url("ws_url", &text, &["ws", "wss"])?),
-            None => first.and_then(pushes_of),
+        let reach = Reach {
+            urls: &settings.urls,
+            request_timeout: settings.request_timeout,
+            body_limit: settings.body_limit,
+            after_too_many: Some(AFTER_TOO_MANY),
+        };
+        let pool = Pool::new(reach, Endpoint::new)?;
+        let ws_url = match &settings.ws_url {
+            Some(text) => Some(parse_url("ws_url", text, &["ws", "wss"])?),
+            None => settings.urls.first().and_then(|text| Url::parse(text.trim()).ok()).and_then(pushes_of),
         };
         Ok(GnoSource {
-            pool: Pool::new(endpoints, Arc::clone(&decoder), settings.network_id),
+            servers: Servers::new(pool, Arc::clone(&decoder), settings.network_id),
             decoder,
             page_blocks: settings.page_blocks,
             confirm_blocks: settings.confirm_blocks,
@@ -151,10 +140,7 @@ impl GnoSource {
             width: AtomicU64::new(settings.page_blocks),
             clean: AtomicU64::new(0),
             announced: Mutex::default(),
-            looked_at_all: AtomicBool::new(false),
-            ws_url,
-            pushes: OnceLock::new(),
-            last_wake: Mutex::new(None),
+            bell: Bell::new(ws_url, &PUSHES),
         })
     }
 
@@ -246,55 +232,21 @@ impl GnoSource {
             known.insert(metadata.token.clone(), (place, metadata));
         }
     }
-
-    /// A URL that will not be able to take over should be told at the start, not on the night when it is needed.
-    async fn look_at_all(&self) -> Result<(), SourceError> {
-        let (current, others) = self.pool.in_order();
-        if others.is_empty() {
-            return Ok(());
-        }
-        let first_block = async |endpoint: &Endpoint| {
-            self.pool.learn_chain_id(endpoint).await?;
-            let fetch = Fetch { endpoint, decoder: self.pool.decoder(), chain_id: None };
-            Ok::<_, SourceError>(fetch.links(1, 1).await?.pop().map(|link| link.hash))
-        };
-        let ours = timeout(FIRST_LOOK, first_block(&current)).await.ok().and_then(Result::ok).flatten();
-        let looks = join_all(others.iter().map(|other| timeout(FIRST_LOOK, first_block(other)))).await;
-        for (other, look) in others.iter().zip(looks) {
-            match look {
-                Ok(Err(error @ SourceError::Permanent { .. })) => return Err(error),
-                Ok(Ok(Some(theirs))) if ours.as_ref().is_some_and(|ours| *ours != theirs) => {
-                    tracing::warn!(server = %other.shown, "This indexer follows another chain of this name: not used");
-                }
-                Ok(Ok(_)) => {}
-                _ => tracing::warn!(server = %other.shown, "This indexer does not answer: it cannot take over for now"),
-            }
-        }
-        Ok(())
-    }
-
-    fn until_next_wake(&self) -> Duration {
-        let last = *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner);
-        last.map_or(Duration::ZERO, |last| BETWEEN_WAKES.saturating_sub(last.elapsed()))
-    }
 }
 
 #[async_trait]
 impl Source for GnoSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
         let ask = |endpoint: Arc<Endpoint>, _| -> futures::future::BoxFuture<'_, _> {
-            Box::pin(async move { self.pool.learn_chain_id(&endpoint).await })
+            Box::pin(async move { self.servers.learn_chain_id(&endpoint).await })
         };
-        let network_id = self.pool.run(ask).await?;
-        if !self.looked_at_all.load(Ordering::Relaxed) {
-            self.look_at_all().await?;
-            self.looked_at_all.store(true, Ordering::Relaxed);
-        }
+        let network_id = self.servers.run(ask).await?;
+        self.servers.look_at_others().await?;
         Ok(Identity { kind: Kind::Gno, network_id: Some(network_id) })
     }
 
     async fn resume(&self, tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {
-        self.pool.resume(tip);
+        self.servers.resume(tip);
         Ok(())
     }
 
@@ -316,7 +268,7 @@ impl Source for GnoSource {
     /// Genesis, whose packages mint tokens; block 1 where the indexer has no genesis.
     async fn first_height(&self) -> Result<Height, SourceError> {
         let genesis = self
-            .pool
+            .servers
             .run(|endpoint, chain_id| {
                 Box::pin(async move {
                     let chain_id = chain_id.as_deref();
@@ -334,7 +286,7 @@ impl Source for GnoSource {
     }
 
     async fn head(&self) -> Result<Head, SourceError> {
-        self.pool
+        self.servers
             .run(|endpoint, chain_id| Box::pin(async move { self.head_of(&endpoint, chain_id.as_deref()).await }))
             .await
     }
@@ -344,7 +296,7 @@ impl Source for GnoSource {
             return Ok(Vec::new());
         }
         let (from, to) = (heights.start().get(), heights.end().get());
-        self.pool
+        self.servers
             .run(|endpoint, chain_id| {
                 Box::pin(async move { self.links_of(&endpoint, chain_id.as_deref(), from, to).await })
             })
@@ -367,14 +319,14 @@ impl Source for GnoSource {
             return Err(SourceError::RangeTooLarge { what, at_most: Some(width) });
         }
         let page = self
-            .pool
+            .servers
             .run(|endpoint, chain_id| {
                 Box::pin(async move { self.page_of(&endpoint, chain_id.as_deref(), from, to).await })
             })
             .await;
         match self.learn_width(asked, page) {
             Ok(page) => {
-                self.pool.handed_out(&page.blocks);
+                self.servers.handed_out(&page.blocks);
                 self.remember(page.announced);
                 Ok(page.blocks)
             }
@@ -385,16 +337,7 @@ impl Source for GnoSource {
     /// # Cancel safety
     /// A wake that came while this was dropped is kept for the next call.
     async fn wait(&self, at_most: Duration) {
-        let Some(url) = &self.ws_url else {
-            tokio::time::sleep(at_most).await;
-            return;
-        };
-        let pushes = self.pushes.get_or_init(|| Pushes::listen(url.clone()));
-        let pause = self.until_next_wake().min(at_most);
-        tokio::time::sleep(pause).await;
-        // Both ends are the same to the caller: look again.
-        let _ = timeout(at_most - pause, pushes.rung()).await;
-        *self.last_wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.bell.wait(at_most).await;
     }
 
     async fn token_metadata(&self, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {

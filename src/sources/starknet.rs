@@ -25,12 +25,14 @@ use tokio::time::Instant;
 use self::decode::{DEPLOYED, DecodeSettings, Decoder, ROUND_DEPLOYED, felt};
 use self::fetch::{Fetch, NEAR_HEAD};
 use self::follow::{Found, Turns};
+use super::net::bell::Manner;
+use super::net::pool::Reach;
 use super::rpc::endpoint::{Call, Endpoint};
 use super::rpc::fault::{self, Verdict};
-use super::rpc::heads::Bell;
-use super::rpc::pool::Pool;
-use super::rpc::{Changes, Dialect, Seen, opinion};
-use super::{Head, Identity, Recall, Source, SourceError, TokenMetadata};
+use super::rpc::linked::Form;
+use super::rpc::reader::{Reader, ReaderSettings};
+use super::rpc::{Dialect, heads};
+use super::{Follows, Head, Identity, Recall, Source, SourceError, TokenMetadata};
 use crate::chain::felt::Felt;
 use crate::chain::{Block, BlockRef, Event, Height, Kind, Link, Text};
 
@@ -39,7 +41,7 @@ const LOOK_AT_L1: Duration = Duration::from_secs(30);
 /// The oldest version of the specification that has all that is asked for.
 const OLDEST_SPEC: (u64, u64) = (0, 8);
 
-const SUBSCRIBE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"starknet_subscribeNewHeads","params":{}}"#;
+static HEADS: Manner = heads(r#"{"jsonrpc":"2.0","id":1,"method":"starknet_subscribeNewHeads","params":{}}"#);
 static DIALECT: Dialect = Dialect {
     network: "starknet_chainId",
     // `SN_MAIN` is what people call it; what is no text stays a number.
@@ -50,6 +52,11 @@ static DIALECT: Dialect = Dialect {
     judge,
     // A block with its receipts may be several MB.
     most_calls: 10,
+    links: Form {
+        call: fetch::header_at,
+        read: |raw| Ok(wire::with_hashes(raw)?.map(|block| block.link)),
+        requests: 4,
+    },
 };
 
 /// The specification's codes say what they mean; the words of what stands around a node do so everywhere.
@@ -59,9 +66,8 @@ fn judge(method: &str, code: i64, text: &str) -> Verdict {
         24 => Verdict::UnknownBlock,
         // CONTRACT_NOT_FOUND, ENTRYPOINT_NOT_FOUND, CONTRACT_ERROR, TRANSACTION_EXECUTION_ERROR: the words are a contract's.
         20 | 21 | 40 | 41 => Verdict::Other,
-        // Ranges are refused in the same words on every chain.
-        _ if method == search::GET_EVENTS => fault::judge("eth_getLogs", code, text),
-        _ => fault::judge(method, code, text),
+        _ if method == search::GET_EVENTS => fault::judge_search(code, text),
+        _ => fault::judge(code, text),
     }
 }
 
@@ -102,20 +108,13 @@ impl Default for StarknetSettings {
 /// Reads a Starknet chain.
 #[derive(Debug)]
 pub struct StarknetSource {
-    pool: Pool,
+    reader: Reader,
     /// What the settings say.
     by_settings: Decoder,
     /// With the contracts that were registered.
     decoder: RwLock<Arc<Decoder>>,
     turns: Turns,
-    confirm_grace: Duration,
-    /// The newest head seen.
-    head: Seen,
-    /// The newest block on the settlement layer.
-    on_l1: Seen,
     looked_at_l1: Mutex<Option<Instant>>,
-    changes: Changes,
-    bell: Bell,
 }
 
 impl StarknetSource {
@@ -124,27 +123,28 @@ impl StarknetSource {
     /// # Errors
     /// Permanent, naming the setting that is wrong.
     pub fn new(settings: StarknetSettings) -> Result<StarknetSource, SourceError> {
-        let pool =
-            Pool::new(&settings.urls, settings.request_timeout, settings.body_limit, settings.concurrency, &DIALECT)?;
-        let bell = Bell::new(settings.ws_url.as_deref(), SUBSCRIBE)?;
+        let reach = Reach {
+            urls: &settings.urls,
+            request_timeout: settings.request_timeout,
+            body_limit: settings.body_limit,
+            after_too_many: None,
+        };
+        let ws_url = settings.ws_url.as_deref();
+        let (concurrency, confirm_grace) = (settings.concurrency, settings.confirm_grace);
+        let reader = Reader::new(ReaderSettings { reach, ws_url, concurrency, confirm_grace }, &DIALECT, &HEADS)?;
         let decoder = Decoder::new(&settings.decode)?;
         Ok(StarknetSource {
-            pool,
+            reader,
             decoder: RwLock::new(Arc::new(decoder.clone())),
             by_settings: decoder,
             turns: Turns::default(),
-            confirm_grace: settings.confirm_grace,
-            head: Seen::default(),
-            on_l1: Seen::default(),
             looked_at_l1: Mutex::new(None),
-            changes: Changes::default(),
-            bell,
         })
     }
 
     /// Network and version: an older specification names things otherwise.
     async fn name_itself(&self, endpoint: Arc<Endpoint>) -> Result<(), SourceError> {
-        self.pool.name_network_again(&endpoint).await?;
+        self.reader.name_network(&endpoint).await?;
         let raw = endpoint.ask_one(Call::new("starknet_specVersion", json!([]))).await?;
         let version: String =
             serde_json::from_str(raw.get()).map_err(|_| endpoint.transient("starknet_specVersion gives no text"))?;
@@ -161,31 +161,22 @@ impl StarknetSource {
     }
 
     async fn head_of(&self, endpoint: Arc<Endpoint>) -> Result<Head, SourceError> {
-        // The network id comes along each time: another chain may move in behind a URL at any moment.
-        let mut calls =
-            vec![Call::new("starknet_chainId", json!([])), Call::new("starknet_blockHashAndNumber", json!([]))];
+        let mut calls = vec![Call::new("starknet_blockHashAndNumber", json!([]))];
         let look_at_l1 = self.l1_is_due();
         if look_at_l1 {
             calls.push(fetch::header_call(json!("l1_accepted")));
         }
-        let mut answers = endpoint.ask(&calls).await?.into_iter();
-        let mut next = || answers.next().ok_or_else(|| endpoint.transient("too few answers"));
-        let network = next()?.map_err(|error| endpoint.refused(&calls[0], &error, None))?;
-        self.pool.check_network(&endpoint, &network)?;
-        let latest = next()?.map_err(|error| endpoint.refused(&calls[1], &error, None))?;
+        let mut answers = self.reader.ask_of_our_chain(&endpoint, calls).await?;
+        let (call, latest) = answers.next().ok_or_else(|| endpoint.transient("too few answers"))?;
+        let latest = latest.map_err(|error| endpoint.refused(&call, &error))?;
         let block = wire::numbered(&latest).map_err(|what| endpoint.transient(what))?;
+        // Nodes of version 0.8 do not know the word.
+        let on_l1 =
+            answers.next().and_then(|(call, answer)| fetch::HEADERS.block(&endpoint, &call, answer).ok().flatten());
         if look_at_l1 {
-            // Nodes of version 0.8 do not know the word. Once a block was named, a node that names none (another one
-            // after a fail-over) must not make it look as if the chain itself called nothing final.
-            let header = fetch::read_header(&endpoint, &calls[2], next()?).ok().flatten();
-            if let Some(header) = header.filter(|header| header.on_l1) {
-                self.on_l1.set(header.link.height);
-            }
             *self.looked_at_l1.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        let finalized = self.on_l1.get().map(|finalized| finalized.min(block.height));
-        self.head.set(block.height);
-        Ok(Head { block, finalized, position: None, last: false, truth: false })
+        Ok(self.reader.head(block, on_l1.filter(|header| header.on_l1).map(|header| header.link.height)))
     }
 
     fn l1_is_due(&self) -> bool {
@@ -198,34 +189,49 @@ impl StarknetSource {
     }
 
     fn fetch<'f>(&'f self, endpoint: &'f Endpoint) -> Fetch<'f> {
-        let old_to = self.head.below(NEAR_HEAD);
+        let old_to = self.reader.below_head(NEAR_HEAD);
         Fetch { endpoint, decoder: self.decoder(), turns: &self.turns, old_to }
     }
+}
 
-    async fn opinion(
+#[async_trait]
+impl Follows for StarknetSource {
+    async fn follow(&self, contracts: &[Text]) -> Result<(), SourceError> {
+        // What is no address is nobody's, and must not keep the others from being followed.
+        let more = contracts.iter().filter_map(|contract| Felt::parse(contract).ok());
+        let decoder = Arc::new(self.by_settings.following(more));
+        *self.decoder.write().unwrap_or_else(PoisonError::into_inner) = decoder;
+        Ok(())
+    }
+
+    fn recalls_of(&self, contract: &Text) -> Vec<Recall> {
+        vec![Recall { emitter: Some(contract.clone()), name: ROUND_DEPLOYED.into() }]
+    }
+
+    fn named_by(&self, event: &Event) -> Option<Text> {
+        self.by_settings.named_by(event).map(|round| round.text())
+    }
+
+    async fn events_of(
         &self,
-        endpoint: Arc<Endpoint>,
-        undone: &[BlockRef],
-        new: &BlockRef,
-    ) -> Result<Option<bool>, SourceError> {
-        let Some(first) = undone.first() else { return Ok(Some(true)) };
-        let calls = [first, new].map(|block| fetch::header_call(json!({ "block_number": block.height.get() })));
-        let mut answers = endpoint.ask(&calls).await?.into_iter();
-        let mut link_at = |call: &Call| {
-            let header = answers.next().map(|answer| fetch::read_header(&endpoint, call, answer));
-            header.transpose().map(|header| header.flatten().map(|header| header.link))
-        };
-        let (ours, theirs) = (link_at(&calls[0])?, link_at(&calls[1])?);
-        Ok(opinion(first, new, ours, theirs))
+        contracts: &[Text],
+        heights: RangeInclusive<Height>,
+    ) -> Result<(Vec<Block>, Height), SourceError> {
+        let contracts: BTreeSet<Felt> = contracts.iter().map(|c| felt("contract", c)).collect::<Result<_, _>>()?;
+        if contracts.is_empty() || heights.is_empty() {
+            return Ok((Vec::new(), *heights.end()));
+        }
+        let (contracts, heights) = (&contracts, &heights);
+        self.reader
+            .read(|endpoint| Box::pin(async move { self.fetch(&endpoint).events_of(contracts, heights.clone()).await }))
+            .await
     }
 }
 
 #[async_trait]
 impl Source for StarknetSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
-        self.pool.run(|endpoint| Box::pin(self.name_itself(endpoint))).await?;
-        self.pool.look_at_others().await?;
-        Ok(Identity { kind: Kind::Starknet, network_id: self.pool.network_id() })
+        self.reader.identify(Kind::Starknet, |endpoint| Box::pin(self.name_itself(endpoint))).await
     }
 
     async fn resume(&self, tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {
@@ -244,24 +250,8 @@ impl Source for StarknetSource {
         decoder.deployers().map(deployed).chain([rounds]).collect()
     }
 
-    fn is_told_whom_to_follow(&self) -> bool {
-        true
-    }
-
-    async fn follow(&self, contracts: &[Text]) -> Result<(), SourceError> {
-        // What is no address is nobody's, and must not keep the others from being followed.
-        let more = contracts.iter().filter_map(|contract| Felt::parse(contract).ok());
-        let decoder = Arc::new(self.by_settings.following(more));
-        *self.decoder.write().unwrap_or_else(PoisonError::into_inner) = decoder;
-        Ok(())
-    }
-
-    fn recalls_of(&self, contract: &Text) -> Vec<Recall> {
-        vec![Recall { emitter: Some(contract.clone()), name: ROUND_DEPLOYED.into() }]
-    }
-
-    fn named_by(&self, event: &Event) -> Option<Text> {
-        self.by_settings.named_by(event).map(|round| round.text())
+    fn follows(&self) -> Option<&dyn Follows> {
+        Some(self)
     }
 
     async fn recall(&self, events: &[(Height, Event)]) -> Result<(), SourceError> {
@@ -269,23 +259,6 @@ impl Source for StarknetSource {
         self.decoder().recall(events, &mut found);
         self.turns.reset(found, None);
         Ok(())
-    }
-
-    async fn events_of(
-        &self,
-        contracts: &[Text],
-        heights: RangeInclusive<Height>,
-    ) -> Result<(Vec<Block>, Height), SourceError> {
-        let contracts: BTreeSet<Felt> = contracts.iter().map(|c| felt("contract", c)).collect::<Result<_, _>>()?;
-        if contracts.is_empty() || heights.is_empty() {
-            return Ok((Vec::new(), *heights.end()));
-        }
-        let (contracts, heights) = (&contracts, &heights);
-        let read = self
-            .pool
-            .run(|endpoint| Box::pin(async move { self.fetch(&endpoint).events_of(contracts, heights.clone()).await }))
-            .await;
-        self.changes.settled(read)
     }
 
     async fn first_height(&self) -> Result<Height, SourceError> {
@@ -305,23 +278,17 @@ impl Source for StarknetSource {
             ));
         }
         let (of_settings, named) = (&self.by_settings.named(), &named);
-        self.pool
+        self.reader
             .run(|endpoint| Box::pin(async move { deployment::first_height(&endpoint, of_settings, named).await }))
             .await
     }
 
     async fn head(&self) -> Result<Head, SourceError> {
-        self.pool.run(|endpoint| Box::pin(self.head_of(endpoint))).await
+        self.reader.run(|endpoint| Box::pin(self.head_of(endpoint))).await
     }
 
     async fn links(&self, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
-        if heights.is_empty() {
-            return Ok(Vec::new());
-        }
-        let heights = &heights;
-        let headers =
-            self.pool.run(|endpoint| Box::pin(async move { fetch::headers(&endpoint, heights.clone()).await })).await?;
-        Ok(headers.into_iter().map(|header| header.link).collect())
+        self.reader.links(heights, |_| None).await
     }
 
     async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
@@ -329,28 +296,24 @@ impl Source for StarknetSource {
             return Ok(Vec::new());
         }
         let heights = &heights;
-        let read = self
-            .pool
-            .run(|endpoint| Box::pin(async move { self.fetch(&endpoint).blocks(heights.clone()).await }))
-            .await;
-        self.changes.settled(read)
+        self.reader.read(|endpoint| Box::pin(async move { self.fetch(&endpoint).blocks(heights.clone()).await })).await
     }
 
     /// # Cancel safety
     /// A wake that came while this was dropped is kept for the next call.
     async fn wait(&self, at_most: Duration) {
-        self.bell.wait(at_most).await;
+        self.reader.wait(at_most).await;
     }
 
     /// As with EVM nodes: see [`StarknetSettings::confirm_grace`].
     async fn confirm_undo(&self, undone: &[BlockRef], new: &BlockRef) -> Result<bool, SourceError> {
-        self.pool.agrees(new, self.confirm_grace, |endpoint| Box::pin(self.opinion(endpoint, undone, new))).await
+        self.reader.confirm_undo(undone, new).await
     }
 
     async fn token_metadata(&self, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
-        self.pool.run(|endpoint| Box::pin(async move { metadata::read(&endpoint, tokens).await })).await
+        self.reader.run(|endpoint| Box::pin(async move { metadata::QUESTIONS.ask(&endpoint, tokens).await })).await
     }
 }

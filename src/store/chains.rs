@@ -1,6 +1,6 @@
 //! What the syncer reads and writes: chains and their blocks. One writer per chain holds an advisory lock.
 
-mod registry;
+mod following;
 mod write;
 
 use futures::try_join;
@@ -12,7 +12,7 @@ use super::{Store, StoreError};
 use crate::chain::delta::Delta;
 use crate::chain::{Block, BlockRef, ChainId, Event, Hash, Height, Kind, Text};
 
-pub use registry::{CaughtUp, Missed, RegisteredVault};
+pub use following::{CaughtUp, Missed, RegisteredVault};
 
 /// What the settings say of a chain; what is none stays as the database has it.
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ pub struct NewBlocks<'a> {
     pub final_height: Option<Height>,
     /// Stored with the blocks; none: leaves what was there.
     pub position: Option<&'a Value>,
-    /// The chain began anew: the final height may fall.
+    /// The chain began again: the final height may fall.
     pub reset: bool,
     /// Registered vaults whose events the blocks hold.
     pub vaults: &'a [Text],
@@ -141,7 +141,7 @@ fn stored_chain(row: &Row) -> Result<StoredChain, StoreError> {
         (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
         _ => None,
     };
-    let vaults = row.try_get::<_, Option<Value>>("vaults")?.map(registry::registered).transpose()?;
+    let vaults = row.try_get::<_, Option<Value>>("vaults")?.map(following::registered).transpose()?;
     Ok(StoredChain { chain: chain_row(row)?, tip, lowest: height(row, "lowest_height")?, vaults })
 }
 

@@ -8,28 +8,24 @@ use crate::chain::{BlockRef, Height};
 use crate::sources::{Head, SourceError};
 use crate::store::{StoredChain, SyncLock};
 
-pub(super) enum Compared {
-    Known,
+/// What the source's head asks of the stored blocks.
+pub(super) enum Move {
+    /// Nothing.
+    Stay,
+    /// Go on from the newest one.
     Extend,
-    Reorg {
-        ancestor: Option<BlockRef>,
-        down: Vec<BlockRef>,
-    },
-    /// Everything from the start on, which lies below what is stored.
-    Again,
+    /// Archive those above the ancestor, and go on from it.
+    Replace { ancestor: Option<BlockRef>, down: Vec<BlockRef> },
+    /// Archive all of them, and begin at the start, which lies below.
+    Restart,
 }
 
 impl Syncer {
     /// Finds where the source's branch and ours part.
-    pub(super) async fn compare(
-        &self,
-        lock: &SyncLock,
-        stored: &StoredChain,
-        head: &Head,
-    ) -> Result<Compared, SyncError> {
-        let StoredChain { chain, tip: Some(tip), lowest, .. } = stored else { return Ok(Compared::Extend) };
+    pub(super) async fn compare(&self, lock: &SyncLock, stored: &StoredChain, head: &Head) -> Result<Move, SyncError> {
+        let StoredChain { chain, tip: Some(tip), lowest, .. } = stored else { return Ok(Move::Extend) };
         if self.begins_below(stored) {
-            return Ok(Compared::Again);
+            return Ok(Move::Restart);
         }
         let lowest = lowest.unwrap_or(tip.height);
         let reset = self.settings.allow_reset;
@@ -48,7 +44,7 @@ impl Syncer {
                     ours: ours.hash.to_string(),
                     theirs: head.block.hash.to_string(),
                 }),
-                _ => Ok(Compared::Known),
+                _ => Ok(Move::Stay),
             };
         }
         loop {
@@ -59,14 +55,14 @@ impl Syncer {
                         return Err(self.too_deep(&window, floor));
                     }
                     let down = lock.block_refs(head.block.height.next(), tip.height).await?;
-                    return Ok(Compared::Reorg { ancestor: Some(head.block.clone()), down });
+                    return Ok(Move::Replace { ancestor: Some(head.block.clone()), down });
                 }
-                Ok(Step::Known) => return Ok(Compared::Known),
-                Ok(Step::Extend) => return Ok(Compared::Extend),
+                Ok(Step::Known) => return Ok(Move::Stay),
+                Ok(Step::Extend) => return Ok(Move::Extend),
                 Ok(Step::Reorg { ancestor, .. }) => {
                     let from = ancestor.as_ref().map_or(lowest, |a| a.height.next());
                     let down = lock.block_refs(from, tip.height).await?;
-                    return Ok(Compared::Reorg { ancestor, down });
+                    return Ok(Move::Replace { ancestor, down });
                 }
                 Ok(Step::Need { heights }) => {
                     let ours = if *heights.start() == tip.height {

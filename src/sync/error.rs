@@ -59,7 +59,7 @@ pub enum SyncError {
     /// The source replaced blocks that were final.
     #[error(
         "the source has another block {height} ({theirs}) than ours ({ours}), which is final: \
-         if the chain really began anew, start with --allow-reset"
+         if the chain really began again, start with --allow-reset"
     )]
     TooDeep {
         /// The lowest height that may be replaced.
@@ -99,7 +99,7 @@ pub(super) enum Fault {
     Wait(Option<Duration>),
     /// Look again at once.
     Again,
-    /// Connect to Postgres anew.
+    /// Connect to Postgres again.
     Reconnect,
     /// A person should look; ask again rarely.
     Lasting,

@@ -9,7 +9,8 @@ use ebbtide::sources::{FaultKind, Source};
 use serde_json::json;
 
 use crate::support::fake_node::read::{
-    ALICE, BOB, OTHER, TOKEN, block_ref, expected, following, height, lively, range, read_all, settings, until,
+    ALICE, BOB, OTHER, TOKEN, block_ref, expected, following, height, lively, range, read_all, settings, some_logs,
+    until,
 };
 use crate::support::fake_node::{FakeBlock, FakeNode, Fault, chain, data_lines, data_text, follow, transfer};
 
@@ -295,6 +296,32 @@ async fn tokens_describe_themselves_and_survive_nonsense() {
     );
     node.fault(Fault::Refused(-32005, "rate limit exceeded"));
     assert_eq!(source.token_metadata(&[TOKEN.into()]).await.unwrap_err().kind(), FaultKind::Transient);
+}
+
+#[tokio::test]
+async fn the_header_of_the_head_is_read_once() {
+    let blocks = lively(10, "a");
+    let node = FakeNode::start(31337, blocks.clone()).await;
+    let headers = |node: &FakeNode| node.call_count("eth_getBlockByNumber");
+    let source = EvmSource::new(settings(&[&node])).unwrap();
+    source.head().await.unwrap();
+    let asked = headers(&node);
+    assert_eq!(source.links(range(9, 9)).await.unwrap()[0].hash.as_str(), blocks[9].hash);
+    assert_eq!(source.blocks(range(9, 9)).await.unwrap(), expected(&blocks[9..], &[]));
+    assert_eq!(headers(&node), asked, "it was given with the head");
+    assert_eq!(source.links(range(8, 9)).await.unwrap().len(), 2);
+    assert_eq!(headers(&node), asked + 1, "the one below it was not");
+    // The chain changes behind it: what was kept is not taken for what is there.
+    let forked = [&blocks[..9], &chain(9, 1, Some(&blocks[8]), "b", some_logs)].concat();
+    node.set_chain_quietly(forked.clone());
+    assert_eq!(source.blocks(range(9, 9)).await.unwrap(), expected(&forked[9..], &[]));
+    // Another node is asked for its own.
+    let other = FakeNode::start(31337, blocks.clone()).await;
+    let both = EvmSource::new(settings(&[&node, &other])).unwrap();
+    both.head().await.unwrap();
+    node.fault(Fault::DropSocket);
+    assert_eq!(both.blocks(range(9, 9)).await.unwrap(), expected(&blocks[9..], &[]));
+    assert_eq!(headers(&other), 1);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ebbtide::chain::{Block, BlockRef, Event, Hash, Height, Kind};
 use ebbtide::sources::starknet::decode::DecodeSettings;
 use ebbtide::sources::starknet::{StarknetSettings, StarknetSource};
-use ebbtide::sources::{FaultKind, Source, SourceError};
+use ebbtide::sources::{FaultKind, Follows, Source, SourceError};
 use serde_json::{Value, json};
 
 use crate::support::fake_node::{Fault, data_text};

@@ -137,7 +137,9 @@ fn logs(state: &State<Evm>, filter: &Value, height: impl Fn(&Value) -> Result<u6
     let by_hash = filter.get("blockHash").and_then(Value::as_str);
     let blocks: Vec<&FakeBlock> = match by_hash {
         Some(hash) => {
-            let found = state.blocks.iter().find(|b| b.hash == hash);
+            let missing =
+                |b: &FakeBlock| state.faults.iter().any(|f| matches!(f, Fault::MissingBlock(h) if *h == b.number));
+            let found = state.blocks.iter().find(|b| b.hash == hash && !missing(b));
             vec![found.ok_or((-32000, "unknown block".to_owned()))?]
         }
         None => {

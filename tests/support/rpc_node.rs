@@ -54,7 +54,7 @@ pub enum Fault {
     MaxRange(u64, &'static str),
     /// `eth_getLogs` fails for more logs than that, in these words.
     MaxLogs(usize, &'static str),
-    /// The block at this height is null by number and by hash.
+    /// The block at this height is null by number and by hash, and its logs are not known.
     MissingBlock(u64),
     /// `eth_getLogs` leaves out every log of this block.
     LogsLeftOut(u64),

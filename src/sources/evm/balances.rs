@@ -3,10 +3,12 @@
 use alloy_primitives::{U256, hex};
 use serde_json::json;
 
-use super::{fetch, metadata, parse_address};
+use super::{metadata, parse_address};
 use crate::chain::{Amount, BlockRef, Text};
 use crate::sources::SourceError;
+use crate::sources::rpc::contracts::said;
 use crate::sources::rpc::endpoint::{Call, Endpoint};
+use crate::sources::rpc::linked::linked;
 
 /// First four bytes of the hash of `balanceOf(address)`.
 const BALANCE_OF: &str = "70a08231";
@@ -32,7 +34,7 @@ pub(super) async fn read(
         let mut answers = endpoint.ask(&asked).await?.into_iter();
         for call in calls {
             balances.push(match call.zip(answers.by_ref().next()) {
-                Some((call, answer)) => metadata::bytes(endpoint, &call, answer)?.and_then(|bytes| number(&bytes)),
+                Some((call, answer)) => said(endpoint, &call, answer)?.and_then(|raw| number(&metadata::bytes(&raw)?)),
                 None => None,
             });
         }
@@ -52,7 +54,7 @@ fn number(answer: &[u8]) -> Option<Amount> {
 }
 
 async fn same_block(endpoint: &Endpoint, at: &BlockRef) -> Result<(), SourceError> {
-    let found = fetch::links(endpoint, at.height..=at.height).await?.pop();
+    let found = linked(endpoint, vec![at.height.get()], &endpoint.dialect.links, None).await?.pop();
     match found {
         Some(found) if found.hash == at.hash => Ok(()),
         Some(found) => {

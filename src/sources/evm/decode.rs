@@ -26,6 +26,8 @@ use super::signature::Signature;
 use super::signatures::Signatures;
 use crate::chain::{Event, Height, Reject, Text, TokenEvent, Transaction};
 use crate::sources::SourceError;
+pub use crate::sources::decoded::Decoded;
+use crate::sources::words::listed;
 
 /// `Transfer(address,address,uint256)`.
 pub(super) const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
@@ -75,21 +77,6 @@ pub struct DecodeSettings {
     pub events: Vec<String>,
     /// Contracts, besides the network's own, that mint by `Deposit` and burn by `Withdrawal` without a Transfer.
     pub wrapped_native: Vec<String>,
-}
-
-/// What a block's logs say.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Decoded {
-    /// The transactions of everything below, ascending. Their logs exist, so they took effect.
-    pub transactions: Vec<Transaction>,
-    /// Ascending by position.
-    pub token_events: Vec<TokenEvent>,
-    /// Ascending by position; no position is in both lists.
-    pub events: Vec<Event>,
-    /// Ascending by position, one for a position: `bad_log` (not even a log), `bad_transfer`, `bad_event`,
-    /// `no_party` (an amount from nobody to nobody), `position_taken` (different logs that claim one place: none of
-    /// them is believed), `transaction_differs` (two hashes for one transaction's place).
-    pub rejects: Vec<Reject>,
 }
 
 /// Which contracts' logs with which first topics are of interest, as nodes understand it.
@@ -159,13 +146,9 @@ impl Decoder {
         factories: &[FactorySettings],
         network_id: Option<u64>,
     ) -> Result<Decoder, SourceError> {
-        let none = [String::from("none")];
-        let tokens = if settings.tokens.is_empty() {
-            Tokens::All
-        } else if settings.tokens == none {
-            Tokens::Listed(HashSet::new())
-        } else {
-            Tokens::Listed(addresses("token", &settings.tokens)?)
+        let tokens = match listed(&settings.tokens) {
+            None => Tokens::All,
+            Some(listed) => Tokens::Listed(addresses("token", listed)?),
         };
         let mut wrapped = addresses("wrapped_native", &settings.wrapped_native)?;
         let network = network_id.unwrap_or(1);
@@ -181,16 +164,6 @@ impl Decoder {
             events.add(&factory.event, factory.creates.clone())?;
         }
         Ok(Decoder { tokens, wrapped, events, factories })
-    }
-
-    /// The same factories' contracts, and nothing besides them.
-    pub(super) fn for_made_alone(&self) -> Decoder {
-        Decoder {
-            tokens: Tokens::Listed(HashSet::new()),
-            wrapped: HashSet::new(),
-            events: Signatures::default(),
-            factories: self.factories.clone(),
-        }
     }
 
     /// In the order of the settings.

@@ -14,8 +14,9 @@ use super::factory::{Following, Made};
 use super::wire::{self, Blooms, Header, PlacedLog, quantity};
 use crate::chain::{Block, Height, Link};
 use crate::sources::SourceError;
-use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
+use crate::sources::rpc::endpoint::{Call, Endpoint};
 use crate::sources::rpc::fault::Verdict;
+use crate::sources::rpc::linked::{Form, Linked, linked, numbers, some};
 
 /// Blocks that are read by hash in one go.
 const BY_HASH_AT_ONCE: u64 = 64;
@@ -30,54 +31,27 @@ pub(super) struct Fetch<'f> {
     pub(super) blooms: BloomTrust,
     /// Up to here the chain is old enough to be read by range.
     pub(super) old_to: Option<Height>,
+    /// The newest header, if it is one of those that are read.
+    pub(super) newest: Option<Header>,
 }
 
-/// The headers at these heights; it ends at the first one that the node does not have.
-///
-/// # Errors
-/// `Changed` when one does not name the one before it as its parent.
-pub(super) async fn headers(endpoint: &Endpoint, heights: RangeInclusive<Height>) -> Result<Vec<Header>, SourceError> {
-    let asked: Vec<u64> = (heights.start().get()..=heights.end().get()).collect();
-    let calls: Vec<Call> = asked.iter().map(|h| header_call(&format!("{h:#x}"))).collect();
-    let answers = endpoint.ask(&calls).await?;
-    let mut headers: Vec<Header> = Vec::with_capacity(asked.len());
-    let mut missing = None;
-    for ((height, call), answer) in asked.into_iter().zip(&calls).zip(answers) {
-        let Some(header) = read_header(endpoint, call, answer)? else {
-            missing.get_or_insert(height);
-            continue;
-        };
-        let found = header.link.height;
-        if found.get() != height {
-            return Err(endpoint.transient(format!("asked for block {height}, it gave block {found}")));
-        }
-        if let Some(missing) = missing {
-            return Err(endpoint.transient(format!("it has block {found} but not block {missing}")));
-        }
-        if headers.last().is_some_and(|before| before.link.hash != header.link.parent_hash) {
-            return Err(SourceError::Changed { height: found });
-        }
-        headers.push(header);
+impl Linked for Header {
+    fn link(&self) -> &Link {
+        &self.link
     }
-    Ok(headers)
+}
+
+/// How headers are asked for.
+pub(super) const HEADERS: Form<Header> = Form { call: header_at, read: wire::header, requests: usize::MAX };
+/// How logs are asked for.
+pub(super) const GET_LOGS: &str = "eth_getLogs";
+
+pub(super) fn header_at(height: u64) -> Call {
+    header_call(&format!("{height:#x}"))
 }
 
 pub(super) fn header_call(block: &str) -> Call {
     Call::new("eth_getBlockByNumber", json!([block, false]))
-}
-
-/// One header out of an answer; none for null, which is also what a node's "unknown block" means.
-pub(super) fn read_header(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Header>, SourceError> {
-    match answer {
-        Ok(raw) => wire::header(&raw).map_err(|what| endpoint.transient(what)),
-        Err(error) if endpoint.verdict(call.method, &error) == Verdict::UnknownBlock => Ok(None),
-        Err(error) => Err(endpoint.refused(call, &error, None)),
-    }
-}
-
-/// Names of the blocks at these heights.
-pub(super) async fn links(endpoint: &Endpoint, heights: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
-    Ok(headers(endpoint, heights).await?.into_iter().map(|header| header.link).collect())
 }
 
 impl Fetch<'_> {
@@ -87,22 +61,37 @@ impl Fetch<'_> {
         heights: RangeInclusive<Height>,
         filters: &[LogFilter],
     ) -> Result<Reading, SourceError> {
+        let newest = self.newest.clone().filter(|newest| heights.contains(&newest.link.height));
+        let is_kept = newest.is_some();
+        match self.read_with(heights.clone(), filters, newest).await {
+            // What was kept need no longer be so, or the node does not have it yet: as if nothing had been kept.
+            Err(SourceError::Changed { .. }) if is_kept => self.read_with(heights, filters, None).await,
+            read => read,
+        }
+    }
+
+    async fn read_with(
+        &self,
+        heights: RangeInclusive<Height>,
+        filters: &[LogFilter],
+        newest: Option<Header>,
+    ) -> Result<Reading, SourceError> {
         let (first, last) = (*heights.start(), *heights.end());
         let old_last = self.old_to.map(|old_to| old_to.min(last)).filter(|old_last| *old_last > first);
         let by_range = old_last.is_some();
         let last = old_last.unwrap_or_else(|| last.min(first.plus(BY_HASH_AT_ONCE - 1)));
+        let newest = newest.filter(|newest| newest.link.height <= last);
+        let asked = numbers(&(first..=last));
         let (headers, mut logs) = if by_range {
             // Logs first: what they name is then compared with headers that are newer than they are.
             let logs = self.logs_by_range(filters, first, last).await?;
-            (headers(self.endpoint, first..=last).await?, logs)
+            (linked(self.endpoint, asked, &HEADERS, newest).await?, logs)
         } else {
-            let headers = headers(self.endpoint, first..=last).await?;
+            let headers = linked(self.endpoint, asked, &HEADERS, newest).await?;
             let logs = self.logs_by_hash(filters, &headers.iter().collect::<Vec<_>>()).await?;
             (headers, logs)
         };
-        if headers.is_empty() {
-            return Err(self.endpoint.lies(first, "it is not there, though the head is not below it"));
-        }
+        let headers = some(self.endpoint, first, headers)?;
         self.check_all(filters, &headers, &mut logs, by_range).await?;
         Ok(Reading { headers, logs, by_range })
     }
@@ -145,15 +134,7 @@ impl Fetch<'_> {
 
     fn block(&self, header: Header, logs: &mut Logs, following: &mut Following<'_>) -> Block {
         let logs = logs.remove(&header.link.hash).unwrap_or_default();
-        let decoded = self.decoder.decode_following(logs, following);
-        Block {
-            link: header.link,
-            time: header.time,
-            transactions: decoded.transactions,
-            token_events: decoded.token_events,
-            events: decoded.events,
-            rejects: decoded.rejects,
-        }
+        self.decoder.decode_following(logs, following).block(header.link, header.time)
     }
 
     /// Compares logs with headers, and sees to blocks that may hold more.
@@ -187,12 +168,13 @@ impl Fetch<'_> {
     async fn logs_by_range(&self, filters: &[LogFilter], first: Height, last: Height) -> Result<Logs, SourceError> {
         let place =
             [("fromBlock", json!(format!("{:#x}", first.get()))), ("toBlock", json!(format!("{:#x}", last.get())))];
-        let calls: Vec<Call> = filters.iter().map(|filter| logs_call(&place, Some(filter))).collect();
+        let heights = last.get() - first.get() + 1;
+        let call = |filter: &LogFilter| Call::over(GET_LOGS, logs_params(&place, Some(filter)), heights);
+        let calls: Vec<Call> = filters.iter().map(call).collect();
         let answers = self.endpoint.ask(&calls).await?;
         let mut logs = Logs::new();
-        let heights = last.get() - first.get() + 1;
         for (call, answer) in calls.iter().zip(answers) {
-            let raw = answer.map_err(|error| self.endpoint.refused(call, &error, Some(heights)))?;
+            let raw = answer.map_err(|error| self.endpoint.refused(call, &error))?;
             let placed = wire::logs(&raw).map_err(|what| self.endpoint.transient(what))?;
             check::take_range(placed, &(first..=last), &mut logs).map_err(|fault| self.fault(fault))?;
         }
@@ -205,7 +187,7 @@ impl Fetch<'_> {
         for header in headers {
             for filter in filters {
                 asked.push(*header);
-                calls.push(logs_call(&[("blockHash", json!(header.link.hash.as_str()))], Some(filter)));
+                calls.push(logs_of(header, Some(filter)));
             }
         }
         self.ask_by_hash(&asked, &calls).await
@@ -224,7 +206,7 @@ impl Fetch<'_> {
                 Err(error) if self.endpoint.verdict(call.method, &error) == Verdict::UnknownBlock => {
                     return Err(SourceError::Changed { height });
                 }
-                Err(error) => return Err(self.endpoint.refused(call, &error, None)),
+                Err(error) => return Err(self.endpoint.refused(call, &error)),
             };
             for placed in wire::logs(&raw).map_err(|what| self.endpoint.transient(what))? {
                 let PlacedLog { block_hash, removed, log, .. } = placed;
@@ -278,8 +260,7 @@ impl Fetch<'_> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let by_hash = |header: &&Header| logs_call(&[("blockHash", json!(header.link.hash.as_str()))], None);
-        let calls: Vec<Call> = suspects.iter().map(by_hash).collect();
+        let calls: Vec<Call> = suspects.iter().map(|header| logs_of(header, None)).collect();
         let all = self.ask_by_hash(suspects, &calls).await?;
         let mut blooms = Blooms::default();
         for (header, found) in by_header(suspects, all) {
@@ -309,7 +290,11 @@ fn by_header<'h>(headers: &[&'h Header], mut logs: Logs) -> Vec<(&'h Header, Vec
     headers.iter().map(|header| (*header, logs.remove(&header.link.hash).unwrap_or_default())).collect()
 }
 
-fn logs_call(place: &[(&str, Value)], filter: Option<&LogFilter>) -> Call {
+fn logs_of(header: &Header, filter: Option<&LogFilter>) -> Call {
+    Call::new(GET_LOGS, logs_params(&[("blockHash", json!(header.link.hash.as_str()))], filter))
+}
+
+fn logs_params(place: &[(&str, Value)], filter: Option<&LogFilter>) -> Value {
     let mut object: serde_json::Map<String, Value> =
         place.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
     if let Some(filter) = filter {
@@ -322,7 +307,7 @@ fn logs_call(place: &[(&str, Value)], filter: Option<&LogFilter>) -> Call {
             object.insert("topics".into(), json!([topics]));
         }
     }
-    Call::new("eth_getLogs", json!([object]))
+    json!([object])
 }
 
 /// A height out of an answer that is a bare number.

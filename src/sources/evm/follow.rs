@@ -146,25 +146,6 @@ impl Follow {
         Ok(fetch.blocks(reading, &mut Following::below(&state.found, first)))
     }
 
-    /// What to ask for, and what to follow, to read these contracts alone. One that no factory is known to have made
-    /// counts as made by each.
-    pub(super) fn only(&self, decoder: &Decoder, contracts: &[Address]) -> (Vec<LogFilter>, Following<'static>) {
-        let state = self.read();
-        let mut following = Following::nobody();
-        let mut filters = Vec::new();
-        let known = Following::below(&state.found, Height::MAX);
-        for factory in 0..decoder.factories().len() {
-            let mine = |contract: &&Address| {
-                let mut makers = known.makers(contract).peekable();
-                makers.peek().is_none() || makers.any(|maker| maker == factory)
-            };
-            let mine: Vec<Address> = contracts.iter().filter(mine).copied().collect();
-            mine.iter().for_each(|contract| following.add(factory, *contract));
-            filters.extend(decoder.made_filters(factory, mine));
-        }
-        (filters, following)
-    }
-
     /// Waits until all that was made below this range is known.
     async fn until_told(&self, fetch: &Fetch<'_>, ticket: &Ticket<'_>) -> Result<(), SourceError> {
         let mut changes = self.changes.subscribe();

@@ -1,54 +1,27 @@
-//! What tokens say about themselves. A contract may answer anything; what is not fit to be shown becomes none.
+//! What tokens say about themselves, as the ABI writes it.
 
 use alloy_primitives::{U256, hex};
 use serde_json::json;
+use serde_json::value::RawValue;
 
-use crate::chain::Text;
-use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
-use crate::sources::rpc::fault::Verdict;
-use crate::sources::rpc::name_to_show;
-use crate::sources::{SourceError, TokenMetadata};
+use crate::sources::rpc::contracts::Questions;
+use crate::sources::rpc::endpoint::Call;
+use crate::sources::words::name_to_show;
 
-/// First four bytes of the hashes of `symbol()`, `name()` and `decimals()`.
-const QUESTIONS: [&str; 3] = ["0x95d89b41", "0x06fdde03", "0x313ce567"];
+/// Symbol, name and decimals, by the first four bytes of the hashes of `symbol()`, `name()` and `decimals()`.
+pub(super) const QUESTIONS: Questions<Vec<u8>> = Questions {
+    calls: |token| {
+        ["0x95d89b41", "0x06fdde03", "0x313ce567"]
+            .map(|data| Call::new("eth_call", json!([{"to": token, "data": data}, "latest"])))
+    },
+    read: bytes,
+    text: |answer| text(answer),
+    small: |answer| small(answer),
+};
 
-/// Asks each token for its symbol, name and decimals.
-///
-/// # Errors
-/// When the node fails; a contract that fails is an answer.
-pub(super) async fn read(endpoint: &Endpoint, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
-    let call = |token: &Text, data: &str| Call::new("eth_call", json!([{"to": &**token, "data": data}, "latest"]));
-    let calls: Vec<Call> = tokens.iter().flat_map(|token| QUESTIONS.map(|data| call(token, data))).collect();
-    let mut answers = calls.iter().zip(endpoint.ask(&calls).await?);
-    let mut described = Vec::with_capacity(tokens.len());
-    for token in tokens {
-        let mut next = || answers.next().map_or(Ok(None), |(call, answer)| bytes(endpoint, call, answer));
-        let (symbol, name, decimals) = (next()?, next()?, next()?);
-        described.push(TokenMetadata {
-            token: token.clone(),
-            symbol: symbol.and_then(|bytes| text(&bytes)),
-            name: name.and_then(|bytes| text(&bytes)),
-            decimals: decimals.and_then(|bytes| small(&bytes)),
-        });
-    }
-    Ok(described)
-}
-
-/// The bytes that a contract answers with; none if it fails.
-///
-/// # Errors
-/// When it is the node that fails.
-pub(super) fn bytes(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Vec<u8>>, SourceError> {
-    match answer {
-        Ok(raw) => Ok(serde_json::from_str::<String>(raw.get()).ok().and_then(|text| hex::decode(text).ok())),
-        Err(error) => match endpoint.verdict(call.method, &error) {
-            // The node's fault. Anything else is the contract's: it reverted, ran out of gas, has no such function.
-            Verdict::Busy | Verdict::NoAccess | Verdict::NoMethod | Verdict::NoHistory | Verdict::UnknownBlock => {
-                Err(endpoint.refused(call, &error, None))
-            }
-            _ => Ok(None),
-        },
-    }
+/// The bytes that a contract answers with.
+pub(super) fn bytes(raw: &RawValue) -> Option<Vec<u8>> {
+    hex::decode(serde_json::from_str::<String>(raw.get()).ok()?).ok()
 }
 
 /// A `string`, or the `bytes32` of tokens older than that custom.
@@ -76,7 +49,7 @@ fn small(answer: &[u8]) -> Option<i16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sources::rpc::LONGEST_NAME;
+    use crate::sources::words::LONGEST_NAME;
 
     fn word(n: u64) -> Vec<u8> {
         U256::from(n).to_be_bytes_vec()

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::chain::{Amount, Event, Kind, Reject, Text, TokenEvent};
+use crate::sources::words::{listed, name_to_show};
 use crate::sources::{SourceError, TokenMetadata};
 
 /// The two paths the GRC20 library has had; the move was on 2025-09-04.
@@ -18,8 +19,6 @@ pub(super) const NEW_TOKEN: &str = "NewToken";
 const TRANSFER: &str = "Transfer";
 /// Longest package path that `events.emitter` holds.
 const LONGEST_EMITTER: usize = 512;
-/// Longest name or ticker kept of a token, in characters.
-const LONGEST_NAME: usize = 256;
 
 /// One attribute of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -151,11 +150,7 @@ impl Decoder {
                 return refuse("trusted_grc20_packages", package, "a package path is wanted, as gno.land/p/demo/x");
             }
         }
-        let tokens = match settings.tokens.as_slice() {
-            [] => None,
-            [only] if only == "none" => Some(HashSet::new()),
-            listed => Some(listed.iter().cloned().collect::<HashSet<_>>()),
-        };
+        let tokens = listed(&settings.tokens).map(|listed| listed.iter().cloned().collect::<HashSet<_>>());
         for token in tokens.iter().flatten() {
             if !Kind::Gno.is_token(token) {
                 return refuse("tokens", token, "a token id or a realm path is wanted, as gno.land/r/demo/wugnot");
@@ -308,7 +303,7 @@ impl Decoder {
 /// What an announcement says of its token, if it names one. The library alone makes them, so they are believed.
 pub(super) fn announcement(event: &Event) -> Option<TokenMetadata> {
     let text = |key: &str| event.attributes.get(key).and_then(Value::as_str);
-    let name = |key: &str| text(key).map(|t| t.chars().take(LONGEST_NAME).collect::<String>());
+    let name = |key: &str| text(key).and_then(name_to_show);
     let token = text("token").filter(|token| is_token_id(token))?;
     Some(TokenMetadata {
         token: token.into(),

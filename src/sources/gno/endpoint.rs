@@ -1,10 +1,10 @@
 //! One URL that answers GraphQL, and what its faults mean (specs/gno-token-balances 3.8).
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::Url;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -12,10 +12,11 @@ use tokio::time::Instant;
 
 use super::wire::{Answer, Query, WireError};
 use crate::sources::SourceError;
-use crate::sources::http::{HttpClient, HttpFault, secrets, shown};
+use crate::sources::net::http::HttpFault;
+use crate::sources::net::server::Server;
 
 /// Least patience with a server that counts requests: it counts them by the minute.
-const AFTER_TOO_MANY: Duration = Duration::from_secs(10);
+pub(super) const AFTER_TOO_MANY: Duration = Duration::from_secs(10);
 /// The same error so often in a row is not going away.
 const SAME_ERRORS: u32 = 5;
 /// Errors that come together (several requests are under way at once) are one.
@@ -35,14 +36,7 @@ pub(super) enum Size {
 /// One URL.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    url: Url,
-    /// Scheme, host and port: what errors may show.
-    pub(super) shown: String,
-    /// What errors must not show, though a server may say it.
-    secrets: Vec<String>,
-    client: HttpClient,
-    /// Whether it was compared with what we have since it last failed.
-    pub(super) compared: AtomicBool,
+    server: Server,
     last_error: Mutex<Option<Repeated>>,
     silent: AtomicU32,
 }
@@ -54,17 +48,17 @@ struct Repeated {
     at: Instant,
 }
 
+impl Deref for Endpoint {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
 impl Endpoint {
-    pub(super) fn new(url: Url, client: HttpClient) -> Endpoint {
-        Endpoint {
-            shown: shown(&url),
-            secrets: secrets(&url),
-            url,
-            client,
-            compared: AtomicBool::new(false),
-            last_error: Mutex::new(None),
-            silent: AtomicU32::new(0),
-        }
+    pub(super) fn new(server: Server) -> Endpoint {
+        Endpoint { server, last_error: Mutex::new(None), silent: AtomicU32::new(0) }
     }
 
     /// Asks once. An answer with any error in it is void.
@@ -75,7 +69,7 @@ impl Endpoint {
             Size::Divisible => SourceError::RangeTooLarge { what: self.say(what), at_most: None },
             Size::Least => self.transient(what),
         };
-        let reply = match self.client.post_json(&self.url, body).await {
+        let reply = match self.post(body).await {
             Ok(reply) => reply,
             Err(fault @ HttpFault::TooLarge(_)) => return Err(too_large(fault.to_string())),
             Err(fault @ HttpFault::TimedOut(_)) => {
@@ -86,19 +80,13 @@ impl Endpoint {
             Err(fault) => return Err(self.transient(fault.to_string())),
         };
         self.silent.store(0, Ordering::Relaxed);
-        let later = |what: String| SourceError::Transient { what: self.say(what), retry_after: reply.retry_after };
-        let text = reply.body.trim_ascii_start();
+        let later = |what: String| self.later(what, reply.retry_after);
         match reply.status {
-            429 => {
-                return Err(SourceError::Transient {
-                    what: self.say("too many requests (HTTP 429)"),
-                    retry_after: Some(reply.retry_after.unwrap_or_default().max(AFTER_TOO_MANY)),
-                });
-            }
+            // Whatever it says: it is in trouble.
             408 | 425 | 500.. => return Err(later(format!("answers HTTP {}", reply.status))),
-            401..=403 => return Err(self.permanent(format!("refuses access (HTTP {})", reply.status))),
-            _ => {}
+            _ => self.refusal(&reply).map_or(Ok(()), Err)?,
         }
+        let text = reply.text();
         if text.first() == Some(&b'<') {
             return Err(self.permanent("answers with a web page: is the URL right? It ends with /graphql/query"));
         }
@@ -153,19 +141,5 @@ impl Endpoint {
         } else {
             self.transient(format!("says {text:?}"))
         }
-    }
-
-    pub(super) fn transient(&self, what: impl AsRef<str>) -> SourceError {
-        SourceError::transient(self.say(what))
-    }
-
-    pub(super) fn permanent(&self, what: impl AsRef<str>) -> SourceError {
-        SourceError::permanent(self.say(what))
-    }
-
-    /// Names the server, and shows nothing of the URL that may be a key.
-    pub(super) fn say(&self, what: impl AsRef<str>) -> String {
-        let said = self.secrets.iter().fold(what.as_ref().to_owned(), |text, secret| text.replace(secret, "…"));
-        format!("{}: {said}", self.shown)
     }
 }

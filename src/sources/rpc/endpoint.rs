@@ -1,5 +1,6 @@
 //! One URL that speaks JSON-RPC: batches out, answers matched to their calls.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,7 +8,6 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
-use reqwest::Url;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -18,7 +18,8 @@ use super::Dialect;
 use super::fault::Verdict;
 use crate::chain::Height;
 use crate::sources::SourceError;
-use crate::sources::http::{HttpClient, HttpFault, secrets, shown};
+use crate::sources::net::http::HttpFault;
+use crate::sources::net::server::Server;
 
 /// Requests of one call of ours that are under way at once on one endpoint.
 const REQUESTS_AT_ONCE: usize = 4;
@@ -29,40 +30,35 @@ const LONGEST_TEXT: usize = 300;
 
 /// One method call.
 #[derive(Debug, Clone)]
-pub(in crate::sources) struct Call {
-    pub(in crate::sources) method: &'static str,
-    pub(in crate::sources) params: Value,
+pub(crate) struct Call {
+    pub(crate) method: &'static str,
+    pub(crate) params: Value,
+    /// How many heights are asked about at once. None means that less cannot be asked for.
+    heights: Option<u64>,
 }
 
 /// A node's error for one call.
 #[derive(Debug, Clone, Deserialize)]
-pub(in crate::sources) struct RpcError {
+pub(crate) struct RpcError {
     #[serde(default)]
-    pub(in crate::sources) code: Value,
+    pub(crate) code: Value,
     #[serde(default)]
-    pub(in crate::sources) message: Value,
+    pub(crate) message: Value,
     #[serde(default)]
-    pub(in crate::sources) data: Value,
+    pub(crate) data: Value,
 }
 
 /// What came of one call; `null` for "there is no such thing".
-pub(in crate::sources) type Answer = Result<Box<RawValue>, RpcError>;
+pub(crate) type Answer = Result<Box<RawValue>, RpcError>;
 
 /// One URL.
 #[derive(Debug)]
-pub(in crate::sources) struct Endpoint {
-    url: Url,
-    /// Scheme, host and port: what errors may show.
-    pub(in crate::sources) shown: String,
-    /// What errors must not show, though a node may say it.
-    secrets: Vec<String>,
-    client: HttpClient,
+pub(crate) struct Endpoint {
+    server: Server,
     gate: Arc<Semaphore>,
-    pub(in crate::sources) dialect: &'static Dialect,
+    pub(crate) dialect: &'static Dialect,
     most_calls: AtomicUsize,
     shrunk_at: Mutex<Option<Instant>>,
-    /// Whether its network id was checked since it last failed.
-    pub(in crate::sources) verified: AtomicBool,
     /// Whether the last question for a range met a limit that did not say which.
     limited: AtomicBool,
 }
@@ -92,14 +88,24 @@ enum Sent {
 }
 
 impl Call {
-    pub(in crate::sources) fn new(method: &'static str, params: Value) -> Call {
-        Call { method, params }
+    pub(crate) fn new(method: &'static str, params: Value) -> Call {
+        Call { method, params, heights: None }
+    }
+
+    /// A call about so many heights; about fewer, if that is too many.
+    pub(crate) fn over(method: &'static str, params: Value, heights: u64) -> Call {
+        Call { method, params, heights: Some(heights) }
+    }
+
+    /// How many heights are asked about, if less can be asked for.
+    fn divisible(&self) -> Option<u64> {
+        self.heights.filter(|heights| *heights > 1)
     }
 }
 
 impl RpcError {
     /// The node's words, fit to be shown: one line, bounded.
-    pub(in crate::sources) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let message = match &self.message {
             Value::String(text) => text.clone(),
             Value::Null => String::from("an error without a message"),
@@ -118,35 +124,34 @@ impl RpcError {
         text
     }
 
-    pub(in crate::sources) fn verdict(&self, dialect: &Dialect, method: &str) -> Verdict {
+    pub(crate) fn verdict(&self, dialect: &Dialect, method: &str) -> Verdict {
         (dialect.judge)(method, self.code.as_i64().unwrap_or_default(), &self.text())
     }
 }
 
+impl Deref for Endpoint {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
 impl Endpoint {
-    pub(in crate::sources) fn new(
-        url: Url,
-        client: HttpClient,
-        gate: Arc<Semaphore>,
-        dialect: &'static Dialect,
-    ) -> Endpoint {
+    pub(crate) fn new(server: Server, gate: Arc<Semaphore>, dialect: &'static Dialect) -> Endpoint {
         Endpoint {
-            shown: shown(&url),
-            secrets: secrets(&url),
-            url,
-            client,
+            server,
             gate,
             dialect,
             most_calls: AtomicUsize::new(dialect.most_calls),
             shrunk_at: Mutex::new(None),
-            verified: AtomicBool::new(false),
             limited: AtomicBool::new(false),
         }
     }
 
     /// Makes all these calls, in as few requests as the node allows; the answers are in the order of the calls. The
     /// first request that fails ends it.
-    pub(in crate::sources) async fn ask(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+    pub(crate) async fn ask(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
         let size = self.most_calls();
         // Boxed by hand: the compiler cannot see that a closure over a borrowed part may cross threads.
         let mut parts: Vec<BoxFuture<'_, Result<Vec<Answer>, SourceError>>> = Vec::new();
@@ -158,11 +163,11 @@ impl Endpoint {
     }
 
     /// One answer that must be there: a null or an error is a fault.
-    pub(in crate::sources) async fn ask_one(&self, call: Call) -> Result<Box<RawValue>, SourceError> {
+    pub(crate) async fn ask_one(&self, call: Call) -> Result<Box<RawValue>, SourceError> {
         let answer = self.ask(std::slice::from_ref(&call)).await?.pop();
         match answer {
             Some(Ok(raw)) => Ok(raw),
-            Some(Err(error)) => Err(self.refused(&call, &error, None)),
+            Some(Err(error)) => Err(self.refused(&call, &error)),
             None => Err(self.transient("no answer")),
         }
     }
@@ -221,7 +226,7 @@ impl Endpoint {
         .map_err(|e| self.transient(format!("cannot write the request: {e}")))?;
         let reply = {
             let _turn = self.gate.acquire().await.map_err(|_| self.transient("shutting down"))?;
-            self.client.post_json(&self.url, body).await
+            self.post(body).await
         };
         let reply = match reply {
             Ok(reply) => reply,
@@ -235,18 +240,11 @@ impl Endpoint {
                 return Err(self.transient(fault.to_string()));
             }
         };
-        let later = |what: String| SourceError::Transient { what: self.say(what), retry_after: reply.retry_after };
-        let text = reply.body.trim_ascii_start();
-        let status = reply.status;
-        match status {
-            429 => return Err(later("too many requests (HTTP 429)".into())),
-            // A node's own words are worth more than its status; a proxy's page is not.
-            408 | 425 | 500.. if !matches!(text.first(), Some(b'{' | b'[')) => {
-                return Err(later(format!("answers HTTP {status}")));
-            }
-            401..=403 => return Err(self.permanent(format!("refuses access (HTTP {status}): is its key right?"))),
-            _ => {}
+        if let Some(refusal) = self.refusal(&reply) {
+            return Err(refusal);
         }
+        let later = |what: String| self.later(what, reply.retry_after);
+        let (status, text) = (reply.status, reply.text());
         let single = match text.first() {
             Some(b'[') => {
                 let answers: Vec<Option<Response<'_>>> = serde_json::from_slice(text)
@@ -342,18 +340,18 @@ impl Endpoint {
     }
 
     /// What an error of this method means, in the words of this kind of chain.
-    pub(in crate::sources) fn verdict(&self, method: &str, error: &RpcError) -> Verdict {
+    pub(crate) fn verdict(&self, method: &str, error: &RpcError) -> Verdict {
         error.verdict(self.dialect, method)
     }
 
-    /// What a call's error means. `heights`: how many the call spanned, for a question by range.
-    pub(in crate::sources) fn refused(&self, call: &Call, error: &RpcError, heights: Option<u64>) -> SourceError {
+    /// What a call's error means.
+    pub(crate) fn refused(&self, call: &Call, error: &RpcError) -> SourceError {
         let what = self.say(format!("{} failed: {:?}", call.method, error.text()));
-        let too_large = |at_most: Option<u64>| match heights {
-            Some(asked) if asked > 1 => {
+        let too_large = |at_most: Option<u64>| match call.divisible() {
+            Some(asked) => {
                 SourceError::RangeTooLarge { what: what.clone(), at_most: at_most.filter(|n| *n > 0 && *n < asked) }
             }
-            _ => SourceError::transient(what.clone()),
+            None => SourceError::transient(what.clone()),
         };
         let was_limited = self.limited.swap(false, Ordering::Relaxed);
         match self.verdict(call.method, error) {
@@ -374,33 +372,14 @@ impl Endpoint {
 
     fn too_large(&self, call: &Call, limit: usize) -> SourceError {
         let what = self.say(format!("the answer to {} is larger than {limit} bytes", call.method));
-        if call.method == "eth_getLogs" && call.params.pointer("/0/fromBlock").is_some() {
-            SourceError::RangeTooLarge { what, at_most: None }
-        } else {
-            SourceError::transient(what)
+        match call.divisible() {
+            Some(_) => SourceError::RangeTooLarge { what, at_most: None },
+            None => SourceError::transient(what),
         }
-    }
-
-    fn say(&self, what: impl std::fmt::Display) -> String {
-        let mut text = format!("{}: {what}", self.shown);
-        for secret in &self.secrets {
-            text = text.replace(secret, "***");
-        }
-        text
-    }
-
-    /// A fault of this node that may pass.
-    pub(in crate::sources) fn transient(&self, what: impl std::fmt::Display) -> SourceError {
-        SourceError::transient(self.say(what))
-    }
-
-    /// A fault of this node that will not pass by itself.
-    pub(in crate::sources) fn permanent(&self, what: impl std::fmt::Display) -> SourceError {
-        SourceError::permanent(self.say(what))
     }
 
     /// A fault at a height: the node tells two things that cannot both be true.
-    pub(in crate::sources) fn lies(&self, height: Height, what: impl std::fmt::Display) -> SourceError {
+    pub(crate) fn lies(&self, height: Height, what: impl std::fmt::Display) -> SourceError {
         self.transient(format!("block {height}: {what}"))
     }
 }

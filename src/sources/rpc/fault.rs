@@ -2,7 +2,7 @@
 
 /// What an error of a JSON-RPC call means for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::sources) enum Verdict {
+pub(crate) enum Verdict {
     /// Fewer heights at once; the most the node gives, if it says so.
     RangeTooLarge { at_most: Option<u64> },
     /// A limit, of results or of requests: the words do not tell.
@@ -24,43 +24,57 @@ pub(in crate::sources) enum Verdict {
 }
 
 /// Judges an error by its code and words.
-pub(in crate::sources) fn judge(method: &str, code: i64, message: &str) -> Verdict {
+pub(crate) fn judge(code: i64, message: &str) -> Verdict {
     let text = message.to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|w| text.contains(w));
-    if has(BUSY) || code == 429 {
-        return Verdict::Busy;
+    certain(code, &text).unwrap_or_else(|| rest(code, &text))
+}
+
+/// As [`judge`], for a method that searches a range of heights, which may be too large.
+pub(crate) fn judge_search(code: i64, message: &str) -> Verdict {
+    let text = message.to_lowercase();
+    certain(code, &text).or_else(|| of_range(code, &text)).unwrap_or_else(|| rest(code, &text))
+}
+
+fn has(text: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| text.contains(word))
+}
+
+/// What means the same for every method, and leaves no doubt.
+fn certain(code: i64, text: &str) -> Option<Verdict> {
+    if has(text, BUSY) || code == 429 {
+        Some(Verdict::Busy)
+    } else if has(text, &["batch"]) && !has(text, &["internal"]) {
+        Some(Verdict::BatchRefused { at_most: number_near(text, &["requests", "calls", "batch", "items"]) })
+    } else if has(text, NO_HISTORY) || code == 4444 {
+        Some(Verdict::NoHistory)
+    } else if has(text, NO_ACCESS) {
+        Some(Verdict::NoAccess)
+    } else if has(text, UNKNOWN_BLOCK) {
+        Some(Verdict::UnknownBlock)
+    } else {
+        None
     }
-    if has(&["batch"]) && !has(&["internal"]) {
-        return Verdict::BatchRefused { at_most: number_near(&text, &["requests", "calls", "batch", "items"]) };
+}
+
+fn of_range(code: i64, text: &str) -> Option<Verdict> {
+    let too_many = has(text, &["more than", "too many", "exceed", "limit", "max"])
+        && has(text, &["result", "logs", "block", "range", "response", "size"]);
+    if too_many || has(text, RANGE) {
+        Some(Verdict::RangeTooLarge { at_most: suggested_range(text) })
+    } else if has(text, &["limit exceeded", "limit reached"]) || code == -32005 {
+        Some(Verdict::SomeLimit)
+    } else {
+        None
     }
-    if has(NO_HISTORY) || code == 4444 {
-        return Verdict::NoHistory;
+}
+
+fn rest(code: i64, text: &str) -> Verdict {
+    match code {
+        -32005 => Verdict::Busy,
+        -32601 => Verdict::NoMethod,
+        _ if has(text, NO_METHOD) => Verdict::NoMethod,
+        _ => Verdict::Other,
     }
-    if has(NO_ACCESS) {
-        return Verdict::NoAccess;
-    }
-    if method == "eth_getLogs" {
-        if has(UNKNOWN_BLOCK) {
-            return Verdict::UnknownBlock;
-        }
-        let too_many = has(&["more than", "too many", "exceed", "limit", "max"])
-            && has(&["result", "logs", "block", "range", "response", "size"]);
-        if too_many || has(RANGE) {
-            return Verdict::RangeTooLarge { at_most: suggested_range(&text) };
-        }
-        if has(&["limit exceeded", "limit reached"]) || code == -32005 {
-            return Verdict::SomeLimit;
-        }
-    } else if has(UNKNOWN_BLOCK) {
-        return Verdict::UnknownBlock;
-    }
-    if code == -32005 {
-        return Verdict::Busy;
-    }
-    if code == -32601 || has(NO_METHOD) {
-        return Verdict::NoMethod;
-    }
-    Verdict::Other
 }
 
 const BUSY: &[&str] = &[
@@ -263,7 +277,7 @@ mod tests {
             (-32602, "invalid block range: 12000 blocks exceeds limit 10000", some(10_000)),
             (-32000, "Exceeded maximum block range: 1000", some(1000)),
         ] {
-            assert_eq!(judge("eth_getLogs", code, message), Verdict::RangeTooLarge { at_most }, "{message}");
+            assert_eq!(judge_search(code, message), Verdict::RangeTooLarge { at_most }, "{message}");
         }
     }
 
@@ -276,10 +290,10 @@ mod tests {
             (-32097, "rate limit exceeded"),
             (-32000, "Too many requests, please try again later"),
         ] {
-            assert_eq!(judge("eth_getLogs", code, message), Verdict::Busy, "{message}");
+            assert_eq!(judge_search(code, message), Verdict::Busy, "{message}");
         }
-        assert_eq!(judge("eth_getLogs", -32005, "limit exceeded"), Verdict::SomeLimit);
-        assert_eq!(judge("eth_getBlockByNumber", -32005, "limit exceeded"), Verdict::Busy);
+        assert_eq!(judge_search(-32005, "limit exceeded"), Verdict::SomeLimit);
+        assert_eq!(judge(-32005, "limit exceeded"), Verdict::Busy);
     }
 
     #[test]
@@ -304,7 +318,7 @@ mod tests {
             ),
             ("boom", Verdict::Other),
         ] {
-            assert_eq!(judge("eth_getLogs", -32000, message), verdict, "{message}");
+            assert_eq!(judge_search(-32000, message), verdict, "{message}");
         }
     }
 
@@ -317,7 +331,7 @@ mod tests {
             "max range [0x, ]",
             "max k blocks",
         ] {
-            assert_eq!(judge("eth_getLogs", -1, message), Verdict::RangeTooLarge { at_most: None }, "{message}");
+            assert_eq!(judge_search(-1, message), Verdict::RangeTooLarge { at_most: None }, "{message}");
         }
     }
 }

@@ -22,6 +22,8 @@ use super::follow::Found;
 use crate::chain::felt::{Felt, NoFelt};
 use crate::chain::{Event, Height, Reject, Text, TokenEvent, Transaction};
 use crate::sources::SourceError;
+pub use crate::sources::decoded::Decoded;
+use crate::sources::words::listed;
 
 /// Names by which events of option vaults, of the deployer and of tokens are known (specs/option-vaults.md, section 1).
 pub const EVENT_NAMES: [&str; 19] = [
@@ -135,20 +137,6 @@ pub struct RawTransaction {
     pub events: Vec<(u64, RawEvent)>,
 }
 
-/// What a block's transactions came to.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Decoded {
-    /// Those with anything below.
-    pub transactions: Vec<Transaction>,
-    /// In order.
-    pub token_events: Vec<TokenEvent>,
-    /// In order; no position is in both lists.
-    pub events: Vec<Event>,
-    /// `bad_felt` (no number below P), `bad_amount` (a half of 2^128 or more), `bad_transfer` (another shape, of a listed
-    /// token), `no_party` (an amount from nobody to nobody, of a listed token).
-    pub rejects: Vec<Reject>,
-}
-
 /// Turns events into chain values, by settings that were checked once.
 #[derive(Debug, Clone)]
 pub struct Decoder {
@@ -190,12 +178,8 @@ impl Decoder {
     /// # Errors
     /// Permanent, naming the setting and the text in it that is wrong.
     pub fn new(settings: &DecodeSettings) -> Result<Decoder, SourceError> {
-        let none = [String::from("none")];
-        let tokens = match settings.tokens.as_slice() {
-            [] => None,
-            only if only == none => Some(HashSet::new()),
-            listed => Some(felts("token", listed)?.into_iter().collect()),
-        };
+        let tokens = listed(&settings.tokens).map(|listed| felts("token", listed)).transpose()?;
+        let tokens = tokens.map(|tokens| tokens.into_iter().collect());
         let vaults = match &settings.vault_class_hash {
             Some(class_hash) => {
                 let public = UNIVERSAL_DEPLOYERS.map(str::to_owned);

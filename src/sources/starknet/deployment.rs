@@ -8,8 +8,8 @@ use super::wire;
 use crate::chain::Height;
 use crate::chain::felt::Felt;
 use crate::sources::SourceError;
+use crate::sources::rpc::contracts::{Presence, not_there};
 use crate::sources::rpc::endpoint::{Call, Endpoint};
-use crate::sources::rpc::fault::Verdict;
 
 /// The specification's error for an address without a contract.
 const CONTRACT_NOT_FOUND: i64 = 20;
@@ -25,61 +25,34 @@ pub(super) async fn first_height(
     of_settings: &BTreeSet<Felt>,
     registered: &BTreeSet<Felt>,
 ) -> Result<Height, SourceError> {
-    let contracts: BTreeSet<Felt> = of_settings.union(registered).copied().collect();
+    let contracts: Vec<String> = of_settings.union(registered).map(Felt::to_string).collect();
     let head = endpoint.ask_one(Call::new("starknet_blockHashAndNumber", json!([]))).await?;
     let head = wire::numbered(&head).map_err(|what| endpoint.transient(what))?.height;
-    let there = are_there(endpoint, &contracts, head).await?;
+    let there = CLASS.at(endpoint, &contracts, head).await?;
     let (there, missing): (Vec<_>, Vec<_>) = contracts.into_iter().zip(there).partition(|(_, there)| *there);
-    if let Some((contract, _)) = missing.iter().find(|(contract, _)| of_settings.contains(contract)) {
-        return Err(SourceError::permanent(format!(
-            "{contract} is no contract at block {head}, so where to begin is not known: is the address right? \
-             Otherwise give --start-height"
-        )));
+    let is_named = |contract: &str| of_settings.iter().any(|named| named.to_string() == contract);
+    if let Some((contract, _)) = missing.iter().find(|(contract, _)| is_named(contract)) {
+        return Err(not_there(contract, head));
     }
-    let contracts: BTreeSet<Felt> = there.into_iter().map(|(contract, _)| contract).collect();
-    if let (true, Some((vault, _))) = (contracts.is_empty(), missing.first()) {
+    if let (true, Some((vault, _))) = (there.is_empty(), missing.first()) {
         return Err(SourceError::transient(format!(
             "vault {vault} is registered, but no contract is there at block {head}: it is waited for. Is the address \
              right? Otherwise correct vault_registry"
         )));
     }
-    // Some contract is there at `high`; none is below `low`.
-    let (mut low, mut high) = (0, head.get());
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let height = Height::new(middle).unwrap_or(Height::MAX);
-        if are_there(endpoint, &contracts, height).await?.contains(&true) {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    Ok(Height::new(high).unwrap_or(Height::MAX))
+    let contracts: Vec<String> = there.into_iter().map(|(contract, _)| contract).collect();
+    CLASS.first_height(endpoint, &contracts, head).await
 }
 
-async fn are_there(endpoint: &Endpoint, contracts: &BTreeSet<Felt>, at: Height) -> Result<Vec<bool>, SourceError> {
-    let call = |contract: &Felt| {
-        let params = json!({ "block_id": { "block_number": at.get() }, "contract_address": contract.to_string() });
+/// Whether a contract has a class.
+const CLASS: Presence = Presence {
+    call: |contract, height| {
+        let params = json!({ "block_id": { "block_number": height.get() }, "contract_address": contract });
         Call::new("starknet_getClassHashAt", params)
-    };
-    let calls: Vec<Call> = contracts.iter().map(call).collect();
-    let mut there = Vec::with_capacity(calls.len());
-    for (call, answer) in calls.iter().zip(endpoint.ask(&calls).await?) {
-        there.push(match answer {
-            Ok(_) => true,
-            Err(error) if error.code.as_i64() == Some(CONTRACT_NOT_FOUND) => false,
-            Err(error) => match endpoint.verdict(call.method, &error) {
-                Verdict::Busy | Verdict::NoAccess | Verdict::BatchRefused { .. } => {
-                    return Err(endpoint.refused(call, &error, None));
-                }
-                _ => {
-                    return Err(endpoint.permanent(format!(
-                        "cannot tell where to begin, since it keeps no state of block {at} ({:?}): give --start-height",
-                        error.text()
-                    )));
-                }
-            },
-        });
-    }
-    Ok(there)
-}
+    },
+    read: |answer| match answer {
+        Ok(_) => Some(true),
+        Err(error) if error.code.as_i64() == Some(CONTRACT_NOT_FOUND) => Some(false),
+        Err(_) => None,
+    },
+};

@@ -9,17 +9,16 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde_json::json;
-use serde_json::value::RawValue;
 
-use super::decode::{Decoded, Decoder, RawTransaction, Wanted};
+use super::decode::{Decoder, RawTransaction, Wanted};
 use super::follow::{Found, Next, Turn, Turns};
 use super::search::{self, Holding};
 use super::wire::{self, Confirmed};
 use crate::chain::felt::Felt;
-use crate::chain::{Block, Height};
+use crate::chain::{Block, Height, Link};
 use crate::sources::SourceError;
-use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
-use crate::sources::rpc::fault::Verdict;
+use crate::sources::rpc::endpoint::{Call, Endpoint};
+use crate::sources::rpc::linked::{Form, Linked, linked, numbers, some};
 
 /// How far below the head blocks are read whole.
 pub(super) const NEAR_HEAD: u64 = 64;
@@ -42,93 +41,27 @@ pub(super) struct Fetch<'f> {
 
 type Receipted = Confirmed<RawTransaction>;
 
-/// Reads one block; none for what is not a confirmed block.
-type Read<T> = fn(&RawValue) -> Result<Option<Confirmed<T>>, String>;
-
-/// How blocks are asked for.
-struct Form<T> {
-    method: &'static str,
-    read: Read<T>,
-    /// Requests under way at once for one call of ours.
-    requests: usize,
+impl<T> Linked for Confirmed<T> {
+    fn link(&self) -> &Link {
+        &self.link
+    }
 }
 
-const HEADERS: Form<Felt> = Form { method: WITH_HASHES, read: wire::with_hashes, requests: 4 };
-/// These are large: each answer is given back before the next one is asked for.
-const RECEIPTS: Form<RawTransaction> = Form { method: WITH_RECEIPTS, read: wire::with_receipts, requests: 1 };
+/// How headers are asked for.
+pub(super) const HEADERS: Form<Confirmed<Felt>> = Form { call: header_at, read: wire::with_hashes, requests: 4 };
+/// How blocks are asked for with their receipts. These are large: each answer is given back before the next is asked for.
+const RECEIPTS: Form<Receipted> = Form {
+    call: |height| Call::new(WITH_RECEIPTS, json!({ "block_id": { "block_number": height } })),
+    read: wire::with_receipts,
+    requests: 1,
+};
 
-/// Names and transactions of the blocks at these heights; it ends at the first one that the node does not have.
-pub(super) async fn headers(
-    endpoint: &Endpoint,
-    heights: RangeInclusive<Height>,
-) -> Result<Vec<Confirmed<Felt>>, SourceError> {
-    linked(endpoint, numbers(&heights), &HEADERS).await
+pub(super) fn header_at(height: u64) -> Call {
+    header_call(json!({ "block_number": height }))
 }
 
-/// The call for a block's header.
 pub(super) fn header_call(block: serde_json::Value) -> Call {
     Call::new(WITH_HASHES, json!({ "block_id": block }))
-}
-
-/// One header out of an answer; none for null, which is also what a node's "unknown block" means.
-pub(super) fn read_header(
-    endpoint: &Endpoint,
-    call: &Call,
-    answer: Answer,
-) -> Result<Option<Confirmed<Felt>>, SourceError> {
-    read_block(endpoint, call, answer, wire::with_hashes)
-}
-
-fn read_block<T>(
-    endpoint: &Endpoint,
-    call: &Call,
-    answer: Answer,
-    read: Read<T>,
-) -> Result<Option<Confirmed<T>>, SourceError> {
-    match answer {
-        Ok(raw) => read(&raw).map_err(|what| endpoint.transient(what)),
-        Err(error) if endpoint.verdict(call.method, &error) == Verdict::UnknownBlock => Ok(None),
-        Err(error) => Err(endpoint.refused(call, &error, None)),
-    }
-}
-
-fn numbers(heights: &RangeInclusive<Height>) -> Vec<u64> {
-    (heights.start().get()..=heights.end().get()).collect()
-}
-
-/// Blocks at these heights (ascending), each the one asked for and, where they follow one another, linked.
-async fn linked<T>(endpoint: &Endpoint, heights: Vec<u64>, form: &Form<T>) -> Result<Vec<Confirmed<T>>, SourceError> {
-    let mut blocks: Vec<Confirmed<T>> = Vec::with_capacity(heights.len());
-    let mut missing = None;
-    for part in heights.chunks(endpoint.dialect.most_calls * form.requests) {
-        let call = |height: &u64| Call::new(form.method, json!({ "block_id": { "block_number": height } }));
-        let calls: Vec<Call> = part.iter().map(call).collect();
-        let answers = endpoint.ask(&calls).await?;
-        for ((height, call), answer) in part.iter().zip(&calls).zip(answers) {
-            let Some(block) = read_block(endpoint, call, answer, form.read)? else {
-                missing.get_or_insert(*height);
-                continue;
-            };
-            let found = block.link.height;
-            if found.get() != *height {
-                return Err(endpoint.transient(format!("asked for block {height}, it gave block {found}")));
-            }
-            if let Some(missing) = missing {
-                return Err(endpoint.transient(format!("it has block {found} but not block {missing}")));
-            }
-            let unlinked = |before: &Confirmed<T>| {
-                before.link.height.next() == found && before.link.hash != block.link.parent_hash
-            };
-            if blocks.last().is_some_and(unlinked) {
-                return Err(SourceError::Changed { height: found });
-            }
-            blocks.push(block);
-        }
-        if missing.is_some() {
-            break;
-        }
-    }
-    Ok(blocks)
 }
 
 impl Fetch<'_> {
@@ -192,37 +125,18 @@ impl Fetch<'_> {
     }
 
     async fn whole(&self, heights: RangeInclusive<Height>) -> Result<Vec<Receipted>, SourceError> {
-        let first = *heights.start();
-        let read = linked(self.endpoint, numbers(&heights), &RECEIPTS).await?;
-        self.some(first, read)
-    }
-
-    fn some<T>(&self, first: Height, read: Vec<T>) -> Result<Vec<T>, SourceError> {
-        if read.is_empty() {
-            return Err(self.endpoint.lies(first, "it is not there, though the head is not below it"));
-        }
-        Ok(read)
+        let read = linked(self.endpoint, numbers(&heights), &RECEIPTS, None).await?;
+        some(self.endpoint, *heights.start(), read)
     }
 
     /// The blocks, and the last height of them.
     fn decode(&self, read: &[Receipted], found: &mut Found) -> (Vec<Block>, Option<Height>) {
         let decoded = |read: &Receipted, found: &mut Found| {
-            self.block(read, self.decoder.decode(read.link.height, &read.transactions, found))
+            self.decoder.decode(read.link.height, &read.transactions, found).block(read.link.clone(), read.time)
         };
         let blocks: Vec<Block> = read.iter().map(|read| decoded(read, found)).collect();
         let last = blocks.last().map(|block| block.link.height);
         (blocks, last)
-    }
-
-    fn block(&self, read: &Receipted, decoded: Decoded) -> Block {
-        Block {
-            link: read.link.clone(),
-            time: read.time,
-            transactions: decoded.transactions,
-            token_events: decoded.token_events,
-            events: decoded.events,
-            rejects: decoded.rejects,
-        }
     }
 
     /// Old blocks, those with receipts that hold anything. `below`: what was found below them.
@@ -240,7 +154,7 @@ impl Fetch<'_> {
             let holding = search::holding(self.endpoint, &new, heights.clone(), None).await?;
             let unread = holding.blocks.keys().filter(|height| !receipts.contains_key(height));
             let unread: Vec<u64> = unread.map(|height| height.get()).collect();
-            for block in linked(self.endpoint, unread, &RECEIPTS).await? {
+            for block in linked(self.endpoint, unread, &RECEIPTS, None).await? {
                 receipts.insert(block.link.height, block);
             }
             check(self.endpoint, &holding, &receipts)?;
@@ -251,7 +165,8 @@ impl Fetch<'_> {
             }
         }
         // Last: what was read before is then compared with headers that are newer.
-        let headers = self.some(*heights.start(), headers(self.endpoint, heights.clone()).await?)?;
+        let headers = linked(self.endpoint, numbers(heights), &HEADERS, None).await?;
+        let headers = some(self.endpoint, *heights.start(), headers)?;
         let mut blocks = Vec::with_capacity(headers.len());
         for header in headers {
             let Confirmed { link, time, on_l1, transactions } = header;
@@ -282,12 +197,13 @@ impl Fetch<'_> {
         let wanted: Vec<Wanted> = contracts.iter().map(|a| Wanted { address: *a, selector: None }).collect();
         let holding = search::holding(self.endpoint, &wanted, heights, Some(search::BLOCKS_AT_ONCE)).await?;
         let asked: Vec<u64> = holding.blocks.keys().map(|height| height.get()).collect();
-        let receipts = linked(self.endpoint, asked, &RECEIPTS).await?;
+        let receipts = linked(self.endpoint, asked, &RECEIPTS, None).await?;
         let receipts: BTreeMap<Height, Receipted> =
             receipts.into_iter().map(|block| (block.link.height, block)).collect();
         check(self.endpoint, &holding, &receipts)?;
         let of_them = |read: &Receipted| {
-            self.block(read, self.decoder.decode_more(contracts, read.link.height, &read.transactions))
+            let decoded = self.decoder.decode_more(contracts, read.link.height, &read.transactions);
+            decoded.block(read.link.clone(), read.time)
         };
         Ok((receipts.values().map(of_them).collect(), holding.through))
     }

@@ -1,62 +1,34 @@
-//! What tokens say about themselves. A contract may answer anything; what is not fit to be shown becomes none.
+//! What tokens say about themselves, as Cairo writes it.
 
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::decode::RawFelt;
-use crate::chain::Text;
 use crate::chain::felt::Felt;
-use crate::sources::rpc::endpoint::{Answer, Call, Endpoint};
-use crate::sources::rpc::fault::Verdict;
-use crate::sources::rpc::name_to_show;
-use crate::sources::{SourceError, TokenMetadata};
+use crate::sources::rpc::contracts::Questions;
+use crate::sources::rpc::endpoint::Call;
+use crate::sources::words::name_to_show;
 
-const QUESTIONS: [&str; 3] = ["symbol", "name", "decimals"];
 /// Bytes in each full word of Cairo's `ByteArray`.
 const WORD: usize = 31;
 
-/// Asks each token for its symbol, name and decimals.
-///
-/// # Errors
-/// When the node fails; a contract that fails is an answer.
-pub(super) async fn read(endpoint: &Endpoint, tokens: &[Text]) -> Result<Vec<TokenMetadata>, SourceError> {
-    let call = |token: &Text, name: &str| {
-        let request = json!({
-            "contract_address": &**token,
-            "entry_point_selector": Felt::selector(name).to_string(),
-            "calldata": [],
-        });
-        Call::new("starknet_call", json!({ "request": request, "block_id": "latest" }))
-    };
-    let calls: Vec<Call> = tokens.iter().flat_map(|token| QUESTIONS.map(|name| call(token, name))).collect();
-    let mut answers = calls.iter().zip(endpoint.ask(&calls).await?);
-    let mut described = Vec::with_capacity(tokens.len());
-    for token in tokens {
-        let mut next = || answers.next().map_or(Ok(None), |(call, answer)| felts(endpoint, call, answer));
-        let (symbol, name, decimals) = (next()?, next()?, next()?);
-        described.push(TokenMetadata {
-            token: token.clone(),
-            symbol: symbol.and_then(|felts| text(&felts)),
-            name: name.and_then(|felts| text(&felts)),
-            decimals: decimals.and_then(|felts| small(&felts)),
-        });
-    }
-    Ok(described)
-}
+/// Symbol, name and decimals.
+pub(super) const QUESTIONS: Questions<Vec<Felt>> = Questions {
+    calls: |token| {
+        ["symbol", "name", "decimals"].map(|name| {
+            let selector = Felt::selector(name).to_string();
+            let request = json!({ "contract_address": token, "entry_point_selector": selector, "calldata": [] });
+            Call::new("starknet_call", json!({ "request": request, "block_id": "latest" }))
+        })
+    },
+    read: felts,
+    text: |answer| text(answer),
+    small: |answer| small(answer),
+};
 
-fn felts(endpoint: &Endpoint, call: &Call, answer: Answer) -> Result<Option<Vec<Felt>>, SourceError> {
-    match answer {
-        Ok(raw) => {
-            let felts: Option<Vec<RawFelt>> = serde_json::from_str(raw.get()).ok();
-            Ok(felts.and_then(|felts| felts.iter().map(|felt| felt.felt().ok()).collect()))
-        }
-        Err(error) => match endpoint.verdict(call.method, &error) {
-            // The node's fault. Anything else is the contract's: it reverted, ran out of gas, has no such function.
-            Verdict::Busy | Verdict::NoAccess | Verdict::NoMethod | Verdict::NoHistory | Verdict::UnknownBlock => {
-                Err(endpoint.refused(call, &error, None))
-            }
-            _ => Ok(None),
-        },
-    }
+fn felts(raw: &RawValue) -> Option<Vec<Felt>> {
+    let felts: Vec<RawFelt> = serde_json::from_str(raw.get()).ok()?;
+    felts.iter().map(|felt| felt.felt().ok()).collect()
 }
 
 /// A `ByteArray`, or the short string of tokens older than that.

@@ -60,7 +60,7 @@ pub(super) async fn holding(
     let mut questions: Vec<Open<'_>> = wanted.iter().map(open).collect();
     let mut page_size = PAGE;
     while !questions.is_empty() {
-        let calls: Vec<Call> = questions.iter().map(|open| open.call(&heights, page_size)).collect();
+        let calls: Vec<Call> = questions.iter().map(|open| open.call(&heights, span, page_size)).collect();
         let answers = endpoint.ask(&calls).await?;
         let mut unfinished = Vec::new();
         for ((mut open, call), answer) in questions.into_iter().zip(&calls).zip(answers) {
@@ -72,7 +72,7 @@ pub(super) async fn holding(
                     unfinished.push(open);
                     continue;
                 }
-                Err(error) => return Err(endpoint.refused(call, &error, Some(span))),
+                Err(error) => return Err(endpoint.refused(call, &error)),
             };
             let page = wire::page(&raw).map_err(|what| endpoint.transient(what))?;
             for event in &page.events {
@@ -118,7 +118,7 @@ pub(super) async fn holding(
 }
 
 impl Open<'_> {
-    fn call(&self, heights: &RangeInclusive<Height>, page_size: u64) -> Call {
+    fn call(&self, heights: &RangeInclusive<Height>, span: u64, page_size: u64) -> Call {
         let mut filter = json!({
             "from_block": { "block_number": heights.start().get() },
             "to_block": { "block_number": heights.end().get() },
@@ -133,7 +133,7 @@ impl Open<'_> {
                 filter.insert("continuation_token".into(), json!(token));
             }
         }
-        Call::new(GET_EVENTS, json!({ "filter": filter }))
+        Call::over(GET_EVENTS, json!({ "filter": filter }), span)
     }
 
     fn take(

@@ -2,14 +2,14 @@
 
 use std::ops::RangeInclusive;
 
-use ebbtide::chain::{Block, Event, Height, Text};
+use ebbtide::chain::{Block, Event, Height};
 use ebbtide::sources::evm::{EvmSettings, EvmSource, FactorySettings};
 use ebbtide::sources::{FaultKind, Source, SourceError};
 use futures::future::join_all;
 
 use super::made::{Dice, FACTORY, OTHER_FACTORY, busy, child, expected, kept, made, paid, ping, settings};
 
-use crate::support::fake_node::read::{block_ref, height, range};
+use crate::support::fake_node::read::{block_ref, range};
 use crate::support::fake_node::{FakeBlock, FakeNode, Fault, chain};
 
 async fn follower(node: &FakeNode, factories: Vec<FactorySettings>) -> EvmSource {
@@ -201,35 +201,6 @@ async fn a_range_that_is_given_up_holds_up_nobody() {
         expected(&blocks).into_iter().filter(|(height, ..)| (100..200).contains(height)).collect();
     assert_eq!(kept(&late), wanted, "what 0 to 99 made was looked up");
     assert_eq!(kept(&read(&source, 0, 299, 100, 3).await), expected(&blocks));
-}
-
-#[tokio::test]
-async fn what_a_contract_said_before_it_was_followed_can_be_read() {
-    let blocks = busy(0, 200, None, 9, 10);
-    let node = FakeNode::start(31337, blocks.clone()).await;
-    let source = follower(&node, settings()).await;
-    let stored = read(&source, 0, 199, 50, 4).await;
-    let contract = child(3);
-    let (mut at, mut told) = (height(0), Vec::new());
-    loop {
-        let (more, to) = source.events_of(&[Text::from(&*contract)], at..=height(199)).await.unwrap();
-        assert!(more.iter().all(|b| (at..=to).contains(&b.link.height)));
-        told.extend(more);
-        if to == height(199) {
-            break;
-        }
-        at = to.next();
-    }
-    // All it ever said, the words before its making included.
-    let said = blocks.iter().flat_map(|b| &b.logs).filter(|log| log["address"] == contract).count();
-    let early = said - kept(&stored).iter().filter(|(_, _, emitter, _)| *emitter == contract).count();
-    assert_eq!(kept(&told).len(), said);
-    assert!(kept(&told).iter().all(|(_, _, emitter, _)| *emitter == contract));
-    println!("{said} words of one contract, {early} of them from before it was followed");
-    assert!(early > 0);
-    let none = EvmSource::new(EvmSettings { urls: vec![node.url()], ..EvmSettings::default() }).unwrap();
-    let error = none.events_of(&[Text::from(&*contract)], range(0, 1)).await.unwrap_err();
-    assert_eq!(error.kind(), FaultKind::Permanent);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Url};
 
-use super::SourceError;
+use crate::sources::SourceError;
 
 /// Longest `Retry-After` that is honoured: a server that says "next week" is asked again sooner.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
@@ -42,6 +42,13 @@ pub enum HttpFault {
     /// The answer is larger than we read.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
+}
+
+impl Reply {
+    /// The body from its first character on.
+    pub fn text(&self) -> &[u8] {
+        self.body.trim_ascii_start()
+    }
 }
 
 impl HttpClient {

@@ -10,40 +10,41 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{FIRST_PAUSE, LONGEST_PAUSE, Round, SyncError, Syncer, jitter};
+use super::{FIRST_PAUSE, LONGEST_PAUSE, SyncError, Syncer, jitter};
 use crate::chain::{Block, BlockRef, Height, Text};
-use crate::sources::SourceError;
+use crate::sources::{Follows, SourceError};
 use crate::store::{CaughtUp, Missed, RegisteredVault, StoreError, StoreFault, StoredChain, SyncLock};
 
 /// Blocks that hold anything, in one transaction: a projection that reads events is sent back by each.
 const PIECE_BLOCKS: usize = 256;
 
-/// What is known of the registry.
+/// Whom the source follows because people registered them, and whom it does not yet.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
-    /// Whom the source was told to follow; none: nobody was named to it yet.
+pub(super) struct Following {
+    /// Whom the source was told to follow. None means nobody was named to it yet.
     followed: Option<Vec<Text>>,
     /// Those to be caught up.
     behind: Vec<RegisteredVault>,
-    tries: HashMap<Text, Try>,
+    tries: HashMap<Text, Attempt>,
 }
 
 /// How catching up a vault goes.
 #[derive(Debug, Default)]
-struct Try {
+struct Attempt {
     /// Contracts that it named up to `indexed_through`, once they were read.
     named: Option<(Option<Height>, BTreeSet<Text>)>,
-    /// Most heights asked for at once; none: as many as there are.
+    /// Most heights asked for at once. None means as many as there are.
     span: Option<u64>,
     pause: Option<Duration>,
     not_before: Option<Instant>,
 }
 
-impl Registry {
+impl Following {
     /// Whom the source follows because of the registry.
     pub(super) fn followed(&self) -> &[Text] {
         self.followed.as_deref().unwrap_or_default()
@@ -59,45 +60,53 @@ struct Piece {
 
 impl Syncer {
     /// Tells the source whom to follow, if that changed.
-    pub(super) async fn read_registry(
+    pub(super) async fn tell_whom_to_follow(
         &mut self,
         stored: &StoredChain,
         tip: Option<&BlockRef>,
     ) -> Result<bool, SyncError> {
-        let Some(vaults) = stored.vaults.clone() else { return Ok(false) };
+        let source = Arc::clone(&self.source);
+        let (Some(source), Some(vaults)) = (source.follows(), stored.vaults.clone()) else { return Ok(false) };
         let is_there = |vault: &RegisteredVault| {
             tip.is_none_or(|tip| vault.caught_up && vault.indexed_through.is_some_and(|through| through >= tip.height))
         };
         let (followed, behind): (Vec<_>, Vec<_>) = vaults.into_iter().partition(is_there);
         let mut followed: Vec<Text> = followed.into_iter().map(|vault| vault.address).collect();
         followed.sort();
-        self.registry.tries.retain(|address, _| behind.iter().any(|vault| vault.address == *address));
-        self.registry.behind = behind;
-        if self.registry.followed.as_ref() == Some(&followed) {
+        self.following.tries.retain(|address, _| behind.iter().any(|vault| vault.address == *address));
+        self.following.behind = behind;
+        if self.following.followed.as_ref() == Some(&followed) {
             return Ok(false);
         }
-        self.source.follow(&followed).await?;
-        self.registry.followed = Some(followed);
+        source.follow(&followed).await?;
+        self.following.followed = Some(followed);
         Ok(true)
     }
 
-    pub(super) async fn round_and_catch_up(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
-        let round = self.round(lock).await?;
+    /// A piece of each vault that is behind. Whether anything was stored.
+    pub(super) async fn catch_up(&mut self, lock: &mut SyncLock) -> Result<bool, SyncError> {
+        let source = Arc::clone(&self.source);
+        let Some(source) = source.follows() else { return Ok(false) };
         let mut moved = false;
-        for vault in std::mem::take(&mut self.registry.behind) {
-            moved |= self.catch_up(lock, &vault).await?;
+        for vault in std::mem::take(&mut self.following.behind) {
+            moved |= self.catch_up_vault(lock, source, &vault).await?;
         }
-        Ok(if moved && matches!(round, Round::Idle) { Round::Moved } else { round })
+        Ok(moved)
     }
 
     /// One piece of one vault. What fails for a vault is tried again later, and keeps nobody else waiting.
-    async fn catch_up(&mut self, lock: &mut SyncLock, vault: &RegisteredVault) -> Result<bool, SyncError> {
-        let attempt = self.registry.tries.entry(vault.address.clone()).or_default();
+    async fn catch_up_vault(
+        &mut self,
+        lock: &mut SyncLock,
+        source: &dyn Follows,
+        vault: &RegisteredVault,
+    ) -> Result<bool, SyncError> {
+        let attempt = self.following.tries.entry(vault.address.clone()).or_default();
         if attempt.not_before.is_some_and(|at| at > Instant::now()) {
             return Ok(false);
         }
         let mut attempt = std::mem::take(attempt);
-        let result = self.piece(lock, vault, &mut attempt).await;
+        let result = self.piece(lock, source, vault, &mut attempt).await;
         let moved = match result {
             Ok(moved) => {
                 (attempt.pause, attempt.not_before) = (None, None);
@@ -119,24 +128,30 @@ impl Syncer {
                 Ok(false)
             }
         };
-        self.registry.tries.insert(vault.address.clone(), attempt);
+        self.following.tries.insert(vault.address.clone(), attempt);
         moved
     }
 
     /// Whether something was stored, or should be asked for in another way at once.
-    async fn piece(&self, lock: &mut SyncLock, vault: &RegisteredVault, attempt: &mut Try) -> Result<bool, SyncError> {
+    async fn piece(
+        &self,
+        lock: &mut SyncLock,
+        source: &dyn Follows,
+        vault: &RegisteredVault,
+        attempt: &mut Attempt,
+    ) -> Result<bool, SyncError> {
         let StoredChain { tip: Some(tip), lowest: Some(lowest), .. } = lock.stored().await? else { return Ok(false) };
         let begin =
             vault.indexed_through.map_or(lowest, Height::next).max(lowest).max(vault.from_height.unwrap_or(lowest));
         let named = match attempt.named.take() {
             Some((through, named)) if through == vault.indexed_through => named,
-            _ => self.named_before(lock, vault).await?,
+            _ => named_before(lock, source, vault).await?,
         };
         let width = (tip.height.get() + 1).saturating_sub(begin.get()).min(attempt.span.unwrap_or(u64::MAX));
         let read = if begin > tip.height {
             Ok(Piece { blocks: Vec::new(), through: tip, named })
         } else {
-            self.history(vault, named, begin..=tip.height, attempt.span).await
+            self.history(source, vault, named, begin..=tip.height, attempt.span).await
         };
         let piece = match read {
             Err(SourceError::RangeTooLarge { what, at_most }) => {
@@ -171,35 +186,26 @@ impl Syncer {
         }
     }
 
-    /// What the stored events of a vault name: those of the pieces that an earlier run brought.
-    async fn named_before(&self, lock: &SyncLock, vault: &RegisteredVault) -> Result<BTreeSet<Text>, StoreError> {
-        let Some(through) = vault.indexed_through else { return Ok(BTreeSet::new()) };
-        let recalls = self.source.recalls_of(&vault.address);
-        let kinds: Vec<_> = recalls.iter().map(|r| (r.emitter.as_deref(), &*r.name)).collect();
-        let said = lock.events_named(&kinds).await?;
-        let before = said.iter().filter(|(height, _)| *height <= through);
-        Ok(before.filter_map(|(_, event)| self.source.named_by(event)).collect())
-    }
-
     /// What a vault, and the contracts that it named, said at these heights or at the first of them.
     async fn history(
         &self,
+        source: &dyn Follows,
         vault: &RegisteredVault,
         mut named: BTreeSet<Text>,
         heights: RangeInclusive<Height>,
         span: Option<u64>,
     ) -> Result<Piece, SourceError> {
-        let mut said = Said::default();
+        let mut said = EventsByBlock::default();
         let mut next = *heights.start();
         loop {
             let end = span.map_or(*heights.end(), |span| next.plus(span - 1).min(*heights.end()));
             let mut asked: Vec<Text> = named.iter().cloned().chain([vault.address.clone()]).collect();
-            let (blocks, through) = self.source.events_of(&asked, next..=end).await?;
+            let (blocks, through) = source.events_of(&asked, next..=end).await?;
             said.add(blocks, &BTreeMap::new())?;
             // Once for each generation of contracts that are named on the way.
             loop {
                 asked.sort();
-                let by_event = self.named_in(&said, next);
+                let by_event = said.named_from(source, next);
                 let new: BTreeMap<Text, Place> =
                     by_event.into_iter().filter(|(contract, _)| asked.binary_search(contract).is_err()).collect();
                 if new.is_empty() {
@@ -208,7 +214,7 @@ impl Syncer {
                 let contracts: Vec<Text> = new.keys().cloned().collect();
                 let mut from = next;
                 while from <= through {
-                    let (blocks, to) = self.source.events_of(&contracts, from..=through).await?;
+                    let (blocks, to) = source.events_of(&contracts, from..=through).await?;
                     said.add(blocks, &new)?;
                     from = to.next();
                 }
@@ -224,19 +230,20 @@ impl Syncer {
             }
         }
     }
+}
 
-    /// The contracts that were named from a height on, each with the event that named it first.
-    fn named_in(&self, said: &Said, from: Height) -> BTreeMap<Text, Place> {
-        let mut named = BTreeMap::new();
-        for (height, block) in said.0.range(from..) {
-            for event in &block.events {
-                if let Some(contract) = self.source.named_by(event) {
-                    named.entry(contract).or_insert((*height, event.tx_index, event.event_index));
-                }
-            }
-        }
-        named
-    }
+/// What the stored events of a vault name: those of the pieces that an earlier run brought.
+async fn named_before(
+    lock: &SyncLock,
+    source: &dyn Follows,
+    vault: &RegisteredVault,
+) -> Result<BTreeSet<Text>, StoreError> {
+    let Some(through) = vault.indexed_through else { return Ok(BTreeSet::new()) };
+    let recalls = source.recalls_of(&vault.address);
+    let kinds: Vec<_> = recalls.iter().map(|r| (r.emitter.as_deref(), &*r.name)).collect();
+    let said = lock.events_named(&kinds).await?;
+    let before = said.iter().filter(|(height, _)| *height <= through);
+    Ok(before.filter_map(|(_, event)| source.named_by(event)).collect())
 }
 
 /// Height, transaction, place in it.
@@ -244,9 +251,22 @@ type Place = (Height, u64, u64);
 
 /// Blocks by height, put together from several answers.
 #[derive(Debug, Default)]
-struct Said(BTreeMap<Height, Block>);
+struct EventsByBlock(BTreeMap<Height, Block>);
 
-impl Said {
+impl EventsByBlock {
+    /// The contracts that were named from a height on, each with the event that named it first.
+    fn named_from(&self, source: &dyn Follows, from: Height) -> BTreeMap<Text, Place> {
+        let mut named = BTreeMap::new();
+        for (height, block) in self.0.range(from..) {
+            for event in &block.events {
+                if let Some(contract) = source.named_by(event) {
+                    named.entry(contract).or_insert((*height, event.tx_index, event.event_index));
+                }
+            }
+        }
+        named
+    }
+
     /// Takes in an answer. A contract is followed from behind the event that named it (`since`), as it would have been.
     fn add(&mut self, blocks: Vec<Block>, since: &BTreeMap<Text, Place>) -> Result<(), SourceError> {
         for mut block in blocks {

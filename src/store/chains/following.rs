@@ -55,7 +55,7 @@ impl SyncLock {
         // A vault that does not count yet is nothing to the projection of vaults (sql/triggers/10_chain.sql).
         let catching_up = if missed.vault.caught_up { "off" } else { "on" };
         tx.execute("select set_config('ebbtide.catching_up', $1, true)", &[&catching_up]).await?;
-        // A projection that is made anew holds its blocks for long: what is new at the head does not wait for that.
+        // A projection that is rebuilt holds its blocks for long: what is new at the head does not wait for that.
         tx.batch_execute("set local enable_seqscan = off; set local lock_timeout = '1s'").await?;
         // The writer's turn: the blocks stay what they are until this ends.
         tx.execute(TAKE_TURN, &[&chain.0]).await?;

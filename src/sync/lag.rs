@@ -7,16 +7,16 @@ use crate::sources::Head;
 
 /// That is a moment's lag at first; from here on, and below the final height at once, a person should know. Nothing is
 /// taken back for it.
-const BEHIND_AFTER: Duration = Duration::from_secs(60);
+const LAG_AFTER: Duration = Duration::from_secs(60);
 
 /// How long it has been so.
 #[derive(Debug, Default)]
-pub(super) struct Behind {
+pub(super) struct Lag {
     since: Option<Instant>,
     said: bool,
 }
 
-impl Behind {
+impl Lag {
     /// What to say of it, once it is worth a word, and whether that is the first word.
     pub(super) fn look(
         &mut self,
@@ -27,7 +27,7 @@ impl Behind {
     ) -> Option<(String, bool)> {
         let newest = head.block.height;
         let Some(stored) = stored.filter(|stored| newest < *stored && !head.truth) else {
-            *self = Behind::default();
+            *self = Lag::default();
             return None;
         };
         let long = now.duration_since(*self.since.get_or_insert(now));
@@ -37,7 +37,7 @@ impl Behind {
             );
             return Some((reason, !std::mem::replace(&mut self.said, true)));
         }
-        (long >= BEHIND_AFTER).then(|| {
+        (long >= LAG_AFTER).then(|| {
             let reason = format!(
                 "the source's newest block is {newest}, below {stored}, which is stored, for {} s: it lags, or began again",
                 long.as_secs()
@@ -61,32 +61,32 @@ mod tests {
 
     #[test]
     fn below_the_final_height_it_is_told_at_once() {
-        let (mut behind, begun) = (Behind::default(), Instant::now());
+        let (mut lag, begun) = (Lag::default(), Instant::now());
         let (stored, is_final) = (Some(Height::from(9u32)), Some(Height::from(5u32)));
-        assert_eq!(behind.look(stored, is_final, &head(5, false), begun), None);
-        let (reason, is_first) = behind.look(stored, is_final, &head(4, false), begun).unwrap();
+        assert_eq!(lag.look(stored, is_final, &head(5, false), begun), None);
+        let (reason, is_first) = lag.look(stored, is_final, &head(4, false), begun).unwrap();
         assert!(is_first && reason.contains("block is 4, below 5, which is final"), "{reason}");
-        assert!(!behind.look(stored, is_final, &head(4, false), begun).unwrap().1);
-        assert_eq!(behind.look(stored, is_final, &head(4, true), begun), None, "a file's end is the truth");
+        assert!(!lag.look(stored, is_final, &head(4, false), begun).unwrap().1);
+        assert_eq!(lag.look(stored, is_final, &head(4, true), begun), None, "a file's end is the truth");
     }
 
     #[test]
     fn it_is_told_after_a_minute_until_the_source_has_come_up() {
-        let (mut behind, begun) = (Behind::default(), Instant::now());
+        let (mut lag, begun) = (Lag::default(), Instant::now());
         let after = |seconds| begun + Duration::from_secs(seconds);
         let stored = Some(Height::from(9u32));
-        assert_eq!(behind.look(stored, None, &head(8, false), begun), None);
-        assert_eq!(behind.look(stored, None, &head(8, false), after(59)), None);
-        let (reason, is_first) = behind.look(stored, None, &head(8, false), after(60)).unwrap();
+        assert_eq!(lag.look(stored, None, &head(8, false), begun), None);
+        assert_eq!(lag.look(stored, None, &head(8, false), after(59)), None);
+        let (reason, is_first) = lag.look(stored, None, &head(8, false), after(60)).unwrap();
         assert!(is_first);
         assert!(reason.contains("block is 8, below 9, which is stored, for 60 s"), "{reason}");
-        assert!(!behind.look(stored, None, &head(8, false), after(70)).unwrap().1);
+        assert!(!lag.look(stored, None, &head(8, false), after(70)).unwrap().1);
         // As far as what is stored: the next time counts again.
-        assert_eq!(behind.look(stored, None, &head(9, false), after(80)), None);
-        assert_eq!(behind.look(stored, None, &head(8, false), after(90)), None);
-        assert!(behind.look(stored, None, &head(8, false), after(150)).unwrap().1);
+        assert_eq!(lag.look(stored, None, &head(9, false), after(80)), None);
+        assert_eq!(lag.look(stored, None, &head(8, false), after(90)), None);
+        assert!(lag.look(stored, None, &head(8, false), after(150)).unwrap().1);
         // A file's end is the truth, and with nothing stored there is nothing below.
-        assert_eq!(behind.look(stored, None, &head(8, true), after(300)), None);
-        assert_eq!(behind.look(None, None, &head(8, false), after(400)), None);
+        assert_eq!(lag.look(stored, None, &head(8, true), after(300)), None);
+        assert_eq!(lag.look(None, None, &head(8, false), after(400)), None);
     }
 }

@@ -2,7 +2,7 @@
 //! network may well follow different chains of one name.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
@@ -11,17 +11,17 @@ use super::decode::Decoder;
 use super::endpoint::Endpoint;
 use super::fetch::Fetch;
 use crate::chain::{Block, BlockRef, Hash};
-use crate::sources::{FaultKind, SourceError};
+use crate::sources::SourceError;
+use crate::sources::net::pool::{Candidate, Pool};
 
 /// Blocks of ours that are remembered to compare another server with.
 const MOST_ANCHORS: usize = 64;
 
-/// The endpoints of one chain.
+/// The servers of one chain.
 #[derive(Debug)]
-pub(super) struct Pool {
-    endpoints: Vec<Arc<Endpoint>>,
+pub(super) struct Servers {
+    pool: Pool<Endpoint>,
     decoder: Arc<Decoder>,
-    current: AtomicUsize,
     /// What every block must name; the first that was seen, if no setting says it.
     chain_id: Mutex<Option<String>>,
     /// Blocks we have, by height.
@@ -30,33 +30,15 @@ pub(super) struct Pool {
     resumed: AtomicBool,
 }
 
-impl Pool {
-    /// `endpoints` must not be empty.
-    pub(super) fn new(endpoints: Vec<Endpoint>, decoder: Arc<Decoder>, chain_id: Option<String>) -> Pool {
-        Pool {
-            endpoints: endpoints.into_iter().map(Arc::new).collect(),
-            decoder,
-            current: AtomicUsize::new(0),
-            chain_id: Mutex::new(chain_id),
-            anchors: Mutex::default(),
-            resumed: AtomicBool::new(false),
-        }
+impl Servers {
+    pub(super) fn new(pool: Pool<Endpoint>, decoder: Arc<Decoder>, chain_id: Option<String>) -> Servers {
+        let (chain_id, resumed) = (Mutex::new(chain_id), AtomicBool::new(false));
+        Servers { pool, decoder, chain_id, anchors: Mutex::default(), resumed }
     }
 
     /// What the network calls itself, once it is known.
     pub(super) fn chain_id(&self) -> Option<String> {
         self.chain_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn decoder(&self) -> &Decoder {
-        &self.decoder
-    }
-
-    /// The endpoint that is asked first, and the others.
-    pub(super) fn in_order(&self) -> (Arc<Endpoint>, Vec<Arc<Endpoint>>) {
-        let mut all = self.endpoints.clone();
-        let current = all.remove(self.current.load(Ordering::Relaxed));
-        (current, all)
     }
 
     /// Our tip is this; what was remembered beyond it was never stored.
@@ -77,39 +59,39 @@ impl Pool {
         }
     }
 
-    /// Asks the current endpoint and, while that fails, each of the others once: the caller paces the rounds.
+    /// Asks the current server and, while that fails, each of the others once: the caller paces the rounds.
     pub(super) async fn run<'s, T>(
         &'s self,
         ask: impl Fn(Arc<Endpoint>, Option<String>) -> BoxFuture<'s, Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
-        let first = self.current.load(Ordering::Relaxed);
-        let mut faults = Vec::new();
-        for step in 0..self.endpoints.len() {
-            let index = (first + step) % self.endpoints.len();
-            let endpoint = &self.endpoints[index];
-            let fit = if step == 0 { Ok(()) } else { self.compare(endpoint).await };
-            let answer = match fit {
-                Ok(()) => ask(Arc::clone(endpoint), self.chain_id()).await,
-                Err(error) => Err(error),
-            };
-            match answer {
-                Err(error)
-                    if matches!(error.kind(), FaultKind::Transient | FaultKind::Permanent | FaultKind::Incomplete) =>
-                {
-                    endpoint.compared.store(false, Ordering::Relaxed);
-                    faults.push(error);
-                }
-                answer => {
-                    // Two calls may fail over at the same time: what counts is that this endpoint answers.
-                    if step > 0 && self.resumed.load(Ordering::Relaxed) {
-                        tracing::warn!(server = %endpoint.shown, "Failed over to another indexer");
-                        self.current.store(index, Ordering::Relaxed);
-                    }
-                    return answer;
-                }
+        let fit = |candidate: Candidate<Endpoint>| -> BoxFuture<'s, _> {
+            Box::pin(async move { if candidate.is_current { Ok(()) } else { self.compare(&candidate.endpoint).await } })
+        };
+        let may_take_over = || self.resumed.load(Ordering::Relaxed);
+        self.pool.run(fit, |endpoint| ask(endpoint, self.chain_id()), may_take_over).await
+    }
+
+    /// Has the others name their chain and its first block, once: those that follow another chain of this name are not used.
+    pub(super) async fn look_at_others(&self) -> Result<(), SourceError> {
+        let first_block = |endpoint: Arc<Endpoint>| -> BoxFuture<'_, Result<Option<Hash>, SourceError>> {
+            Box::pin(async move {
+                self.learn_chain_id(&endpoint).await?;
+                Ok(self.fetch(&endpoint, None).links(1, 1).await?.pop().map(|link| link.hash))
+            })
+        };
+        let others = self.pool.look_at_others(first_block).await?;
+        if others.is_empty() {
+            return Ok(());
+        }
+        let ours = first_block(self.pool.current()).await.ok().flatten();
+        for (other, theirs) in others {
+            if let (Some(ours), Some(theirs)) = (&ours, theirs)
+                && *ours != theirs
+            {
+                tracing::warn!(node = %other.shown, "This indexer follows another chain of this name: not used");
             }
         }
-        Err(merged(faults))
+        Ok(())
     }
 
     /// Learns what the network calls itself, and insists on it.
@@ -133,7 +115,7 @@ impl Pool {
 
     /// Whether this endpoint has our blocks: the newest of ours that it can have must be the same.
     async fn compare(&self, endpoint: &Endpoint) -> Result<(), SourceError> {
-        if endpoint.compared.load(Ordering::Relaxed) {
+        if endpoint.trusted.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.learn_chain_id(endpoint).await?;
@@ -148,38 +130,12 @@ impl Pool {
                     "is another chain of this name: its block {height} is {theirs}, ours is {ours}"
                 )));
             }
-            endpoint.compared.store(true, Ordering::Relaxed);
+            endpoint.trusted.store(true, Ordering::Relaxed);
             return Ok(());
         }
         if anchors.is_empty() {
             return Ok(());
         }
         Err(endpoint.transient(format!("has none of our newest blocks yet (its head is {head}): not known to be ours")))
-    }
-}
-
-/// One error for a whole round: it may pass as long as one of them may.
-fn merged(mut faults: Vec<SourceError>) -> SourceError {
-    if faults.len() == 1
-        && let Some(only) = faults.pop()
-    {
-        return only;
-    }
-    let what = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let incomplete = faults.iter().find_map(|fault| match fault {
-        SourceError::Incomplete { height, .. } => Some(*height),
-        _ => None,
-    });
-    if let Some(height) = incomplete {
-        return SourceError::Incomplete { height, what };
-    }
-    let patience = |fault: &SourceError| match fault {
-        SourceError::Transient { retry_after, .. } => Some(*retry_after),
-        _ => None,
-    };
-    // The one that may be asked first.
-    match faults.iter().filter_map(patience).min() {
-        Some(retry_after) => SourceError::Transient { what, retry_after },
-        None => SourceError::permanent(what),
     }
 }
