@@ -107,7 +107,7 @@ where
     }
     let _ = stop.send(());
     if tokio::time::timeout(drain, server).await.is_err() {
-        tracing::debug!(drain_ms = drain.as_millis() as u64, "Cut the connections that were still open");
+        tracing::debug!(drain_ms = drain.as_millis() as u64, "Closed the remaining connections");
     }
 }
 

@@ -94,13 +94,13 @@ pub trait Watcher: Send + Sync {
     fn applied(&self, _of: Of<'_>, _done: Done) {}
     /// One branch was left for another.
     fn switched(&self, _of: Of<'_>, _depth: u64, _took: Duration) {}
-    /// A projection is applied again from its start; none: that is over.
+    /// A projection is applied again from its start; None means that is over.
     fn rebuilding(&self, _of: Of<'_>, _at: Option<(u64, u64)>) {}
-    /// A task cannot go on for now; none: the processor itself.
+    /// A task cannot go on for now; None means the processor itself.
     fn troubled(&self, _of: Option<Of<'_>>, _reason: &str) {}
     /// The chain is gone, or the projection.
     fn ended(&self, _of: Of<'_>) {}
-    /// The state of the bell: whether it is heard, and how often it was hung anew.
+    /// The state of the bell: whether it is heard, and how often it was set up again.
     fn bell(&self, _connected: bool, _reconnects: u64) {}
 }
 

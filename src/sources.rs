@@ -48,7 +48,7 @@ pub struct Identity {
 /// Stored events that a source must see again after a restart: those that name further contracts to follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recall {
-    /// Who said them; none: anybody.
+    /// Who said them; None means anybody.
     pub emitter: Option<Text>,
     /// The name they are stored under.
     pub name: Text,

@@ -140,7 +140,7 @@ pub enum StoreError {
         reason: String,
     },
     /// A value in the database that we never write.
-    #[error("the database holds a value that makes no sense: {what}")]
+    #[error("unexpected value in the database: {what}")]
     Nonsense {
         /// Which.
         what: String,

@@ -219,7 +219,7 @@ impl Syncer {
         }
     }
 
-    /// The chain's lock, and whether it was waited for while another syncer had it. None: told to stop meanwhile.
+    /// The chain's lock, and whether it was waited for while another syncer had it. None means it was told to stop meanwhile.
     async fn lock(&self, chain: ChainId) -> Result<Option<(SyncLock, bool)>, SyncError> {
         let mut waited = false;
         loop {

@@ -1,6 +1,6 @@
 //! `ebbtide verify`: the ledger computed again from the chain tables, in SQL over the events, and compared row by row.
 //!
-//! The ledger shares no code with the processor: what counts, the sums, the journal and the refusals are all told anew, so that a
+//! The ledger shares no code with the processor: what counts, the sums, the journal and the refusals are all told again, so that a
 //! fault there cannot hide itself here. Reads one snapshot and changes nothing. Projections with tracked tables are
 //! recomputed by their own functions (`tables`), those of the program by their own code (`recomputation`).
 
@@ -34,7 +34,7 @@ struct Chain {
     id: i64,
     name: String,
     kind: String,
-    /// First height that counts; none: there is no block.
+    /// First height that counts; None means there is no block.
     start: Option<i64>,
     final_height: Option<i64>,
     complete_to: Option<i64>,
@@ -55,7 +55,7 @@ struct Totals {
     accounts: i64,
     /// The last block that counts.
     counts_to: Option<i64>,
-    /// Hash of the counted block at the checkpoint's height; none: no block counts there.
+    /// Hash of the counted block at the checkpoint's height; None means no block counts there.
     hash: Option<String>,
     /// Blocks that count and are not applied yet.
     behind: i64,

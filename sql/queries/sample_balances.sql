@@ -1,4 +1,4 @@
--- Some balances of a chain ($1 its name, $2 how many), chosen anew each time, with the block they are true at; one row
+-- Some balances of a chain ($1 its name, $2 how many), chosen again each time, with the block they are true at; one row
 -- without a token where there is none. All of one statement, so of one moment.
 select c.kind, c.network_id, k.height, k.hash, b.token, b.address, b.amount
 from chains c

@@ -1,5 +1,5 @@
 -- Every read of the REST interface is a walk along an index, stopped by a limit: plans that sort or scan a whole table
--- read the table's length instead of the page's. Planned anew each time, since the right plan follows from the values.
+-- read the table's length instead of the page's. Planned again each time, since the right plan follows from the values.
 set local plan_cache_mode = force_custom_plan;
 set local enable_seqscan = off;
 set local enable_bitmapscan = off;

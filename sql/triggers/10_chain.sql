@@ -112,7 +112,7 @@ end $$;
 
 -- Events or transactions came, went or changed: raise the revision of their blocks, old height and new.
 --
--- Far below the head a change has projections made anew, from the first block if need be. `token_balances` follows from
+-- Far below the head a change has projections built again, from the first block if need be. `token_balances` follows from
 -- token_events alone and stays as it is where only another table changed. Events of a contract that is being caught up
 -- (`ebbtide.catching_up`, the syncer's) do not concern the projections that say so.
 drop function if exists events_touched(bigint, bigint[]);

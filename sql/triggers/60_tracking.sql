@@ -336,7 +336,7 @@ begin
         if held and now_keys is distinct from t.keys then
             raise exception 'the primary key of % changed, and % has undo for the old one', t.relation, t.projection
                 using errcode = 'object_not_in_prerequisite_state', constraint = 'undo_fits_the_table',
-                      hint = format('select ebbtide.forget_undo(%L) drops the undo and has the projection made anew.', t.projection);
+                      hint = format('select ebbtide.forget_undo(%L) drops the undo and has the projection built again.', t.projection);
         end if;
         if not held then
             execute format('drop table %s', undo);
@@ -376,7 +376,7 @@ begin
             raise exception 'column % of % was %, and % has undo of that type; now it is %', a.attname, t.relation,
                 t.columns -> a.attnum::text ->> 1, t.projection, a.type || a.collation
                 using errcode = 'object_not_in_prerequisite_state', constraint = 'undo_fits_the_table',
-                      hint = format('select ebbtide.forget_undo(%L) drops the undo and has the projection made anew.', t.projection);
+                      hint = format('select ebbtide.forget_undo(%L) drops the undo and has the projection built again.', t.projection);
         end if;
     end loop;
     if exists_now then

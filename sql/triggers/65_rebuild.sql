@@ -1,4 +1,4 @@
--- The program's own projections made anew beside their live tables: readers keep the old state until the commit, and only
+-- The program's own projections built again beside their live tables: readers keep the old state until the commit, and only
 -- what differs is written, so neither the tables nor their indexes grow by a copy of themselves, and whoever listens hears of
 -- what changed and of nothing else (docs/decisions/010).
 

@@ -209,7 +209,7 @@ begin
 end $$;
 comment on function drop_projection is 'Ends a projection; its tables stay as they are and are ordinary tables again.';
 
--- The undo does not fit the tables any more: without it, the projection is made anew.
+-- The undo does not fit the tables any more: without it, the projection is built again.
 create or replace function forget_undo(name text) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
@@ -225,7 +225,7 @@ begin
     for t in select k.id from tracked_tables k where k.projection = forget_undo.name loop
         execute format('delete from undo_%s', t.id);
     end loop;
-    -- All is made anew at the next block, be it on another table of this name.
+    -- All is built again at the next block, be it on another table of this name.
     update tracked_tables k set columns = '{}', shape = '' where k.projection = forget_undo.name;
 end $$;
 comment on function forget_undo is 'Drops the undo of a projection; it is emptied and applied again from its start.';
@@ -649,7 +649,7 @@ begin
         raise exception 'the projection % has the tables %, not %', register_projection.name,
             array_to_string(known, ', '), array_to_string(wanted, ', ')
             using errcode = 'object_not_in_prerequisite_state', constraint = 'a_projection_keeps_its_tables',
-                  hint = format('select ebbtide.unregister_projection(%L) lets it begin anew.', register_projection.name);
+                  hint = format('select ebbtide.unregister_projection(%L) lets it begin again.', register_projection.name);
     end if;
     update projections p set ignores_catching_up = register_projection.ignores_catching_up
     where p.name = register_projection.name and p.ignores_catching_up <> register_projection.ignores_catching_up;
@@ -679,7 +679,7 @@ begin
     set block_hash = excluded.block_hash, raw = excluded.raw, reason = excluded.reason, at = now();
 end $$;
 
--- One notice for a projection that was made anew: consumers read it again instead of following every change.
+-- One notice for a projection that was built again: consumers read it again instead of following every change.
 create or replace function note_rebuilt(chain bigint, name text, at_height bigint, at_hash text, why text) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
@@ -689,5 +689,5 @@ begin
         'reason', why)::text);
 end $$;
 
--- This text is applied when it changed: the triggers that were made by an earlier one are made anew at the next block.
+-- This text is applied when it changed: the triggers that were made by an earlier one are built again at the next block.
 update tracked_tables set shape = '';

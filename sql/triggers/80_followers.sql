@@ -104,7 +104,7 @@ begin
         join projections p on p.name = k.projection
         where k.chain_id = chain and p.after = parent and k.redo_from is null and k.halted_reason is null and not k.paused
           and k.height = from_height and k.hash = from_hash
-          -- Undo reaches back to there; one that began above it begins anew, by itself.
+          -- Undo reaches back to there; one that began above it begins again, by itself.
           and (k.history_from is null or k.history_from <= to_height) and (to_height is null or k.start_height <= to_height)
           and k.apply_digest is not distinct from apply_digest(p.apply)
         order by k.projection

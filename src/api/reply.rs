@@ -39,7 +39,7 @@ impl Failure {
     pub(crate) fn invalid_cursor() -> Failure {
         Failure::bad_request(
             "invalid_cursor",
-            "cursor is not one that this route gave out; leave it away to begin anew",
+            "cursor is not one that this route gave out; omit it to start from the beginning",
         )
     }
 
@@ -78,7 +78,7 @@ impl Failure {
     }
 
     pub(crate) fn cursor_stale() -> Failure {
-        let error = "the block this cursor names was undone; begin anew without a cursor";
+        let error = "the block this cursor names was undone; start again without a cursor";
         Failure::new(StatusCode::CONFLICT, "cursor_stale", error)
     }
 

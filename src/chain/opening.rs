@@ -48,7 +48,7 @@ pub enum BadOpening {
         why: &'static str,
     },
     /// A token or an address of another kind of chain.
-    #[error("its {column} {text} is none of a chain of kind {kind}")]
+    #[error("{column} {text} is not valid on a chain of kind {kind}")]
     NotOfKind {
         /// Which column.
         column: &'static str,
@@ -196,12 +196,12 @@ mod tests {
         assert_eq!(said(Kind::Evm, &format!("{ACCOUNT},{ACCOUNT},1")), format!("{lowered} {lowered} 1"));
         assert_eq!(
             said(Kind::Evm, &format!("{ACCOUNT},alice,1")),
-            "its address \"alice\" is none of a chain of kind evm"
+            "address \"alice\" is not valid on a chain of kind evm"
         );
         assert_eq!(said(Kind::Starknet, "0x00Ab,0X0001,3"), "0xab 0x1 3");
         let no_felt = format!("0x{}", "f".repeat(64));
         assert!(said(Kind::Starknet, &format!("0x1,{no_felt},3")).contains("none of a chain of kind starknet"));
-        assert!(said(Kind::Gno, "gold,alice,1").contains("token \"gold\" is none of a chain of kind gno"));
+        assert!(said(Kind::Gno, "gold,alice,1").contains("token \"gold\" is not valid on a chain of kind gno"));
     }
 
     #[test]

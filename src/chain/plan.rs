@@ -18,7 +18,7 @@ pub struct Mark {
 /// What is known of both sides so far. A height that was brought but where a side has no block holds none.
 #[derive(Debug, Clone, Default)]
 pub struct Window {
-    /// Our last block; none: we have nothing.
+    /// Our last block; None means we have nothing.
     pub tip: Option<BlockRef>,
     /// The lowest height that may still be undone.
     pub floor: Height,
@@ -33,7 +33,7 @@ pub struct Window {
 pub enum Theirs {
     /// From a node that may lag: a lower head is [`Step::Known`] until a hash says otherwise.
     Hint(BlockRef),
-    /// The whole truth (our own chain tables, a file): a lower tip is a [`Step::Reorg`]. None: nothing is there.
+    /// The whole truth (our own chain tables, a file): a lower tip is a [`Step::Reorg`]. None means nothing is there.
     Truth(Option<BlockRef>),
 }
 
@@ -172,7 +172,7 @@ pub struct StoredBlock {
 
 /// How many of `blocks` (ascending) count after `before`: the run in which each names its predecessor's hash.
 ///
-/// `before` is the last block that counts below them; none: they begin at `start`. Up to `complete_to` a missing
+/// `before` is the last block that counts below them; None means they begin at `start`. Up to `complete_to` a missing
 /// height is an empty block, and the parent named after a gap is the source's word (DESIGN 4).
 pub fn counting(
     before: Option<&BlockRef>,

@@ -82,7 +82,7 @@ fn reason(why: &LineFault) -> String {
 enum BadTable {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("its first line does not name the columns {HEADER}")]
+    #[error("the header line must be {HEADER}")]
     Header,
     #[error("line {line} is longer than {LONGEST_LINE} bytes")]
     TooLong { line: u64 },
@@ -197,7 +197,7 @@ pub(super) async fn rejected_retry(settings: &Settings, args: &RejectedRetryArgs
     }
     if let Some((left, lowest)) = of_source {
         let text = format!(
-            "{left} refused by the source and left alone: what they say is in no table. Mend the source or its settings, \
+            "{left} were rejected by the source and cannot be retried from the database. Mend the source or its settings, \
              then have it read again: `select drop_blocks('{chain}', {lowest})` in `ebbtide psql` lets the syncer begin \
              again at block {lowest}.",
             left = were(left, "event"),

@@ -100,7 +100,7 @@ pub(super) async fn pause(settings: &Settings, args: &PauseArgs) -> Result<ExitC
     store.pause(&args.chain, args.projection.as_deref(), args.at).await.map_err(refused)?;
     say(match args.at {
         Some(at) => format!("Chain {} goes to height {at} and stays there.", args.chain),
-        None => format!("Chain {} stays where it is.", args.chain),
+        None => format!("Chain {} is paused.", args.chain),
     })?;
     Ok(ExitCode::SUCCESS)
 }

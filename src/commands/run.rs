@@ -279,10 +279,10 @@ impl Parts {
     async fn wait_for(&mut self, handles: Vec<tokio::task::AbortHandle>) -> Result<()> {
         while handles.iter().any(|h| !h.is_finished()) {
             let Some(ended) = self.tasks.join_next().await else { break };
-            ended.map_err(|panic| anyhow!("a part broke off: {panic}"))??;
+            ended.map_err(|panic| anyhow!("a task panicked: {panic}"))??;
         }
         while let Some(ended) = self.tasks.try_join_next() {
-            ended.map_err(|panic| anyhow!("a part broke off: {panic}"))??;
+            ended.map_err(|panic| anyhow!("a task panicked: {panic}"))??;
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ impl Parts {
                     break;
                 }
                 Some(Err(panic)) => {
-                    result = Err(anyhow!("a part broke off: {panic}"));
+                    result = Err(anyhow!("a task panicked: {panic}"));
                     break;
                 }
                 None => return result,

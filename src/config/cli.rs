@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::ConfigError;
 use super::file::{ChainFile, History, NegativeBalances, OnBadEvent, OnDeepChange, ProjectionFile, SourceKind};
 
-/// Keeps state derived from a blockchain right, in your own Postgres, through every reorganisation.
+/// Keeps tables derived from a blockchain correct in your own Postgres, through every reorg.
 #[derive(Debug, Clone, Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {
@@ -34,7 +34,7 @@ pub struct Cli {
 pub enum LogFormat {
     /// For people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -80,7 +80,7 @@ pub enum Command {
         #[command(flatten)]
         serve: ServeArgs,
     },
-    /// Bring the database to this version's schema.
+    /// Apply schema migrations.
     Migrate,
     /// Show where every chain and projection stands. Exit code 1 if one needs a person.
     Status(StatusArgs),
@@ -88,15 +88,15 @@ pub enum Command {
     ///
     /// token_balances is computed by other code than the processor's, option_vaults from all its events in memory, with
     /// checks between its rows. A projection of yours is applied again from its start by its own function, with its undo,
-    /// in one transaction that is rolled back: readers see nothing of it, but the projection stands still meanwhile.
+    /// in one transaction that is rolled back: readers see nothing of it, but the projection does not advance while this runs.
     Verify(VerifyArgs),
     /// Apply blocks again from a height on.
     Replay(ReplayArgs),
     /// Stop a projection where it is, or take it to a height and keep it there.
     Pause(PauseArgs),
-    /// Let a paused or halted projection go on.
+    /// Resume a paused or halted projection.
     Resume(ResumeArgs),
-    /// Take in what accounts held before the first block. All lines or none.
+    /// Import balances as of before the first block (all or nothing).
     OpeningBalances(OpeningArgs),
     /// Look at events that were refused, and have them tried again.
     #[command(subcommand)]
@@ -125,10 +125,10 @@ pub struct SourceArgs {
     /// A file of blocks for --source file (NDJSON, also gzip); `-`: standard input.
     #[arg(long = "file", value_name = "PATH")]
     pub path: Option<PathBuf>,
-    /// Grammar of a file's texts: evm, gno, starknet or other.
+    /// Chain kind of the file's addresses: evm, gno, starknet or other.
     #[arg(long, value_name = "KIND")]
     pub kind: Option<String>,
-    /// A token to follow; repeatable; none: every token.
+    /// Token to follow (repeatable). Default: all tokens.
     #[arg(long = "token", value_name = "ADDRESS")]
     pub tokens: Vec<String>,
     /// Another event to keep, as "Name(type indexed name, …)", for gno by its type; repeatable.
@@ -149,7 +149,7 @@ pub struct SourceArgs {
     /// Follow the source even where it replaces final blocks, and move the start of a chain that holds blocks.
     #[arg(long)]
     pub allow_reset: bool,
-    /// Longest sleep between two questions for the head, in ms [default: 1000, gno 2000].
+    /// Head polling interval in ms [default: 1000, gno 2000].
     #[arg(long, value_name = "MS")]
     pub source_poll_ms: Option<u64>,
     /// devnet: another seed is another chain [default: 1].
@@ -297,7 +297,7 @@ pub struct VerifyArgs {
     /// One chain; default: all.
     #[arg(long, value_name = "NAME")]
     pub chain: Option<String>,
-    /// Most differences printed of each kind.
+    /// Maximum differences printed per kind.
     #[arg(long, default_value_t = 20)]
     pub most: i64,
     /// Instead, run NAME, an SQL projection, through random reorganisations that follow from this number, on a chain that

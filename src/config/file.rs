@@ -80,7 +80,7 @@ pub struct ChainFile {
     pub start_height: Option<u64>,
     /// Blocks below the head taken as final, 0 to 10,000,000. Defaults to 64.
     pub finality_depth: Option<u64>,
-    /// Token addresses or paths; none: every token.
+    /// Token addresses or paths; None means every token.
     #[serde(default)]
     pub tokens: Vec<String>,
     /// Events to keep, by signature (gno: by type).
@@ -215,7 +215,7 @@ pub struct ProjectionFile {
     pub on_deep_change: Option<OnDeepChange>,
     /// Defaults to full.
     pub history: Option<History>,
-    /// option_vaults: deployers whose ContractDeployed is believed. None: vaults are registered by hand.
+    /// option_vaults: deployers whose ContractDeployed is believed. None means vaults are registered by hand.
     #[serde(default)]
     pub deployers: Vec<String>,
     /// option_vaults: classes whose deployments are followed without being registered, by class hash.
@@ -229,7 +229,7 @@ pub struct ProjectionFile {
 pub struct ClassFile {
     /// Which contract speaks: `a`, each round for itself; `b`, the vault for all.
     pub layout: String,
-    /// Whose deployments count; none: anybody's.
+    /// Whose deployments count; None means anybody's.
     pub deployer: Option<String>,
 }
 

@@ -48,7 +48,7 @@ struct Component {
     status: ComponentStatus,
     reason: Option<String>,
     details: Map<String, Value>,
-    /// The longest silence that is still a sign of life; none: silence means nothing.
+    /// The longest silence that is still a sign of life; None means that silence says nothing.
     expected_within: Option<Duration>,
     heard_at: Instant,
     since: Instant,

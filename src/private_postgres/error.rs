@@ -41,7 +41,7 @@ pub enum PrivateError {
     /// The data folder was made by a version that is not installed.
     #[error(
         "the data in {} was made by PostgreSQL {needed}, and only {} is installed: {}, or move the folder away to \
-         begin anew",
+         begin again",
         folder.display(), list(installed), remedy(Some(needed))
     )]
     WrongVersion {

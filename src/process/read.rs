@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         self
     }
 
-    /// The next blocks that count, at most `most`. None: there are no more, or a break comes next.
+    /// The next blocks that count, at most `most`. None means there are no more, or a break comes next.
     pub(super) async fn next(&mut self, most: u64) -> Result<Option<Chunk>, StoreError> {
         if self.ended || most == 0 {
             return Ok(None);

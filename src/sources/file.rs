@@ -61,7 +61,7 @@ pub struct FileSettings {
     /// The file; `-` is standard input. That and named pipes can be read once only: a run that was stopped does not
     /// go on there, but compares what is piped in next with what it holds.
     pub path: PathBuf,
-    /// The grammar of its texts. None: `evm` if its first block carries `logs`, else `other`.
+    /// The grammar of its texts. None means `evm` if its first block carries `logs`, else `other`.
     pub kind: Option<Kind>,
     /// What the network calls itself, if it should be kept and checked.
     pub network_id: Option<String>,

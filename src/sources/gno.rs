@@ -222,7 +222,7 @@ impl GnoSource {
             match known.get(&metadata.token) {
                 Some((first, _)) if *first == place => continue,
                 Some((first, _)) => {
-                    tracing::warn!(token = %metadata.token, "Announced twice: two ledgers under one name");
+                    tracing::warn!(token = %metadata.token, "Two token ledgers announced the same name");
                     if *first < place {
                         continue;
                     }

@@ -71,7 +71,7 @@ pub struct StoredChain {
 /// Blocks to write in one transaction.
 #[derive(Debug)]
 pub struct NewBlocks<'a> {
-    /// They come on top of this block; none: nothing stands below them.
+    /// They come on top of this block; None means nothing stands below them.
     pub ancestor: Option<&'a BlockRef>,
     /// Whether what stands above the ancestor is archived and removed first; without it, such blocks make the
     /// write stale.
@@ -82,7 +82,7 @@ pub struct NewBlocks<'a> {
     pub head_height: Height,
     /// What the source and the settings call final by then; never above the last of the blocks.
     pub final_height: Option<Height>,
-    /// Stored with the blocks; none: leaves what was there.
+    /// Stored with the blocks; None leaves what was there.
     pub position: Option<&'a Value>,
     /// The chain began again: the final height may fall.
     pub reset: bool,
@@ -251,7 +251,7 @@ const TAKE_TURN: &str = "update chains set writes = writes + 1 where chain_id = 
 const SYNC_LOCK: i64 = 0x6562_6273 << 32;
 
 impl SyncLock {
-    /// The lock with a connection of its own; none: another syncer has it.
+    /// The lock with a connection of its own; None means another syncer has it.
     pub async fn acquire(store: &Store, chain: ChainId) -> Result<Option<SyncLock>, StoreError> {
         let client = store.connect().await?;
         let key = SYNC_LOCK | (chain.0 & 0xffff_ffff);

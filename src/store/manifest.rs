@@ -33,7 +33,7 @@ pub(super) async fn stored<C: GenericClient>(client: &C) -> Result<Option<Object
 }
 
 /// What these texts make where nothing is: in a schema of the same name, beside the one that is there, in a transaction
-/// that is rolled back. None: this role may not create a schema here.
+/// that is rolled back. None means this role may not create a schema here.
 pub(super) async fn fresh(client: &mut Client, texts: &[&str]) -> Result<Option<Objects>, StoreError> {
     let may = "select has_database_privilege(current_database(), 'create')";
     if !client.query_one(may, &[]).await?.try_get::<_, bool>(0)? {

@@ -11,7 +11,7 @@ pub struct Standing {
     pub chain: String,
     /// The projection.
     pub projection: String,
-    /// The source's head; none: no source follows the chain.
+    /// The source's head; None means no source follows the chain.
     pub head_height: Option<i64>,
     /// Our newest block.
     pub tip_height: Option<i64>,

@@ -28,7 +28,7 @@ pub struct RejectedEvent {
     pub at: jiff::Timestamp,
 }
 
-/// Which refused events; none: any.
+/// Which refused events; None means any.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RejectedFilter<'a> {
     /// Of this chain.

@@ -12,14 +12,14 @@ pub struct Sample {
     pub kind: Kind,
     /// What the network called itself at first sight.
     pub network_id: Option<String>,
-    /// The block they are true at; none: nothing is applied yet.
+    /// The block they are true at; None means nothing is applied yet.
     pub at: Option<BlockRef>,
     /// Token, holder, amount.
     pub balances: Vec<(Text, Text, Delta)>,
 }
 
 impl Store {
-    /// At most so many balances of a chain, chosen anew each time.
+    /// At most so many balances of a chain, chosen again each time.
     ///
     /// # Errors
     /// An unknown chain, or whatever Postgres says.

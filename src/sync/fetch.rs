@@ -44,7 +44,7 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// The next blocks; none: all were handed out.
+    /// The next blocks; None means all were handed out.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Block>>, SourceError> {
         loop {
             if self.next > self.to {

@@ -19,7 +19,7 @@ use crate::store::{Store, StoreError, StoreFault};
 pub struct FuzzSettings<'a> {
     /// The projection.
     pub projection: &'a str,
-    /// The chain whose tokens, addresses and events are used; none: the projection's own, or the first one.
+    /// The chain whose tokens, addresses and events are used; None means the projection's own, or the first one.
     pub chain: Option<&'a str>,
     /// What the run follows from.
     pub seed: u64,

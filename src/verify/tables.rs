@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// Empties the tables of an SQL projection, applies all its blocks again and compares rows and undo; then rolls all of
-    /// it back. Whoever reads sees nothing of it; the projection stands still meanwhile.
+    /// it back. Whoever reads sees nothing of it; the projection does not advance while this runs.
     ///
     /// # Errors
     /// Whatever Postgres says. A block that fails is no error but a finding.
@@ -139,7 +139,7 @@ pub(super) async fn begin(store: &Store) -> Result<Client, StoreError> {
 }
 
 /// Begins a transaction whose snapshot is that of the checkpoint, which nobody moves until it ends, or until it goes back to
-/// the savepoint `holding`: the snapshot stays then. None: nothing was applied.
+/// the savepoint `holding`: the snapshot stays then. None means nothing was applied.
 pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held>, StoreError> {
     let sql = include_str!("../../sql/queries/verify_hold.sql");
     let mut tried = 0;
@@ -170,7 +170,7 @@ pub(super) async fn hold(client: &Client, of: &Verifiable) -> Result<Option<Held
     Ok(Some(held))
 }
 
-/// Finds out anew which blocks count.
+/// Finds out again which blocks count.
 pub(super) async fn count(client: &Client, of: &Verifiable, held: &Held) -> Result<(), StoreError> {
     client.batch_execute("delete from verify_counted").await?;
     let sql = include_str!("../../sql/queries/verify_count.sql");
@@ -186,7 +186,7 @@ pub(super) async fn agreed(
     held: &Held,
 ) -> Result<(Option<i64>, Option<String>), StoreError> {
     if held.is_made_otherwise {
-        return Ok((None, Some("its function changed, and it will be made anew".to_owned())));
+        return Ok((None, Some("its function changed, and it will be built again".to_owned())));
     }
     let sql = include_str!("../../sql/queries/verify_agreed.sql");
     let row = client.query_one(sql, &[&of.chain_id, &of.projection, &held.height, &held.hash, &held.redo_from]).await?;
@@ -194,9 +194,9 @@ pub(super) async fn agreed(
     let Some(at) = differs_at else { return Ok((Some(held.height), None)) };
     Ok(match agreed {
         Some(to) => {
-            (Some(to), Some(format!("from {at} on it is to be applied anew, and is compared as it was at {to}")))
+            (Some(to), Some(format!("from {at} on it is to be applied again, and is compared as it was at {to}")))
         }
-        None => (None, Some(format!("from {at} on, below its undo, it is to be applied anew: ask again then"))),
+        None => (None, Some(format!("from {at} on, below its undo, it is to be applied again: ask again then"))),
     })
 }
 

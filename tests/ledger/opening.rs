@@ -102,7 +102,7 @@ async fn every_bad_line_is_named_and_nothing_is_imported() {
     let text = refused(&world, &["opening-balances", path(&file)]);
     let expected = format!(
         "ebbtide: {}: nothing was imported, since 5 lines are at fault:
-  line 3: its address \"alice\" is none of a chain of kind evm
+  line 3: address \"alice\" is not valid on a chain of kind evm
   line 4: its amount \"1.5\" is not a whole number in decimal
   line 6: it is a second opening balance of {a} in {gold}; line 2 is the first
   line 7: {b} in {gold} has an opening balance already: 9
@@ -135,8 +135,8 @@ async fn files_that_are_no_table_are_refused_whole() {
         let text = refused(&world, &["opening-balances", path(&file), "--replace"]);
         assert!(text.contains(why), "{text}");
     };
-    refuses(b"", "its first line does not name the columns token,address,amount");
-    refuses(b"gold,alice,5\n", "its first line does not name the columns");
+    refuses(b"", "the header line must be token,address,amount");
+    refuses(b"gold,alice,5\n", "the header line must be");
     refuses(b"token,address,amount\ngold,\xff,5\ngold,alice,1\n", "line 2: it is not UTF-8 text");
     let long = [&b"token,address,amount\ngold,a,1\ngold,"[..], &[b'a'; 10_000], b",5\n"].concat();
     refuses(&long, "line 3 is longer than 8192 bytes");

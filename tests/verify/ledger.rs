@@ -79,7 +79,7 @@ async fn verify_finds_nothing_after_a_recorded_chain_with_its_reorgs() {
     // Many differences: as many lines as were asked for, and how many more there are.
     let harmed = db.execute("update balances set amount = amount + 1", &[]).await.unwrap();
     assert!(harmed > 3);
-    let (clean, lines) = verify(&pg, &["--most", "2", "--chain", "anvil"]);
+    let (clean, lines) = verify(&pg, &["--limit", "2", "--chain", "anvil"]);
     assert!(!clean);
     assert_eq!(lines.iter().filter(|l| l.starts_with("anvil: balance ")).count(), 2, "{lines:?}");
     assert!(lines.contains(&format!("anvil: balance: … and {} more", harmed - 2)), "{lines:?}");

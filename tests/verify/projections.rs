@@ -209,7 +209,7 @@ async fn damage_to_rows_and_to_undo_is_found_and_named() {
     println!("{} kinds of damage were found", cases.len());
     // Only as many lines as asked for, and how many more there are.
     db.batch_execute("set ebbtide.write_tracked_tables = on; update public.moves set amount = -1").await.unwrap();
-    let (is_clean, lines) = verify(&pg, &["volume", "--most", "2"]);
+    let (is_clean, lines) = verify(&pg, &["volume", "--limit", "2"]);
     assert!(!is_clean);
     assert_eq!(lines.iter().filter(|l| l.contains("only in the table {")).count(), 2, "{lines:?}");
     assert!(lines.contains(&"main: volume: public.moves: only in the table: … and 34 more".to_owned()), "{lines:?}");

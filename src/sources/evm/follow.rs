@@ -31,7 +31,7 @@ pub(super) struct Follow {
 #[derive(Debug, Default)]
 struct State {
     found: Found,
-    /// What was made below this height is known; none: nothing was asked for yet, and following begins there.
+    /// What was made below this height is known; None means nothing was asked for yet, and following begins there.
     told_to: Option<Height>,
     /// The ranges under way: where each begins.
     readers: BTreeMap<u64, Height>,
@@ -100,7 +100,7 @@ impl Follow {
         Ticket { follow: self, reader, first, generation }
     }
 
-    /// What is stored ends here; none: nothing is.
+    /// What is stored ends here; None means nothing is.
     pub(super) fn resume(&self, tip: Option<Height>) {
         self.change(|state| {
             state.told_to = tip.map(Height::next);

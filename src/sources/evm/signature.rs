@@ -13,7 +13,7 @@ use crate::sources::SourceError;
 pub(super) struct Signature {
     /// Its name, without parameters.
     pub(super) name: String,
-    /// Hash of its canonical form: what the first topic must be. None: it is anonymous, and its topics are its indexed
+    /// Hash of its canonical form: what the first topic must be. None means it is anonymous, and its topics are its indexed
     /// parameters alone.
     pub(super) topic0: Option<B256>,
     /// Who must say it; empty: anybody.

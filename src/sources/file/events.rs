@@ -24,7 +24,7 @@ const LONGEST_TEXT: usize = 512;
 pub(super) struct Grammar {
     /// The kind of chain.
     pub(super) kind: Kind,
-    /// Tokens that are wanted, in canonical form; none: all.
+    /// Tokens that are wanted, in canonical form; None means all.
     pub(super) tokens: Option<HashSet<String>>,
     /// For raw logs.
     pub(super) decoder: Decoder,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::chain::{Amount, Text};
 
-/// More than this many texts are not worth remembering: then it starts anew.
+/// More than this many texts are not worth remembering: then it starts again.
 const TEXTS_REMEMBERED: usize = 50_000;
 
 /// Gives equal texts one allocation: a block names the same few tokens and accounts again and again.

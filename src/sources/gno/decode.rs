@@ -94,9 +94,9 @@ pub struct Movement {
     pub realm_path: String,
     /// Its ticker, where the id holds one.
     pub symbol: Option<String>,
-    /// Who gave; none: a mint.
+    /// Who gave; None means a mint.
     pub from: Option<String>,
-    /// Who received; none: a burn.
+    /// Who received; None means a burn.
     pub to: Option<String>,
     /// Base units.
     pub amount: Amount,
@@ -313,7 +313,7 @@ pub(super) fn announcement(event: &Event) -> Option<TokenMetadata> {
     })
 }
 
-/// The attribute of this name; none: absent.
+/// The attribute of this name; None means absent.
 fn the_one<'e>(attrs: &'e [Attribute], key: &str) -> Result<Option<&'e str>, &'static str> {
     let mut values = attrs.iter().filter(|attr| attr.key == key).map(|attr| attr.value.as_str());
     let first = values.next();

@@ -24,7 +24,7 @@ const PART: u64 = 1_000;
 pub(super) struct Fetch<'a> {
     pub(super) endpoint: &'a Endpoint,
     pub(super) decoder: &'a Decoder,
-    /// What every block must name; none: not known yet.
+    /// What every block must name; None means not known yet.
     pub(super) chain_id: Option<&'a str>,
 }
 

@@ -57,7 +57,7 @@ pub struct Asked<'a> {
     pub from: u64,
     /// The last height.
     pub to: u64,
-    /// What every block must name; none: not known yet.
+    /// What every block must name; None means not known yet.
     pub chain_id: Option<&'a str>,
 }
 

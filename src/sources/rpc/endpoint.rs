@@ -286,7 +286,7 @@ impl Endpoint {
         }
     }
 
-    /// Puts answers beside their calls. None: it was a single call, answered with an error for no call at all.
+    /// Puts answers beside their calls. None means it was a single call, answered with an error for no call at all.
     fn matched<'b>(
         &self,
         calls: &[Call],

@@ -64,7 +64,7 @@ const UNIVERSAL_DEPLOYERS: [&str; 2] = [
 /// What to look for in receipts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DecodeSettings {
-    /// Tokens whose Transfers count, as 0x hex; none: those of every contract. `none` alone: of no contract.
+    /// Tokens whose Transfers count, as 0x hex; None means those of every contract. `none` alone: of no contract.
     pub tokens: Vec<String>,
     /// Contracts all of whose events are kept, and those of the rounds that they deploy.
     pub contracts: Vec<String>,
@@ -72,7 +72,7 @@ pub struct DecodeSettings {
     pub vault_class_hash: Option<String>,
     /// Only those that this account had deployed.
     pub deployer: Option<String>,
-    /// Universal deployers to believe; none: those of the public networks.
+    /// Universal deployers to believe; None means those of the public networks.
     pub udc_addresses: Vec<String>,
 }
 

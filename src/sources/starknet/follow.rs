@@ -45,7 +45,7 @@ pub(super) struct Turns {
 #[derive(Debug, Default)]
 struct State {
     found: Found,
-    /// The height that is decoded next; none: whichever is asked for first.
+    /// The height that is decoded next; None means whichever is asked for first.
     next: Option<Height>,
     under_way: BTreeMap<u64, RangeInclusive<Height>>,
     tickets: u64,
@@ -73,7 +73,7 @@ impl Turns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins anew: this was found up to a height, and `next` comes after it.
+    /// Begins again: this was found up to a height, and `next` comes after it.
     pub(super) fn reset(&self, found: Found, next: Option<Height>) {
         let mut state = self.state();
         state.found = found;
@@ -99,7 +99,7 @@ impl Turns {
     }
 
     /// Decodes heights if it is their turn: `decode` is handed what was found below and returns, with its answer, the last
-    /// height that it covered (none: it covered nothing). None: it is not their turn.
+    /// height that it covered (none: it covered nothing). None means it is not their turn.
     pub(super) fn decode<T>(&self, first: Height, decode: impl FnOnce(&mut Found) -> (T, Option<Height>)) -> Option<T> {
         let mut state = self.state();
         if state.next != Some(first) {

@@ -13,9 +13,9 @@ use crate::store::StoreError;
 pub struct RegisteredVault {
     /// Its address, in canonical text.
     pub address: Text,
-    /// First height whose events count; none: all that is stored.
+    /// First height whose events count; None means all that is stored.
     pub from_height: Option<Height>,
-    /// Its events are stored up to here; none: of no block.
+    /// Its events are stored up to here; None means that no block's are.
     pub indexed_through: Option<Height>,
     /// Whether it has once been up to the tip, and counts.
     pub caught_up: bool,

@@ -56,7 +56,7 @@ impl LedgerRead {
             .collect()
     }
 
-    /// What the next step is decided from. None: the chain is gone, or the projection, or its checkpoint was never made.
+    /// What the next step is decided from. None means the chain is gone, or the projection, or its checkpoint was never made.
     pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
         let row = self.client.query_opt(&self.look, &[&chain.0, &projection, &BLOCKS_AHEAD]).await?;
         row.map(|row| look(&row)).transpose()
@@ -91,7 +91,7 @@ impl LedgerRead {
     }
 
     /// The height at which a run of blocks from one height to another (inclusive) has more than `most` events of a kind: it
-    /// ends below. None: it has no more than that.
+    /// ends below. None means it has no more than that.
     pub async fn range_end(
         &self,
         chain: ChainId,

@@ -18,9 +18,9 @@ pub struct ProjectionRow {
     pub is_function: bool,
     /// The projection it follows in one transaction.
     pub after: Option<String>,
-    /// The one chain it concerns; none: every chain.
+    /// The one chain it concerns; None means every chain.
     pub chain: Option<ChainId>,
-    /// The kind of chain it concerns; none: every kind.
+    /// The kind of chain it concerns; None means every kind.
     pub kind: Option<Kind>,
 }
 
@@ -287,7 +287,7 @@ impl Tx<'_> {
         Ok(Undone { keys: restored, restored, changes: restored, blocks: count(row, "blocks")? })
     }
 
-    /// Tells whoever listens that a projection was made anew.
+    /// Tells whoever listens that a projection was built again.
     pub async fn note_rebuilt(&self, tip: Option<&BlockRef>, reason: &str) -> Result<(), StoreError> {
         self.tx
             .execute(

@@ -59,13 +59,13 @@ pub struct ReorgRow {
     pub chain: String,
     /// The projection that moved.
     pub projection: String,
-    /// The last block both branches share; none: they share none.
+    /// The last block both branches share; None means they share none.
     pub ancestor: Option<i64>,
     /// Blocks left behind.
     pub depth: i64,
     /// Where it stood.
     pub old_tip: NamedBlock,
-    /// Where it went; none: to before the start.
+    /// Where it went; None means to before the start.
     pub new_tip: Option<NamedBlock>,
     /// Blocks undone.
     pub blocks_undone: i64,
