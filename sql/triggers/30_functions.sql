@@ -284,7 +284,7 @@ begin
     -- Also where nothing was paused: whoever says so wants it looked at now.
     perform pg_notify('ebbtide_blocks', cid::text);
 end $$;
-comment on function resume is 'Goes on after pause(), and after a halt whose cause was mended.';
+comment on function resume is 'Goes on after pause(), and after a halt whose cause is fixed.';
 
 -- Every account as it stood once the block at this height was applied.
 create or replace function balances_at(chain text, height bigint)

@@ -375,7 +375,7 @@ pub struct OpeningArgs {
 pub enum RejectedCommand {
     /// Show them, in chain order.
     List(RejectedListArgs),
-    /// Have their blocks applied again, once the cause was mended.
+    /// Have their blocks applied again, once the cause is fixed.
     Retry(RejectedRetryArgs),
 }
 

@@ -229,7 +229,7 @@ async fn what_is_not_applied_yet_is_a_note_and_the_rest_is_compared() {
     assert_eq!(
         lines,
         [
-            "main: volume: note: from 11 on it is to be applied anew, and is compared as it was at 10",
+            "main: volume: note: from 11 on it is to be applied again, and is compared as it was at 10",
             "Verified volume on main: 10 blocks up to 10 applied again, 32 rows, 50 rows of undo, taken back to 3 heights: no difference."
         ]
     );
