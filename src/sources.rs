@@ -225,7 +225,7 @@ pub enum FaultKind {
     Transient,
     /// Say so, go unready, keep serving reads; try again rarely.
     Permanent,
-    /// Say so, go unready, keep serving reads and asking: only the source can mend it.
+    /// Say so, go unready, keep serving reads and asking: only the source can fix it.
     Incomplete,
     /// Ask for less.
     RangeTooLarge,

@@ -180,7 +180,7 @@ pub enum StoreFault {
     Contended,
     /// The statement ran longer than it may: do less at once.
     TimedOut,
-    /// Nothing that another try would mend.
+    /// Nothing that another try would fix.
     Permanent,
 }
 
@@ -192,7 +192,7 @@ impl StoreError {
             StoreError::Postgres(error) => {
                 let Some(code) = error.code() else {
                     // No answer from the server at all: the connection broke. But a value that cannot be written or
-                    // read as its column's type is ours to mend.
+                    // read as its column's type is ours to fix.
                     let ours = std::error::Error::source(error).is_some_and(|source| {
                         source.is::<postgres_types::WrongType>() || source.is::<postgres_types::WasNull>()
                     });

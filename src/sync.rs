@@ -41,7 +41,7 @@ pub struct SyncSettings {
     pub allow_reset: bool,
     /// Whether a rejected event stops the syncer before its block.
     pub halt_on_bad_event: bool,
-    /// Whether the source ends by itself (a file): a fault that a person must mend ends the run then.
+    /// Whether the source ends by itself (a file): a fault that a person must fix ends the run then.
     pub ends: bool,
     /// Whether to draw a progress bar.
     pub progress: bool,
@@ -70,7 +70,7 @@ impl SyncWatcher for Unwatched {}
 /// Follows a source until `shutdown`, or until a source that ends has ended.
 ///
 /// # Errors
-/// Faults that a person must mend, if they show before the first block was taken in this run or if the source ends
+/// Faults that a person must fix, if they show before the first block was taken in this run or if the source ends
 /// by itself (a file); later ones are shown, and asked about again and again.
 pub async fn run(
     store: Store,

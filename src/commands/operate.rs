@@ -108,7 +108,7 @@ pub(super) async fn pause(settings: &Settings, args: &PauseArgs) -> Result<ExitC
 pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<ExitCode> {
     let store = migrated_store(settings, "ebbtide resume").await?;
     store.resume(&args.chain, args.projection.as_deref()).await.map_err(refused)?;
-    say(format!("Chain {} goes on.", args.chain))?;
+    say(format!("Chain {} resumed.", args.chain))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -106,7 +106,7 @@ pub(super) enum Fault {
 }
 
 impl SyncError {
-    /// Whether a person should look, though it is waited for: only the source can mend it.
+    /// Whether a person should look, though it is waited for: only the source can fix it.
     pub(super) fn is_for_a_person(&self) -> bool {
         matches!(self, SyncError::Source(error) if error.kind() == FaultKind::Incomplete)
     }
