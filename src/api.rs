@@ -53,15 +53,6 @@ impl Default for ApiSettings {
     }
 }
 
-impl ApiSettings {
-    /// The defaults, with negative balances shown as they are if `show`.
-    #[must_use]
-    pub fn with_negative_shown(show: bool) -> ApiSettings {
-        let negative_balances = if show { NegativeBalances::Show } else { NegativeBalances::Zero };
-        ApiSettings { negative_balances, ..ApiSettings::default() }
-    }
-}
-
 /// A balance below zero means that history is missing. The ledger keeps it exact; this is what readers see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NegativeBalances {

@@ -426,7 +426,7 @@ fn parts_at(look: &Look, tip: &BlockRef, start: Option<Height>, stop: Height) ->
     let window = window(tip, &look.journal, below, first, counted);
     let newest = counted.last().map(|b| BlockRef { height: b.height, hash: b.hash.clone() });
     match plan(&window, &Theirs::Truth(newest.or_else(|| below.cloned()))) {
-        Ok(Step::Reorg { ancestor, .. }) => Some(ancestor),
+        Ok(Step::Reorg { ancestor }) => Some(ancestor),
         _ => None,
     }
 }

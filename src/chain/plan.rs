@@ -44,12 +44,10 @@ pub enum Step {
     Known,
     /// Our last block is theirs too (or we have none): go on from it.
     Extend,
-    /// Undo `down`, newest first, then go on from `ancestor` (none: from before the start).
+    /// Undo what is above the ancestor, then go on from there.
     Reorg {
-        /// The newest block both sides share.
+        /// The newest block both sides share. None means that they share none: from before the start.
         ancestor: Option<BlockRef>,
-        /// Our blocks above it, newest first; only those at heights that were brought.
-        down: Vec<BlockRef>,
     },
     /// Undecidable yet: bring these heights of both sides (inclusive) and ask again.
     Need {
@@ -99,7 +97,7 @@ fn from_the_top(window: &Window, tip: &BlockRef, head: &BlockRef) -> Result<Step
             None => return Ok(Step::Need { heights: next_range(window, top, lowest)..=lowest }),
             Some((Some(ours), Some(theirs))) if ours.hash == theirs.hash => break,
             Some(_) if lowest == window.floor && window.more_below => return Err(TooDeep { floor: window.floor }),
-            Some(_) if lowest == window.floor => return Ok(reorg_to(window, tip, None)),
+            Some(_) if lowest == window.floor => return Ok(reorg_to(window, None)),
             Some(_) => lowest = lowest.minus(1),
         }
     }
@@ -110,7 +108,7 @@ fn from_the_top(window: &Window, tip: &BlockRef, head: &BlockRef) -> Result<Step
         // Their head is one of our blocks: they lag.
         return Ok(Step::Known);
     }
-    Ok(reorg_to(window, tip, Some(lowest)))
+    Ok(reorg_to(window, Some(lowest)))
 }
 
 /// The low end of the next range to bring: as many heights as were brought already, at least one.
@@ -136,23 +134,12 @@ fn from_the_floor(window: &Window, tip: &BlockRef, theirs: &Theirs) -> Result<St
     if shared.is_none() && window.more_below {
         return Err(TooDeep { floor: window.floor });
     }
-    Ok(reorg_to(window, tip, shared))
+    Ok(reorg_to(window, shared))
 }
 
-fn reorg_to(window: &Window, tip: &BlockRef, shared: Option<Height>) -> Step {
+fn reorg_to(window: &Window, shared: Option<Height>) -> Step {
     let ours = |height: Height| window.known.get(&height).and_then(|(ours, _)| ours.as_ref());
-    let ancestor = shared.and_then(|height| Some(BlockRef { height, hash: ours(height)?.hash.clone() }));
-    let mut down: Vec<BlockRef> = window
-        .known
-        .iter()
-        .rev()
-        .take_while(|(height, _)| shared.is_none_or(|s| **height > s))
-        .filter_map(|(height, (ours, _))| Some(BlockRef { height: *height, hash: ours.as_ref()?.hash.clone() }))
-        .collect();
-    if down.first().is_none_or(|b| b.height < tip.height) {
-        down.insert(0, tip.clone());
-    }
-    Step::Reorg { ancestor, down }
+    Step::Reorg { ancestor: shared.and_then(|height| Some(BlockRef { height, hash: ours(height)?.hash.clone() })) }
 }
 
 /// A stored block, as far as it matters for what counts.
@@ -235,8 +222,8 @@ mod tests {
         panic!("plan does not come to an end");
     }
 
-    fn reorg(ancestor: Option<BlockRef>, down: &[BlockRef]) -> Step {
-        Step::Reorg { ancestor, down: down.to_vec() }
+    fn reorg(ancestor: Option<BlockRef>) -> Step {
+        Step::Reorg { ancestor }
     }
 
     #[test]
@@ -247,20 +234,20 @@ mod tests {
         // The node lags, on our branch: nothing is dropped.
         assert_eq!(hint("abcde", "abc"), Ok(Step::Known));
         // The node is lower, on another branch.
-        assert_eq!(hint("abcde", "abX"), Ok(reorg(Some(block(1, 'b')), &[block(4, 'e'), block(2, 'c')])));
-        assert_eq!(hint("abc", "abXY"), Ok(reorg(Some(block(1, 'b')), &[block(2, 'c')])));
-        assert_eq!(hint("abc", "XYZ"), Ok(reorg(None, &[block(2, 'c'), block(1, 'b'), block(0, 'a')])));
+        assert_eq!(hint("abcde", "abX"), Ok(reorg(Some(block(1, 'b')))));
+        assert_eq!(hint("abc", "abXY"), Ok(reorg(Some(block(1, 'b')))));
+        assert_eq!(hint("abc", "XYZ"), Ok(reorg(None)));
     }
 
     #[test]
     fn the_truth_is_followed_down() {
         let truth = |ours, theirs| decide(ours, theirs, 0, false, true).0;
-        assert_eq!(truth("abcde", "abc"), Ok(reorg(Some(block(2, 'c')), &[block(4, 'e'), block(3, 'd')])));
+        assert_eq!(truth("abcde", "abc"), Ok(reorg(Some(block(2, 'c')))));
         assert_eq!(truth("abc", "abc"), Ok(Step::Known));
         assert_eq!(truth("abc", "abcd"), Ok(Step::Extend));
-        assert_eq!(truth("abc", "."), Ok(reorg(None, &[block(2, 'c'), block(1, 'b'), block(0, 'a')])));
+        assert_eq!(truth("abc", "."), Ok(reorg(None)));
         // A block appeared where there was none.
-        assert_eq!(truth("a.c", "abc"), Ok(reorg(Some(block(0, 'a')), &[block(2, 'c')])));
+        assert_eq!(truth("a.c", "abc"), Ok(reorg(Some(block(0, 'a')))));
     }
 
     #[test]
@@ -272,7 +259,7 @@ mod tests {
             window.known.insert(Height::from(h as u32), (mark(1), mark(if h == 1 { 9 } else { 1 })));
         }
         let theirs = Theirs::Truth(Some(block(2, 'c')));
-        assert_eq!(plan(&window, &theirs), Ok(reorg(Some(block(0, 'a')), &[block(2, 'c'), block(1, 'b')])));
+        assert_eq!(plan(&window, &theirs), Ok(reorg(Some(block(0, 'a')))));
     }
 
     #[test]
@@ -290,9 +277,8 @@ mod tests {
             .map(|n| char::from_u32(0x4e00 + if n < 300 { n } else { n + 9000 }).expect("a letter"))
             .collect();
         let (step, brought) = decide(&ours, &theirs, 0, false, false);
-        let Ok(Step::Reorg { ancestor, down }) = step else { panic!("{step:?}") };
+        let Ok(Step::Reorg { ancestor }) = step else { panic!("{step:?}") };
         assert_eq!(ancestor.expect("shared").height, Height::from(299));
-        assert_eq!(down.len(), 300);
         assert!(brought <= 600, "{brought} heights were brought");
     }
 

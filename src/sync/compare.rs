@@ -59,7 +59,7 @@ impl Syncer {
                 }
                 Ok(Step::Known) => return Ok(Move::Stay),
                 Ok(Step::Extend) => return Ok(Move::Extend),
-                Ok(Step::Reorg { ancestor, .. }) => {
+                Ok(Step::Reorg { ancestor }) => {
                     let from = ancestor.as_ref().map_or(lowest, |a| a.height.next());
                     let down = lock.block_refs(from, tip.height).await?;
                     return Ok(Move::Replace { ancestor, down });
