@@ -35,8 +35,9 @@ const LONGEST_URI_BYTES: usize = 8 * 1024;
 /// How the interface behaves.
 #[derive(Debug, Clone)]
 pub struct ApiSettings {
-    /// What is shown of balances below zero. Defaults to `Zero`.
-    pub negative_balances: NegativeBalances,
+    /// Whether a balance below zero, which the ledger keeps exact, is shown as it is, and not as 0. `X-Negative-Balances` counts
+    /// them either way. Defaults to false.
+    pub shows_negative: bool,
     /// Longest a statement of a request may run; then it is answered with 503. Defaults to 10 s.
     pub read_timeout: Duration,
     /// How long requests in hand may take once the server was told to stop; then they are cut. Defaults to 5 s.
@@ -46,21 +47,11 @@ pub struct ApiSettings {
 impl Default for ApiSettings {
     fn default() -> ApiSettings {
         ApiSettings {
-            negative_balances: NegativeBalances::Zero,
+            shows_negative: false,
             read_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),
         }
     }
-}
-
-/// A balance below zero means that history is missing. The ledger keeps it exact; this is what readers see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum NegativeBalances {
-    /// As 0; `X-Negative-Balances` counts them.
-    #[default]
-    Zero,
-    /// As they are; `X-Negative-Balances` counts them.
-    Show,
 }
 
 /// What every handler needs.

@@ -171,7 +171,7 @@ impl Settings {
             None => ledger,
         };
         for chain in chains.values_mut() {
-            chain.sync.halt_on_bad_event = ledger.on_bad_event == Some(file::OnBadEvent::Halt);
+            chain.sync.halt_on_bad_event = ledger.on_bad_event == Some(token_balances::OnBadEvent::Halt);
         }
         let batch = process.and_then(|p| p.batch).or(file.batch).map(|batch| bounded("batch", batch, 1..=1_000_000));
         let workers = process.and_then(|p| p.workers).or(file.workers).unwrap_or(4);

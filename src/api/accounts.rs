@@ -80,7 +80,7 @@ async fn account(context: &Context, address: &str, query: &str) -> Result<Answer
     let address = request::percent_decode(address).ok_or_else(invalid_address)?;
     let query = Query::parse(query)?;
     let (name, at, limit, cursor) = (query.one("chain")?, query.at()?, query.limit()?, query.cursor()?);
-    let mut page = Page::new(limit, query.flag("zero")?, context.settings.negative_balances);
+    let mut page = Page::new(limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let chain = moment::chain(&snapshot, name, token_balances::NAME).await?;

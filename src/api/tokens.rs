@@ -7,7 +7,7 @@ use super::cursor::Cursor;
 use super::moment::{self, State};
 use super::reply::{self, AmountForm, AmountJson, Answer, Failure};
 use super::request::{self, Query};
-use super::{Context, NegativeBalances, exactly, query, reading};
+use super::{Context, exactly, query, reading};
 use crate::chain::Kind;
 use crate::projections::token_balances;
 use crate::store::reads::{
@@ -186,7 +186,7 @@ impl<'a> Common<'a> {
 pub(super) struct Page {
     limit: usize,
     zero: bool,
-    show: NegativeBalances,
+    shows_negative: bool,
     pub(super) rows: Vec<Balance>,
     negatives: usize,
     /// Negative ones after the last row shown: they belong to the next page, if there is one.
@@ -195,8 +195,8 @@ pub(super) struct Page {
 }
 
 impl Page {
-    pub(super) fn new(limit: usize, zero: bool, show: NegativeBalances) -> Page {
-        Page { limit, zero, show, rows: Vec::new(), negatives: 0, trailing_negatives: 0, more: false }
+    pub(super) fn new(limit: usize, zero: bool, shows_negative: bool) -> Page {
+        Page { limit, zero, shows_negative, rows: Vec::new(), negatives: 0, trailing_negatives: 0, more: false }
     }
 
     /// Rows to ask for: one more than the page holds tells whether there are more.
@@ -208,7 +208,7 @@ impl Page {
     fn take(&mut self, rows: Vec<Balance>) -> bool {
         for mut row in rows {
             let negative = row.amount.starts_with('-');
-            if negative && self.show == NegativeBalances::Zero {
+            if negative && !self.shows_negative {
                 row.amount = "0".to_owned();
             }
             let shown = self.zero || row.amount != "0";
@@ -234,7 +234,7 @@ impl Page {
 async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
     let query = Query::parse(query)?;
     let common = Common::read(&query)?;
-    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.negative_balances);
+    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
@@ -295,7 +295,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
     let path = request::percent_decode(path).ok_or_else(invalid_token)?;
     let query = Query::parse(query)?;
     let common = Common::read(&query)?;
-    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.negative_balances);
+    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;

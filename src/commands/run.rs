@@ -10,6 +10,7 @@ use ebbtide::config::{ChainConfig, ConfigError, Settings, SourceConfig};
 use ebbtide::ops::{Health, Metrics};
 use ebbtide::private_postgres::{Options, PrivatePostgres};
 use ebbtide::process;
+use ebbtide::projections::token_balances::NegativeBalances;
 use ebbtide::sources::Source;
 use ebbtide::sources::devnet::Devnet;
 use ebbtide::sources::evm::EvmSource;
@@ -234,12 +235,8 @@ impl Parts {
     fn api(&mut self, listener: TcpListener, settings: &Settings, store: Store) {
         self.watch_database(store.clone());
         let stop = self.stop.clone();
-        let show = settings.process.token_balances.negative_balances
-            == ebbtide::projections::token_balances::NegativeBalances::Show;
-        let settings = ApiSettings {
-            negative_balances: if show { api::NegativeBalances::Show } else { api::NegativeBalances::Zero },
-            ..ApiSettings::default()
-        };
+        let shows_negative = settings.process.token_balances.negative_balances == NegativeBalances::Show;
+        let settings = ApiSettings { shows_negative, ..ApiSettings::default() };
         if let Ok(address) = listener.local_addr() {
             tracing::info!("The API answers on http://{address}/tokens/balances");
         }

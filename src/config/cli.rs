@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::ConfigError;
-use super::file::{ChainFile, History, NegativeBalances, OnBadEvent, OnDeepChange, ProjectionFile, SourceKind};
+use super::file::{ChainFile, ProjectionFile, SourceKind};
+use crate::projections::token_balances::{History, NegativeBalances, OnBadEvent, OnDeepChange};
 
 /// Keeps tables derived from a blockchain correct in your own Postgres, through every reorg.
 #[derive(Debug, Clone, Parser)]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::projections::{option_vaults, token_balances};
+use crate::projections::token_balances::{self, History, NegativeBalances, OnBadEvent, OnDeepChange};
+use crate::projections::option_vaults;
 use crate::sources::evm::FactorySettings;
 
 /// The file's whole content.
@@ -161,48 +162,6 @@ pub struct ApiFile {
     pub operator_listen: Option<String>,
 }
 
-/// What a negative balance means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum NegativeBalances {
-    /// Kept exact, shown as 0 and counted.
-    Zero,
-    /// Kept exact and shown.
-    Show,
-    /// The projection stops before the block.
-    Halt,
-}
-
-/// What to do with a bad event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OnBadEvent {
-    /// It goes to rejected_events, the rest of its block is applied.
-    Quarantine,
-    /// Syncing or applying stops before its block.
-    Halt,
-}
-
-/// What to do when final blocks changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OnDeepChange {
-    /// Undone and applied again in one transaction.
-    Rebuild,
-    /// The projection stops until `resume`.
-    Halt,
-}
-
-/// How much history is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum History {
-    /// All of it.
-    Full,
-    /// What lies above the final height.
-    Window,
-}
-
 /// `[projections.NAME]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -284,25 +243,11 @@ impl ProjectionFile {
     }
 
     pub(super) fn settings(&self) -> token_balances::Settings {
-        use token_balances as t;
-        t::Settings {
-            negative_balances: match self.negative_balances {
-                None | Some(NegativeBalances::Zero) => t::NegativeBalances::Zero,
-                Some(NegativeBalances::Show) => t::NegativeBalances::Show,
-                Some(NegativeBalances::Halt) => t::NegativeBalances::Halt,
-            },
-            on_bad_event: match self.on_bad_event {
-                None | Some(OnBadEvent::Quarantine) => t::OnBadEvent::Quarantine,
-                Some(OnBadEvent::Halt) => t::OnBadEvent::Halt,
-            },
-            on_deep_change: match self.on_deep_change {
-                None | Some(OnDeepChange::Rebuild) => t::OnDeepChange::Rebuild,
-                Some(OnDeepChange::Halt) => t::OnDeepChange::Halt,
-            },
-            history: match self.history {
-                None | Some(History::Full) => t::History::Full,
-                Some(History::Window) => t::History::Window,
-            },
+        token_balances::Settings {
+            negative_balances: self.negative_balances.unwrap_or_default(),
+            on_bad_event: self.on_bad_event.unwrap_or_default(),
+            on_deep_change: self.on_deep_change.unwrap_or_default(),
+            history: self.history.unwrap_or_default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Balances: zero, negative, at a height, in pages; and what is followed.
 
-use ebbtide::api::{ApiSettings, NegativeBalances};
+use ebbtide::api::ApiSettings;
 use serde_json::{Value, json};
 
 use crate::ledger::{A, B, C, Ledger, WUGNOT, get, pages};
@@ -34,7 +34,7 @@ async fn negative_balances_are_zero_or_shown_and_always_counted() {
     ledger.block("gno", 1, &[(WUGNOT, A, B, "7"), (foo, A, "", "3"), (WUGNOT, "", C, "1")]).await;
     let zero = ledger.api().await;
     let show =
-        ledger.api_with(ApiSettings { negative_balances: NegativeBalances::Show, ..ApiSettings::default() }).await;
+        ledger.api_with(ApiSettings { shows_negative: true, ..ApiSettings::default() }).await;
     let account = format!("/tokens/balances?address={A}");
 
     let reply = get(&zero, &account).await;
