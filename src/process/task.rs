@@ -207,8 +207,11 @@ impl Task {
                 Ok(if passed { Outcome::Moved } else { Outcome::Contended })
             }
             Move::Extend { to } => {
-                // Only after a look that found no difference: what is final and unchanged needs no journal.
-                self.prune(&session.write, look).await?;
+                // Only after a look that found no difference: what is final and unchanged needs no journal. Once all of it is
+                // gone, the final blocks to come need none either: so looks the next one.
+                if self.prune(&session.write, look).await? {
+                    return Ok(Outcome::Moved);
+                }
                 self.extend(session, look, to).await
             }
             Move::Begin { .. } => self.switch(session, look, &Undo::Nothing).await,
@@ -301,8 +304,9 @@ impl Task {
         due.then_some(look.final_height.map_or(through, |f| f.min(through)))
     }
 
-    async fn prune(&mut self, write: &LedgerWrite, look: &Look) -> Result<(), Fault> {
-        let (Some(horizon), Some(through)) = (self.horizon(look), look.checkpoint.through) else { return Ok(()) };
+    /// Drops undo that is not needed any more. Whether that was all there was of it.
+    async fn prune(&mut self, write: &LedgerWrite, look: &Look) -> Result<bool, Fault> {
+        let (Some(horizon), Some(through)) = (self.horizon(look), look.checkpoint.through) else { return Ok(false) };
         if look.final_height.is_some() {
             self.engine.prune(write, look, horizon).await?;
         }
@@ -311,7 +315,7 @@ impl Task {
             write.raise_final(self.engine.chain, through.minus(look.finality_depth)).await?;
         }
         self.caution.pruned_at = Some(through);
-        Ok(())
+        Ok(!look.journal.is_empty() && look.is_final(through))
     }
 
     pub(super) async fn halt(&mut self, write: &LedgerWrite, look: &Look, reason: &str) -> Result<Outcome, Fault> {

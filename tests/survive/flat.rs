@@ -112,7 +112,7 @@ async fn the_journal_of_applied_blocks_stays_short_over_a_hundred_thousand_block
         let mut world = World::new(depth).await;
         world.settings.batch = 1000;
         let mut most = 0;
-        let mut tip = 0;
+        let (mut tip, mut transactions) = (0, 0);
         while tip < 100_000 {
             let to = tip + 10_000;
             bulk(&world, "a", (tip + 1, to), &format!("a{tip}"), 1, 50).await;
@@ -120,6 +120,11 @@ async fn the_journal_of_applied_blocks_stays_short_over_a_hundred_thousand_block
             tip = to;
             world.try_process().await.unwrap();
             most = most.max(world.one("select count(*) from applied_blocks").await.unwrap().parse::<i64>().unwrap());
+            // Whatever was in the journal before, final blocks are merged: one transaction for each thousand, and one for
+            // each block that is not final.
+            let seq: i64 = world.one("select seq from checkpoints").await.unwrap().parse().unwrap();
+            assert!(seq - transactions <= 10 + depth + 5, "{} transactions for 10,000 blocks", seq - transactions);
+            transactions = seq;
         }
         println!("finality depth {depth}: at most {most} rows in applied_blocks over {tip} blocks");
         assert!(most <= depth + 32, "{most}");
