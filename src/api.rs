@@ -46,11 +46,7 @@ pub struct ApiSettings {
 
 impl Default for ApiSettings {
     fn default() -> ApiSettings {
-        ApiSettings {
-            shows_negative: false,
-            read_timeout: Duration::from_secs(10),
-            drain: Duration::from_secs(5),
-        }
+        ApiSettings { shows_negative: false, read_timeout: Duration::from_secs(10), drain: Duration::from_secs(5) }
     }
 }
 

@@ -154,7 +154,9 @@ impl Settings {
         for (name, of_theirs) in file.projections.iter().filter(|(name, _)| *name != token_balances::NAME) {
             let settings = of_theirs.settings();
             if let Some(foreign) = of_theirs.not_of(name) {
-                return Err(ConfigError::Unfit(format!("[projections.{name}]: {foreign} is not a setting of this projection")));
+                return Err(ConfigError::Unfit(format!(
+                    "[projections.{name}]: {foreign} is not a setting of this projection"
+                )));
             }
             on_deep_change.insert(name.clone(), settings.on_deep_change);
         }

@@ -61,7 +61,7 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
         let bare = loaded(server, blocks, Final::Nothing).await;
         let begun = Instant::now();
         let apply = bare.client.prepare("select public.add_volume($1, $2)").await.unwrap();
-        for height in 0..blocks as i64 {
+        for height in 1..=blocks as i64 {
             bare.client.query(&apply, &[&bare.chain.0, &height]).await.unwrap();
         }
         let floor = blocks as f64 / begun.elapsed().as_secs_f64();
@@ -74,7 +74,7 @@ pub(crate) async fn cost(server: &Server, size: &Size) -> Vec<Line> {
         let begun = Instant::now();
         let enter = "select run_apply($1, 'volume', null, null, array[$2::bigint], '{x}', true, false)";
         let enter = database.client.prepare(enter).await.unwrap();
-        for height in 0..blocks as i64 {
+        for height in 1..=blocks as i64 {
             database.client.query(&enter, &[&database.chain.0, &height]).await.unwrap();
         }
         tracked.product.push(blocks as f64 / begun.elapsed().as_secs_f64());

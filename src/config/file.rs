@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::projections::token_balances::{self, History, NegativeBalances, OnBadEvent, OnDeepChange};
 use crate::projections::option_vaults;
+use crate::projections::token_balances::{self, History, NegativeBalances, OnBadEvent, OnDeepChange};
 use crate::sources::evm::FactorySettings;
 
 /// The file's whole content.

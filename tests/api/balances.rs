@@ -33,8 +33,7 @@ async fn negative_balances_are_zero_or_shown_and_always_counted() {
     // A gives what nobody saw it get, in both tokens; B is there to hold something.
     ledger.block("gno", 1, &[(WUGNOT, A, B, "7"), (foo, A, "", "3"), (WUGNOT, "", C, "1")]).await;
     let zero = ledger.api().await;
-    let show =
-        ledger.api_with(ApiSettings { shows_negative: true, ..ApiSettings::default() }).await;
+    let show = ledger.api_with(ApiSettings { shows_negative: true, ..ApiSettings::default() }).await;
     let account = format!("/tokens/balances?address={A}");
 
     let reply = get(&zero, &account).await;
