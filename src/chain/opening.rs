@@ -200,7 +200,7 @@ mod tests {
         );
         assert_eq!(said(Kind::Starknet, "0x00Ab,0X0001,3"), "0xab 0x1 3");
         let no_felt = format!("0x{}", "f".repeat(64));
-        assert!(said(Kind::Starknet, &format!("0x1,{no_felt},3")).contains("none of a chain of kind starknet"));
+        assert!(said(Kind::Starknet, &format!("0x1,{no_felt},3")).contains("is not valid on a chain of kind starknet"));
         assert!(said(Kind::Gno, "gold,alice,1").contains("token \"gold\" is not valid on a chain of kind gno"));
     }
 
