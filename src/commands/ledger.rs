@@ -197,7 +197,7 @@ pub(super) async fn rejected_retry(settings: &Settings, args: &RejectedRetryArgs
     }
     if let Some((left, lowest)) = of_source {
         let text = format!(
-            "{left} were rejected by the source and cannot be retried from the database. Fix the source or its settings, \
+            "{left} rejected by the source and cannot be retried from the database. Fix the source or its settings, \
              then have it read again: `select drop_blocks('{chain}', {lowest})` in `ebbtide psql` lets the syncer begin \
              again at block {lowest}.",
             left = were(left, "event"),

@@ -187,7 +187,7 @@ async fn what_the_source_refused_is_left_alone_and_read_again_from_the_source() 
     let before = world.one(revisions).await;
     for args in [&["--all"][..], &["--all", "--projection", "source"], &["--height", "2"]] {
         let text = refused(&world, &[&["rejected", "retry"][..], args].concat());
-        assert!(text.contains("1 event was refused by the source and left alone"), "{text}");
+        assert!(text.contains("1 event was rejected by the source and cannot be retried"), "{text}");
         assert!(text.contains("select drop_blocks('main', 2)"), "{text}");
     }
     assert_eq!(world.one(revisions).await, before);
