@@ -26,7 +26,7 @@ pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<Exi
     let others = store.verifiable(chain, name).await.map_err(refused)?;
     let mut differences = 0;
     if name.is_none_or(|name| name == token_balances::NAME) {
-        differences += tell(&store.verify(chain, args.most).await.map_err(refused)?)?;
+        differences += tell(&store.verify(chain, args.limit).await.map_err(refused)?)?;
     }
     for of in &others {
         let bar = progress(&format!("{} on {}", of.projection, of.chain));
@@ -36,7 +36,7 @@ pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<Exi
                     bar.set_length(of);
                     bar.set_position(done);
                 };
-                let audit = option_vaults::audit::audit(&store, &settings.vaults, of, args.most, &show);
+                let audit = option_vaults::audit::audit(&store, &settings.vaults, of, args.limit, &show);
                 audit.await.map_err(refused)?
             }
             _ if of.is_function => {
@@ -44,7 +44,7 @@ pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<Exi
                     bar.set_length(at.blocks);
                     bar.set_position(at.done);
                 };
-                store.verify_tables(of, args.most, &mut show).await.map_err(refused)?
+                store.verify_tables(of, args.limit, &mut show).await.map_err(refused)?
             }
             _ => Findings {
                 summary: format!(
@@ -92,7 +92,7 @@ async fn fuzz(store: &Store, args: &VerifyArgs, name: &str, seed: u64) -> Result
     let bar = progress(name);
     bar.set_length(u64::from(args.rounds));
     let settings =
-        FuzzSettings { projection: name, chain: args.chain.as_deref(), seed, rounds: args.rounds, most: args.most };
+        FuzzSettings { projection: name, chain: args.chain.as_deref(), seed, rounds: args.rounds, most: args.limit };
     let findings = store.fuzz(&settings, &mut |round| bar.set_position(round)).await.map_err(refused)?;
     bar.finish_and_clear();
     Ok(ExitCode::from(u8::from(tell(&findings)? > 0)))

@@ -300,7 +300,7 @@ pub struct VerifyArgs {
     pub chain: Option<String>,
     /// Maximum differences printed per kind.
     #[arg(long, default_value_t = 20)]
-    pub most: i64,
+    pub limit: i64,
     /// Instead, run NAME, an SQL projection, through random reorganisations that follow from this number, on a chain that
     /// exists only in a transaction, and compare with fresh replays: finds what is not deterministic.
     #[arg(long, value_name = "SEED", requires = "name")]
