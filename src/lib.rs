@@ -64,7 +64,7 @@
 //! # The modules, in reading order
 //! [`chain`]: plain values and the decision. [`sources`]: where blocks come from. [`store`]: everything said to Postgres.
 //! [`sync`] and [`process`]: the two loops. [`projections`]: what follows from events. [`api`]: REST. [`verify`]: all of it
-//! computed again by other code, and compared. [`private_postgres`]: a server for whoever names none. [`config`], [`ops`],
+//! computed again by other code, and compared. [`private_postgres`]: a server for those who name none. [`config`], [`ops`],
 //! [`watch`]: settings, and what operators see.
 
 pub mod api;

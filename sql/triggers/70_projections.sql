@@ -79,7 +79,7 @@ begin
                   current_user, f.owner);
 end $$;
 
--- The same for the schemas where a block's code finds what it names without one: whoever may create there could put a function
+-- The same for the schemas where a block's code finds what it names without one: a role that may create there could put a function
 -- or an operator before the one that is meant. Asked once a second.
 create or replace function refuse_schemas_of_others(name text) returns void
 language plpgsql stable set search_path = ebbtide, pg_temp as $$
@@ -466,7 +466,7 @@ begin
                         where k.projection = p.name and c.relnamespace <> 'ebbtide'::regnamespace))) s);
 end $$;
 
--- The function of a projection on blocks, one after the other, with their undo: for whoever moved the checkpoint over them, or
+-- The function of a projection on blocks, one after the other, with their undo: for the caller, who moved the checkpoint over them, or
 -- compares and moves none. What does not change between them is asked once. `on_replica`: balances stand elsewhere, and it
 -- finds them as of each block.
 create or replace function run_apply(

@@ -154,7 +154,7 @@ impl Task {
                     pause = Pause::default();
                     (self.caution.timeouts, self.caution.is_out) = (0, false);
                 }
-                // Whoever was in the way rings when done; one that gives up does not.
+                // The other transaction rings when it commits, but not when it gives up: look again soon anyway.
                 Ok(Outcome::Contended) => self.sleep(pause.next().min(MOST_CONTENDED)).await,
                 Ok(Outcome::Settled) if self.settings.once => return self.check_halted(),
                 Ok(Outcome::Settled) => {

@@ -309,7 +309,7 @@ impl LedgerWrite {
     /// Begins a transaction that holds the checkpoint until its end. None means it is not the one that was looked at.
     ///
     /// `turn`: keeps writers of the chain out until it ends, for what no lock on a block protects (opening balances,
-    /// heights without a block). Taken first, as writers do: chain, checkpoint, blocks, so that nobody waits in a circle.
+    /// heights without a block). Taken first, as writers do: chain, checkpoint, blocks, so that there is no deadlock.
     pub async fn begin(
         &mut self,
         chain: ChainId,
