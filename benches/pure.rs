@@ -83,8 +83,8 @@ fn change_balances_by_blocks_of_100(bencher: divan::Bencher<'_, '_>, blocks: u64
     let stands = |place| Balance { id: place, amount: Delta::ZERO, height: Some(0) };
     let balances: Vec<Balance> = (0..accounts.keys().len() as i64).map(stands).collect();
     bencher.counter(ItemsCount::new(blocks * 100)).with_inputs(|| balances.clone()).bench_values(|mut balances| {
-        let run = netted.iter().map(|(height, block)| (*height, block));
-        changes(accounts.keys(), &mut balances, run, &Settings::default(), true).unwrap()
+        let run: Vec<_> = netted.iter().map(|(height, block)| (*height, block)).collect();
+        changes(accounts.keys(), &mut balances, &run, &Settings::default(), true).unwrap()
     });
 }
 

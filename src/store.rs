@@ -1,6 +1,7 @@
 //! Postgres: connections, migrations, and one function per query. `verify` alone reads it by statements of its own.
 
 mod chains;
+mod column;
 mod ledger;
 mod manifest;
 mod migrate;
@@ -27,9 +28,10 @@ pub use chains::{
     CaughtUp, ChainRow, ChainSettings, Claim, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock, Tip,
     TokenDescription, Written,
 };
+pub use column::Column;
 pub use ledger::{
-    Balance, BlockError, BlockEvents, BlockTransaction, Changes, Fence, LedgerRead, LedgerWrite, Movement,
-    ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Tx, Undone,
+    BY_THEIR_KEYS, Balance, BlockError, BlockEvents, BlockTransaction, Changes, Fence, Keys, LedgerRead, LedgerWrite,
+    Movement, ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Tx, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use opening::{Imported, LineFault};

@@ -113,15 +113,17 @@ const BARE_BALANCES: &str = "create table bare (chain_id bigint not null, token 
 pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
     let blocks = Workload::new().blocks(None, size.of(3_000, 200), EVENTS);
     let events = blocks.len() as u64 * EVENTS;
-    let line = |what| Line::new(what, "events/s", Budget::Ratio(0.4, 0.7));
-    let mut window = line("catch-up, 100 blocks per commit, `history = \"window\"`");
-    let mut full = line("catch-up, 100 blocks per commit, whole history kept (default)");
+    let line = |what| Line::new(what, "events/s", Budget::Ratio(0.6, 0.9));
+    let mut window = line("catch-up, `history = \"window\"`");
+    let mut full = line("catch-up, whole history kept (default)");
     let what = "catch-up, one commit per final block, whole history";
     let mut single = Line::new(what, "events/s", Budget::None);
     for _ in 0..size.rounds {
-        for (line, batch, history) in
-            [(&mut full, 100, History::Full), (&mut window, 100, History::Window), (&mut single, 1, History::Full)]
-        {
+        for (line, batch, history) in [
+            (&mut full, usize::MAX, History::Full),
+            (&mut window, usize::MAX, History::Window),
+            (&mut single, 1, History::Full),
+        ] {
             let database = server.database().await;
             let mut lock = database.sync_lock().await;
             write_all(&mut lock, &blocks, AT_ONCE, Final::All).await;

@@ -54,10 +54,8 @@ moved as (
 changed as (
     update balances b
     set amount = c.after, height = c.height
-    from moved,
-        unnest($19::bigint[], $20::numeric[], $21::numeric[], $22::bigint[]) c (balance_id, before, after, height)
-    -- By its number alone: a plan made while the table was small would read all of the chain's by the other index.
-    where b.balance_id = c.balance_id and b.amount = c.before
+    from unnest($19::bigint[], $20::numeric[], $21::numeric[], $22::bigint[]) c (balance_id, before, after, height)
+    where (select m.seq from moved m) is not null and b.balance_id = c.balance_id and b.amount = c.before
     returning 1
 ),
 added as (

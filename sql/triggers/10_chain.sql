@@ -96,7 +96,7 @@ end $$;
 
 create or replace function blocks_deleted() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 begin
     perform blocks_touched(chain_id, min(height)) from old_rows group by chain_id order by chain_id;
     if coalesce(current_setting('ebbtide.dropping_chain', true), '') <> 'on' then
@@ -118,7 +118,7 @@ end $$;
 drop function if exists events_touched(bigint, bigint[]);
 create or replace function events_touched(chain bigint, at_heights bigint[], of_table text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 begin
     -- Before the blocks are looked at: see the head of this file.
     update chains c set writes = c.writes + 1 where c.chain_id = chain;

@@ -523,7 +523,7 @@ end $$;
 -- that foreign keys are looked at when everything is back. Returns how many rows were put back or taken away.
 create or replace function restore_tables(name text, chain bigint, above bigint) returns bigint
 language plpgsql set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 declare
     t record;
     sql text := '';

@@ -349,7 +349,7 @@ create or replace function move_checkpoint(
     start_at bigint default null, digest text default null, to_redo_from bigint default null
 ) returns bigint
 language plpgsql set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 declare
     forward constant boolean := how in ('apply', 'final');
     new_seq bigint;
@@ -382,7 +382,7 @@ create or replace function begin_block(
     needs_complete_to bigint, start_at bigint, record boolean, digest text
 ) returns bigint
 language plpgsql set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 declare
     last constant integer := cardinality(heights);
     holds boolean;

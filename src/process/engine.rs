@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use super::read::{CHUNK_EVENTS, Prepared, Reading};
 use crate::chain::decide::{Base, Look, Rules, Switch};
-use crate::chain::delta::Key;
 use crate::chain::{BlockRef, ChainId, Height};
 use crate::projections::Projection;
 use crate::projections::token_balances::{self, Accounts, Cache, History, OnBadEvent, OnDeepChange};
-use crate::store::{Balance, BlockError, Changes, Fence, LedgerWrite, Run, StoreError, Tx, Undone};
+use crate::store::{Balance, BlockError, Changes, Fence, Keys, LedgerWrite, Run, StoreError, Tx, Undone};
 
 /// Most final blocks in one transaction of an SQL function: what is asked once a transaction is half of a small block's cost.
 const FUNCTION_BLOCKS: usize = 25;
@@ -117,12 +116,15 @@ impl Engine {
         self.known_on = Base::default();
     }
 
-    /// Of these accounts, those that have to be looked up, by their places.
-    pub(super) fn unknown(&self, accounts: &Accounts) -> (Vec<Option<Balance>>, Vec<usize>) {
-        let known: Vec<Option<Balance>> = accounts.keys().iter().map(|key| self.cache.get(key)).collect();
-        let mut missing: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
+    /// What of these accounts' balances is known, and what has to be asked for.
+    pub(super) fn lookup(&self, accounts: &Accounts) -> Lookup {
+        let balances: Vec<Option<Balance>> = accounts.keys().iter().map(|key| self.cache.get(key)).collect();
+        let mut missing: Vec<usize> = (0..balances.len()).filter(|place| balances[*place].is_none()).collect();
+        // In their order: numbers of new balances follow it, and so do their rows.
         missing.sort_unstable_by_key(|place| &accounts.keys()[*place]);
-        (known, missing)
+        let mut keys = Keys::default();
+        missing.iter().for_each(|place| keys.push(&accounts.keys()[*place]));
+        Lookup { balances, missing, keys }
     }
 
     /// What a run changes, from balances that stand as they do before it; then as they do after it.
@@ -133,8 +135,8 @@ impl Engine {
         blocks: &[Prepared],
         keeps_history: bool,
     ) -> Result<Changes, StoreError> {
-        let netted = blocks.iter().map(|b| (b.block.height, &b.netted));
-        token_balances::changes(accounts.keys(), balances, netted, &self.settings, keeps_history)
+        let netted: Vec<_> = blocks.iter().map(|b| (b.block.height, &b.netted)).collect();
+        token_balances::changes(accounts.keys(), balances, &netted, &self.settings, keeps_history)
             .map_err(|reason| StoreError::Refused { reason })
     }
 
@@ -289,23 +291,24 @@ impl Runs {
     }
 }
 
-/// The keys at these places.
-pub(super) fn keys_at<'a>(accounts: &'a Accounts, places: &[usize]) -> Vec<&'a Key> {
-    places.iter().map(|place| &accounts.keys()[*place]).collect()
+/// The balances of some accounts, as far as they are known.
+pub(super) struct Lookup {
+    balances: Vec<Option<Balance>>,
+    /// Places of the others,
+    missing: Vec<usize>,
+    /// and whose they are.
+    pub(super) keys: Keys,
 }
 
-/// Puts what was looked up in its places.
-pub(super) fn filled(
-    known: Vec<Option<Balance>>,
-    places: &[usize],
-    found: &[Balance],
-) -> Result<Vec<Balance>, StoreError> {
-    let mut balances = known;
-    for (place, balance) in places.iter().zip(found) {
-        balances[*place] = Some(*balance);
+impl Lookup {
+    /// All of them, with those that were asked for.
+    pub(super) fn filled(mut self, found: &[Balance]) -> Result<Vec<Balance>, StoreError> {
+        for (place, balance) in self.missing.iter().zip(found) {
+            self.balances[*place] = Some(*balance);
+        }
+        self.balances
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| StoreError::Nonsense { what: "fewer balances were found than were asked for".to_owned() })
     }
-    balances
-        .into_iter()
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| StoreError::Nonsense { what: "fewer balances were found than were asked for".to_owned() })
 }

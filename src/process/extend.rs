@@ -4,18 +4,18 @@ use std::pin::pin;
 use std::time::Instant;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join};
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 
-use super::engine::{Engine, Runs, Work, filled, keys_at};
+use super::engine::{Engine, Runs, Work};
 use super::read::{Chunk, Prepared, Reader};
 use super::task::{Failed, Fault, Outcome, Task};
 use super::workers::Session;
 use super::{Done, Of};
 use crate::chain::decide::Look;
 use crate::chain::{BlockRef, Height};
-use crate::projections::token_balances::Accounts;
+use crate::projections::token_balances::{self, Accounts};
 use crate::store::{Balance, LedgerWrite, Run, StoreError};
 
 /// Transactions sent before the first of them was answered.
@@ -100,9 +100,18 @@ impl Task {
         let mut runs = Runs::new(look, start, self.engine.digest(look), journal_above, before);
         let mut is_whole = true;
         let mut told = Told { task: look.chain_name.clone(), since: begun, blocks: 0 };
-        while let Some(chunk) = chunks.recv().await {
-            let Chunk { blocks, accounts } = chunk?;
-            let mut balances = self.balances(&mut path, &accounts, &mut told).await?;
+        let mut ready = None;
+        loop {
+            let (Chunk { blocks, accounts }, mut balances) = match ready.take() {
+                Some(ready) => ready,
+                None => {
+                    let Some(chunk) = chunks.recv().await else { break };
+                    let chunk = chunk?;
+                    let lookup = self.engine.lookup(&chunk.accounts);
+                    let found = path.write().balances_of(self.engine.chain, &lookup.keys).await?;
+                    (chunk, lookup.filled(&found)?)
+                }
+            };
             let mut rest = &blocks[..];
             while !rest.is_empty() {
                 if self.shutdown.is_cancelled() {
@@ -152,18 +161,39 @@ impl Task {
                         next
                     }
                 };
-                if !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
+                if !rest.is_empty() && !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
                     return Ok(Outcome::Contended);
                 }
             }
             self.engine.keep(&accounts, &balances, &base);
+            is_whole = begun.elapsed() <= TURN;
+            // The last run was not sent yet. What the next chunk needs is asked for before it, so that the server applies that run
+            // while the chunk is computed: it touches no balance that is not known here, as long as all of its own are.
+            let is_known = accounts.keys().len() <= token_balances::MOST_YOUNG;
+            drop((blocks, accounts, balances));
+            if let Path::Ahead { write, .. } = path
+                && is_whole
+                && is_known
+                && let Ok(chunk) = chunks.try_recv()
+            {
+                let chunk = chunk?;
+                let lookup = self.engine.lookup(&chunk.accounts);
+                let found = write.balances_of(self.engine.chain, &lookup.keys);
+                let (found, answers) = join(found, self.take_answers(&mut path, &mut told, Wanted::Sent)).await;
+                if !answers? {
+                    return Ok(Outcome::Contended);
+                }
+                ready = Some((chunk, lookup.filled(&found?)?));
+            }
+            if !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
+                return Ok(Outcome::Contended);
+            }
             // Early, while it costs nothing; later the server does it on its own.
             if self.engine.is_balances() && !self.caution.analyzed && told.blocks > 50 {
                 self.caution.analyzed = true;
                 path.write().analyze().await?;
             }
-            if begun.elapsed() > TURN {
-                is_whole = false;
+            if !is_whole {
                 break;
             }
         }
@@ -173,24 +203,6 @@ impl Task {
         }
         self.applied_to(look, base.block.as_ref(), told.blocks);
         Ok(if is_whole { Outcome::Settled } else { Outcome::Moved })
-    }
-
-    /// The accounts' balances as they stand once all that was sent has taken effect.
-    async fn balances(
-        &mut self,
-        path: &mut Path<'_>,
-        accounts: &Accounts,
-        told: &mut Told,
-    ) -> Result<Vec<Balance>, Fault> {
-        let (known, missing) = self.engine.unknown(accounts);
-        if missing.is_empty() {
-            return filled(known, &missing, &[]).map_err(Fault::from);
-        }
-        // What was pushed is sent first, so that the answer comes after it.
-        self.take_answers(path, told, Wanted::Sent).await?;
-        let keys = keys_at(accounts, &missing);
-        let found = path.write().balances_of(self.engine.chain, &keys).await?;
-        Ok(filled(known, &missing, &found)?)
     }
 
     /// Hears of the transactions that were sent. False: one of them did not take effect, so none after it did.
@@ -309,6 +321,8 @@ fn send<'a>(
 async fn read_ahead(mut reader: Reader<'_>, to_apply: mpsc::Sender<Result<Chunk, StoreError>>, has_ended: &mut bool) {
     let mut unsettled = 0;
     while unsettled < UNSETTLED_BLOCKS {
+        // Read once there is room for it: a chunk takes megabytes.
+        let Ok(room) = to_apply.reserve().await else { return };
         let chunk = match reader.next(u64::MAX).await {
             Ok(Some(chunk)) => Ok(chunk),
             Ok(None) => {
@@ -322,7 +336,8 @@ async fn read_ahead(mut reader: Reader<'_>, to_apply: mpsc::Sender<Result<Chunk,
         }
         *has_ended = reader.has_ended();
         let failed = chunk.is_err();
-        if to_apply.send(chunk).await.is_err() || failed {
+        room.send(chunk);
+        if failed {
             return;
         }
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::engine::{Runs, filled, keys_at};
+use super::engine::Runs;
 use super::progress::Progress;
 use super::read::{Chunk, Reader};
 use super::task::{Failed, Fault, Outcome, Task};
@@ -228,14 +228,9 @@ impl Task {
             if !std::mem::replace(&mut opened, true) {
                 tx.open_balances(start).await?;
             }
-            let (known, missing) = self.engine.unknown(&accounts);
-            let mut balances = match missing.is_empty() {
-                true => filled(known, &missing, &[])?,
-                false => {
-                    let found = tx.balances_of(&keys_at(&accounts, &missing)).await?;
-                    filled(known, &missing, &found)?
-                }
-            };
+            let lookup = self.engine.lookup(&accounts);
+            let found = tx.balances_of(&lookup.keys).await?;
+            let mut balances = lookup.filled(&found)?;
             let mut rest = &blocks[..];
             while !rest.is_empty() {
                 // Nobody sees anything in between, so balances of many blocks are merged, final or not; but not both in one,

@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::json;
 
-pub use self::cache::Cache;
+pub use self::cache::{Cache, MOST_YOUNG};
 use crate::chain::delta::{Delta, Key};
 use crate::chain::{Height, Kind, Text};
-use crate::store::numeric::Numeric;
 use crate::store::{Balance, Changes, Movement, Refused};
 
 /// The projection's name in `projections` and `checkpoints`.
@@ -187,74 +186,99 @@ impl Accounts {
 ///
 /// # Errors
 /// With `negative_balances = "halt"`, the first change that would leave a balance negative.
-pub fn changes<'a>(
+pub fn changes(
     keys: &[Key],
     balances: &mut [Balance],
-    blocks: impl Iterator<Item = (Height, &'a Netted)>,
+    blocks: &[(Height, &Netted)],
     settings: &Settings,
     keeps_history: bool,
 ) -> Result<Changes, String> {
-    let mut touched: HashMap<u32, Balance> = HashMap::new();
-    let mut history = Vec::new();
     let mut changes = Changes { keeps_history, ..Changes::default() };
-    for (height, netted) in blocks {
-        changes.refused.extend(netted.refused.iter().cloned());
-        for &(account, delta) in &netted.net {
-            let balance = &mut balances[account as usize];
-            touched.entry(account).or_insert(*balance);
-            let prev_height = balance.height;
+    changes.refused.extend(blocks.iter().flat_map(|(_, netted)| netted.refused.iter().cloned()));
+    // By number, then by block: rows that came together lie together.
+    let mut order: Vec<(i64, u32, u32)> = Vec::with_capacity(blocks.iter().map(|(_, netted)| netted.net.len()).sum());
+    for (block, (_, netted)) in blocks.iter().enumerate() {
+        let of_block = netted.net.iter().enumerate();
+        order
+            .extend(of_block.map(|(place, (account, _))| (balances[*account as usize].id, block as u32, place as u32)));
+    }
+    order.sort_unstable();
+    let mut first_negative = None;
+    for of_account in order.chunk_by(|(one, ..), (other, ..)| one == other) {
+        let change = |(_, block, place): (i64, u32, u32)| {
+            let (height, netted) = blocks[block as usize];
+            (height.to_sql(), netted.net[place as usize])
+        };
+        let (_, (account, _)) = change(of_account[0]);
+        let before = balances[account as usize];
+        let mut balance = before;
+        for at in of_account {
+            let (height, (_, delta)) = change(*at);
+            let prev_height = balance.height.replace(height);
             balance.amount = balance.amount.merge(delta);
-            balance.height = Some(height.to_sql());
-            if settings.negative_balances == NegativeBalances::Halt && balance.amount.is_negative() {
-                let (token, address) = &keys[account as usize];
-                let amount = balance.amount;
-                return Err(format!("block {height} would bring the balance of {address} in {token} to {amount}"));
+            if balance.amount.is_negative() {
+                let found = (at.1, account, balance.amount);
+                first_negative =
+                    Some(first_negative.map_or(found, |first| std::cmp::min_by_key(first, found, |f| (f.0, f.1))));
             }
-            history.push((balance.id, height.to_sql(), delta, balance.amount, prev_height));
+            // Not sent where they would not be written.
+            if keeps_history {
+                changes.change_ids.push(balance.id);
+                changes.change_heights.push(height);
+                changes.deltas.push_numeric(delta);
+                changes.afters.push_numeric(balance.amount);
+                changes.prev_heights.push_option(prev_height);
+            }
         }
-    }
-    // By number: rows that came together lie together.
-    history.sort_unstable_by_key(|(id, height, ..)| (*id, *height));
-    let mut touched: Vec<(u32, Balance)> = touched.into_iter().collect();
-    touched.sort_unstable_by_key(|(_, before)| before.id);
-    for (account, before) in touched {
-        let after = balances[account as usize];
-        let height = after.height.unwrap_or_default();
-        changes.negative += u64::from(after.amount.is_negative());
+        changes.negative += u64::from(balance.amount.is_negative());
         if before.height.is_some() {
-            changes.ids.push(after.id);
-            changes.before.push(Numeric(before.amount));
-            changes.after.push(Numeric(after.amount));
-            changes.heights.push(height);
+            changes.ids.push(balance.id);
+            changes.before.push_numeric(before.amount);
+            changes.after.push_numeric(balance.amount);
+            changes.heights.push_option(balance.height);
         } else {
-            changes.new_ids.push(after.id);
-            changes.new_keys.push(keys[account as usize].clone());
-            changes.new_amounts.push(Numeric(after.amount));
-            changes.new_heights.push(height);
+            changes.new_ids.push(balance.id);
+            changes.new_keys.push(&keys[account as usize]);
+            changes.new_amounts.push_numeric(balance.amount);
+            changes.new_heights.push_option(balance.height);
         }
+        balances[account as usize] = balance;
     }
-    // Not sent where they would not be written.
-    for (id, height, delta, after, prev_height) in history.into_iter().filter(|_| keeps_history) {
-        changes.change_ids.push(id);
-        changes.change_heights.push(height);
-        changes.deltas.push(Numeric(delta));
-        changes.afters.push(Numeric(after));
-        changes.prev_heights.push(prev_height);
+    match first_negative.filter(|_| settings.negative_balances == NegativeBalances::Halt) {
+        Some((block, account, amount)) => {
+            let (height, (token, address)) = (blocks[block as usize].0, &keys[account as usize]);
+            Err(format!("block {height} would bring the balance of {address} in {token} to {amount}"))
+        }
+        None => Ok(changes),
     }
-    Ok(changes)
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+    use postgres_types::{FromSql, ToSql, Type};
+
     use super::*;
     use crate::chain::Amount;
+    use crate::store::numeric::Numeric;
+    use crate::store::{Column, Keys};
 
     fn movement<'a>(token: &'a str, from: Option<&'a str>, to: Option<&'a str>, amount: u64) -> Movement<'a> {
         Movement { tx_index: 0, event_index: 0, token, from, to, amount: Delta::plus(Amount::from(amount)) }
     }
 
-    fn shown(numbers: &[Numeric]) -> Vec<String> {
-        numbers.iter().map(|n| n.0.to_string()).collect()
+    fn read<T: for<'a> FromSql<'a>>(column: &Column, ty: &Type) -> Vec<T> {
+        let mut raw = BytesMut::new();
+        column.to_sql_checked(ty, &mut raw).expect("the type fits");
+        Vec::<T>::from_sql(ty, &raw).expect("it is an array")
+    }
+
+    fn numbers(column: &Column) -> Vec<i64> {
+        read(column, &Type::INT8_ARRAY)
+    }
+
+    fn shown(column: &Column) -> Vec<String> {
+        read::<Numeric>(column, &Type::NUMERIC_ARRAY).iter().map(|n| n.0.to_string()).collect()
     }
 
     #[test]
@@ -272,20 +296,20 @@ mod tests {
             Balance { id: 41, amount: Delta::plus(Amount::from(10)), height: Some(0) },
             Balance { id: 42, amount: Delta::ZERO, height: None },
         ];
-        let run = blocks.iter().map(|(height, netted)| (*height, netted));
+        let run: Vec<_> = blocks.iter().map(|(height, netted)| (*height, netted)).collect();
         let changes =
-            changes(accounts.keys(), &mut balances, run, &Settings::default(), true).expect("it may be negative");
-        assert_eq!(
-            (&changes.ids, shown(&changes.before), shown(&changes.after)),
-            (&vec![41], vec!["10".into()], vec!["8".into()])
-        );
-        assert_eq!((&changes.heights, &changes.new_ids, &changes.new_heights), (&vec![2], &vec![42], &vec![2]));
-        assert_eq!(changes.new_keys, [("gold".into(), "bob".into())]);
-        assert_eq!(shown(&changes.new_amounts), ["7"]);
-        assert_eq!((&changes.change_ids, &changes.change_heights), (&vec![41, 41, 42], &vec![1, 2, 2]));
+            changes(accounts.keys(), &mut balances, &run, &Settings::default(), true).expect("it may be negative");
+        assert_eq!(numbers(&changes.ids), [41]);
+        assert_eq!((shown(&changes.before), shown(&changes.after)), (vec!["10".into()], vec!["8".into()]));
+        assert_eq!((numbers(&changes.heights), numbers(&changes.new_ids)), (vec![2], vec![42]));
+        assert_eq!((numbers(&changes.new_heights), shown(&changes.new_amounts)), (vec![2], vec!["7".into()]));
+        let mut bob = Keys::default();
+        bob.push(&("gold".into(), "bob".into()));
+        assert_eq!(format!("{:?}", changes.new_keys), format!("{bob:?}"));
+        assert_eq!((numbers(&changes.change_ids), numbers(&changes.change_heights)), (vec![41, 41, 42], vec![1, 2, 2]));
         assert_eq!(shown(&changes.deltas), ["5", "-7", "7"]);
         assert_eq!(shown(&changes.afters), ["15", "8", "7"]);
-        assert_eq!(changes.prev_heights, [Some(0), Some(1), None]);
+        assert_eq!(read::<Option<i64>>(&changes.prev_heights, &Type::INT8_ARRAY), [Some(0), Some(1), None]);
         assert_eq!(balances[1], Balance { id: 42, amount: Delta::plus(Amount::from(7)), height: Some(2) });
     }
 
@@ -297,7 +321,7 @@ mod tests {
         netted.close();
         let stands = [Balance { id: 1, amount: Delta::plus(Amount::from(5)), height: Some(0) }];
         let run = |settings: &Settings| {
-            changes(accounts.keys(), &mut stands.clone(), [(Height::from(3), &netted)].into_iter(), settings, true)
+            changes(accounts.keys(), &mut stands.clone(), &[(Height::from(3), &netted)], settings, true)
         };
         assert_eq!(run(&Settings::default()).expect("it may be negative").negative, 1);
         let halts = Settings { negative_balances: NegativeBalances::Halt, ..Settings::default() };

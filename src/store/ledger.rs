@@ -10,11 +10,12 @@ use futures::try_join;
 use serde_json::Value;
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
+use super::column::Column;
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::decide::{Base, Checkpoint};
-use crate::chain::delta::Delta;
-use crate::chain::{BlockRef, ChainId, Height, Text};
+use crate::chain::delta::{Delta, Key};
+use crate::chain::{BlockRef, ChainId, Height};
 
 pub use block::{BlockError, BlockEvents, BlockTransaction, RangeTransaction};
 pub use read::{LedgerRead, Movement};
@@ -83,37 +84,52 @@ impl Run {
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
     /// Balances that stand: their numbers.
-    pub ids: Vec<i64>,
+    pub ids: Column,
     /// What they must be.
-    pub before: Vec<Numeric>,
+    pub before: Column,
     /// What they will be.
-    pub after: Vec<Numeric>,
+    pub after: Column,
     /// Heights of their last changes.
-    pub heights: Vec<i64>,
+    pub heights: Column,
     /// New balances: their numbers.
-    pub new_ids: Vec<i64>,
-    /// Whose they are: (token, address).
-    pub new_keys: Vec<(Text, Text)>,
+    pub new_ids: Column,
+    /// Whose they are.
+    pub new_keys: Keys,
     /// What they will be.
-    pub new_amounts: Vec<Numeric>,
+    pub new_amounts: Column,
     /// Heights of their last changes.
-    pub new_heights: Vec<i64>,
+    pub new_heights: Column,
     /// Each change of each block: the balance's number.
-    pub change_ids: Vec<i64>,
+    pub change_ids: Column,
     /// The block.
-    pub change_heights: Vec<i64>,
+    pub change_heights: Column,
     /// By how much.
-    pub deltas: Vec<Numeric>,
+    pub deltas: Column,
     /// What it is afterwards.
-    pub afters: Vec<Numeric>,
-    /// Height of the balance's change before. None means it did not exist.
-    pub prev_heights: Vec<Option<i64>>,
+    pub afters: Column,
+    /// Height of the balance's change before; null where it did not exist.
+    pub prev_heights: Column,
     /// Whether the changes are kept in `balance_history`.
     pub keeps_history: bool,
     /// Events left out.
     pub refused: Vec<Refused>,
     /// Balances that will be negative.
     pub negative: u64,
+}
+
+/// Whose balances, in columns.
+#[derive(Debug, Clone, Default)]
+pub struct Keys {
+    tokens: Column,
+    addresses: Column,
+}
+
+impl Keys {
+    /// Adds one.
+    pub fn push(&mut self, (token, address): &Key) {
+        self.tokens.push_text(token);
+        self.addresses.push_text(address);
+    }
 }
 
 /// A balance as it stands, by its number.
@@ -169,6 +185,12 @@ fn count(row: &Row, column: &str) -> Result<u64, StoreError> {
     Ok(row.try_get::<_, i64>(column)?.unsigned_abs())
 }
 
+/// How a processor's connections plan: rows are looked up by their keys whatever the statistics say, since a plan is kept for
+/// as long as its connection, and may have been made while the tables were empty. Materialized, all rows of a chain would be
+/// compared with each key that is asked for.
+pub const BY_THEIR_KEYS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
+    set enable_hashjoin = off; set enable_mergejoin = off; set enable_material = off";
+
 /// The writing side of a processor.
 #[derive(Debug)]
 pub struct LedgerWrite {
@@ -213,14 +235,9 @@ impl LedgerWrite {
     /// A connection of its own.
     pub async fn connect(store: &Store) -> Result<LedgerWrite, StoreError> {
         let client = store.connect().await?;
-        // Checkpoint and effects are lost or kept together, so a commit need not wait for the disk. Rows are looked up by
-        // their keys whatever the statistics say: they may come from empty tables.
-        client
-            .batch_execute(
-                "set synchronous_commit = off; set plan_cache_mode = force_generic_plan; \
-                 set enable_hashjoin = off; set enable_seqscan = off; set enable_mergejoin = off",
-            )
-            .await?;
+        // Checkpoint and effects are lost or kept together, so a commit need not wait for the disk.
+        client.batch_execute("set synchronous_commit = off").await?;
+        client.batch_execute(BY_THEIR_KEYS).await?;
         LedgerWrite::prepare(client).await
     }
 
@@ -283,7 +300,7 @@ impl LedgerWrite {
     }
 
     /// The balances of these keys as they stand once what was sent before has taken effect.
-    pub async fn balances_of(&self, chain: ChainId, keys: &[&(Text, Text)]) -> Result<Vec<Balance>, StoreError> {
+    pub async fn balances_of(&self, chain: ChainId, keys: &Keys) -> Result<Vec<Balance>, StoreError> {
         balances_of(&self.client, &self.statements.apply, chain, keys).await
     }
 
@@ -435,8 +452,6 @@ async fn apply<C: GenericClient>(
     let before_heights: Vec<Option<i64>> =
         std::iter::once(base_height).chain(noted_heights.iter().copied().map(Some)).take(noted.len()).collect();
     let journal_from = (!run.journals).then(|| last.height.next().to_sql());
-    let (new_tokens, new_addresses): (Vec<&str>, Vec<&str>) =
-        changes.new_keys.iter().map(|(t, a)| (&**t, &**a)).unzip();
     let refused_heights: Vec<i64> = changes.refused.iter().map(|r| r.height.to_sql()).collect();
     let refused_tx: Vec<i64> = changes.refused.iter().map(|r| r.tx_index).collect();
     let refused_event: Vec<i64> = changes.refused.iter().map(|r| r.event_index).collect();
@@ -469,8 +484,8 @@ async fn apply<C: GenericClient>(
                 &changes.after,
                 &changes.heights,
                 &changes.new_ids,
-                &new_tokens,
-                &new_addresses,
+                &changes.new_keys.tokens,
+                &changes.new_keys.addresses,
                 &changes.new_amounts,
                 &changes.new_heights,
                 &changes.change_ids,
@@ -494,13 +509,12 @@ async fn balances_of<C: GenericClient>(
     client: &C,
     statements: &ApplyStatements,
     chain: ChainId,
-    keys: &[&(Text, Text)],
+    keys: &Keys,
 ) -> Result<Vec<Balance>, StoreError> {
-    if keys.is_empty() {
+    if keys.tokens.is_empty() {
         return Ok(Vec::new());
     }
-    let (tokens, addresses): (Vec<&str>, Vec<&str>) = keys.iter().map(|(t, a)| (&**t, &**a)).unzip();
-    let rows = client.query(&statements.balances_of_keys, &[&chain.0, &tokens, &addresses]).await?;
+    let rows = client.query(&statements.balances_of_keys, &[&chain.0, &keys.tokens, &keys.addresses]).await?;
     rows.iter()
         .map(|row| match row.try_get::<_, Option<i64>>(3)? {
             Some(id) => Ok(Balance { id, amount: Delta::ZERO, height: None }),

@@ -21,8 +21,9 @@ impl From<Amount> for Numeric {
 const MOST_DIGITS: usize = 32;
 const NEGATIVE: u16 = 0x4000;
 
-impl ToSql for Numeric {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+impl Numeric {
+    /// Writes its binary form.
+    pub(super) fn encode(self, out: &mut BytesMut) {
         let mut limbs = self.0.magnitude().into_limbs();
         // Digits, least significant first.
         let mut digits = [0u16; MOST_DIGITS];
@@ -54,6 +55,12 @@ impl ToSql for Numeric {
         for digit in digits[skip..count].iter().rev() {
             out.put_u16(*digit);
         }
+    }
+}
+
+impl ToSql for Numeric {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.encode(out);
         Ok(IsNull::No)
     }
 

@@ -20,8 +20,8 @@ pub struct Cache {
     old: HashMap<u128, Balance>,
 }
 
-/// Half of what it holds at most.
-const MOST_YOUNG: usize = 65_536;
+/// Half of what it holds at most; so many as were kept last are known.
+pub const MOST_YOUNG: usize = 65_536;
 
 impl Cache {
     /// A balance, if it is known.
@@ -71,7 +71,9 @@ mod tests {
         }
         let last = 4 * MOST_YOUNG - 1;
         assert_eq!(cache.get(&key(0)), Some(balance(last as i64)));
-        assert_eq!(cache.get(&key(last)), Some(balance(last as i64)));
+        for n in last - MOST_YOUNG + 2..=last {
+            assert_eq!(cache.get(&key(n)), Some(balance(n as i64)));
+        }
         assert_eq!(cache.get(&key(1)), None);
         cache.clear();
         assert_eq!(cache.get(&key(0)), None);

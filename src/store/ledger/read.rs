@@ -28,8 +28,7 @@ impl LedgerRead {
     /// A connection of its own.
     pub async fn connect(store: &Store) -> Result<LedgerRead, StoreError> {
         let client = store.connect().await?;
-        // Index lookups whatever the statistics say: they may come from an empty table.
-        client.batch_execute("set enable_seqscan = off; set plan_cache_mode = force_generic_plan").await?;
+        client.batch_execute(super::BY_THEIR_KEYS).await?;
         Ok(LedgerRead {
             look: client.prepare(include_str!("../../../sql/queries/look.sql")).await?,
             stored_blocks: client.prepare(include_str!("../../../sql/queries/stored_blocks.sql")).await?,

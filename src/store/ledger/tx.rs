@@ -3,10 +3,10 @@
 use tokio_postgres::{Row, Transaction};
 
 use super::{
-    ApplyStatements, Balance, Changes, ReorgNote, Run, Statements, StoreError, Undone, apply, balances_of, count,
+    ApplyStatements, Balance, Changes, Keys, ReorgNote, Run, Statements, StoreError, Undone, apply, balances_of, count,
 };
 use crate::chain::decide::Base;
-use crate::chain::{BlockRef, ChainId, Height, Text};
+use crate::chain::{BlockRef, ChainId, Height};
 use crate::store::Prepared;
 
 /// Undo, then apply, all or nothing. Dropped without a commit it is rolled back.
@@ -131,7 +131,7 @@ impl<'a> Tx<'a> {
     }
 
     /// The balances of these keys as they stand in this transaction.
-    pub async fn balances_of(&self, keys: &[&(Text, Text)]) -> Result<Vec<Balance>, StoreError> {
+    pub async fn balances_of(&self, keys: &Keys) -> Result<Vec<Balance>, StoreError> {
         balances_of(&self.tx, self.applying(), self.chain, keys).await
     }
 
