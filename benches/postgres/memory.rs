@@ -10,11 +10,8 @@ use crate::workload::{EVENTS, Workload};
 
 pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
     let blocks = size.of(10_000, 200);
-    let mut memory = Line::new(
-        "resident memory, 1M-event catch-up (`process --once --batch 100`)",
-        "MB",
-        Budget::AtMost(80.0, 60.0),
-    );
+    let mut memory =
+        Line::new("resident memory, 1M-event catch-up (`process --once`)", "MB", Budget::AtMost(80.0, 60.0));
     let mut speed = Line::new("the same program, events stored → balances", "events/s", Budget::None);
     let database = server.database().await;
     let mut lock = database.sync_lock().await;
@@ -37,7 +34,7 @@ pub(crate) async fn catch_up(server: &Server, size: &Size) -> Vec<Line> {
         command.env_remove(name);
     }
     let mut child = command
-        .args(["process", "--once", "--batch", "100", "--database-url", &database.url])
+        .args(["process", "--once", "--database-url", &database.url])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -302,9 +302,9 @@ pub(super) struct Lookup {
 
 impl Lookup {
     /// All of them, with those that were asked for.
-    pub(super) fn filled(mut self, found: &[Balance]) -> Result<Vec<Balance>, StoreError> {
+    pub(super) fn filled(mut self, found: Vec<Balance>) -> Result<Vec<Balance>, StoreError> {
         for (place, balance) in self.missing.iter().zip(found) {
-            self.balances[*place] = Some(*balance);
+            self.balances[*place] = Some(balance);
         }
         self.balances
             .into_iter()

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::time::Instant;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, join};
+use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 
@@ -16,7 +16,7 @@ use super::{Done, Of};
 use crate::chain::decide::Look;
 use crate::chain::{BlockRef, Height};
 use crate::projections::token_balances::{self, Accounts};
-use crate::store::{Balance, LedgerWrite, Run, StoreError};
+use crate::store::{Balance, LedgerRead, LedgerWrite, Run, StoreError};
 
 /// Transactions sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
@@ -59,7 +59,7 @@ impl Task {
         let mut has_ended = false;
         let outcome = {
             let reading = read_ahead(reader, to_apply, &mut has_ended);
-            let applying = self.apply_chunks(write, look, start, &mut chunks);
+            let applying = self.apply_chunks(read, write, look, start, &mut chunks);
             let (mut reading, mut applying) = (pin!(reading), pin!(applying));
             let mut read_to_the_end = false;
             loop {
@@ -80,6 +80,7 @@ impl Task {
     /// Settled: all that was read is applied.
     async fn apply_chunks(
         &mut self,
+        read: &LedgerRead,
         write: &mut LedgerWrite,
         look: &Look,
         start: Height,
@@ -100,18 +101,19 @@ impl Task {
         let mut runs = Runs::new(look, start, self.engine.digest(look), journal_above, before);
         let mut is_whole = true;
         let mut told = Told { task: look.chain_name.clone(), since: begun, blocks: 0 };
-        let mut ready = None;
-        loop {
-            let (Chunk { blocks, accounts }, mut balances) = match ready.take() {
-                Some(ready) => ready,
-                None => {
-                    let Some(chunk) = chunks.recv().await else { break };
-                    let chunk = chunk?;
-                    let lookup = self.engine.lookup(&chunk.accounts);
-                    let found = path.write().balances_of(self.engine.chain, &lookup.keys).await?;
-                    (chunk, lookup.filled(&found)?)
-                }
-            };
+        // Which answers the look-up of the next chunk's balances needs.
+        let mut needed = Wanted::All;
+        while let Some(chunk) = chunks.recv().await {
+            let Chunk { blocks, accounts } = chunk?;
+            // Looked up where it is read, while the chunk before is being applied: what was sent before that one has taken
+            // effect, and what that one touches is known here.
+            if !self.take_answers(&mut path, &mut told, needed).await? {
+                return Ok(Outcome::Contended);
+            }
+            let lookup = self.engine.lookup(&accounts);
+            let found = read.balances_of(self.engine.chain, &lookup.keys).await?;
+            let mut balances = lookup.filled(found)?;
+            let mut runs_sent = 0;
             let mut rest = &blocks[..];
             while !rest.is_empty() {
                 if self.shutdown.is_cancelled() {
@@ -161,39 +163,21 @@ impl Task {
                         next
                     }
                 };
-                if !rest.is_empty() && !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
+                runs_sent += 1;
+                if !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
                     return Ok(Outcome::Contended);
                 }
             }
             self.engine.keep(&accounts, &balances, &base);
-            is_whole = begun.elapsed() <= TURN;
-            // The last run was not sent yet. What the next chunk needs is asked for before it, so that the server applies that run
-            // while the chunk is computed: it touches no balance that is not known here, as long as all of its own are.
-            let is_known = accounts.keys().len() <= token_balances::MOST_YOUNG;
-            drop((blocks, accounts, balances));
-            if let Path::Ahead { write, .. } = path
-                && is_whole
-                && is_known
-                && let Ok(chunk) = chunks.try_recv()
-            {
-                let chunk = chunk?;
-                let lookup = self.engine.lookup(&chunk.accounts);
-                let found = write.balances_of(self.engine.chain, &lookup.keys);
-                let (found, answers) = join(found, self.take_answers(&mut path, &mut told, Wanted::Sent)).await;
-                if !answers? {
-                    return Ok(Outcome::Contended);
-                }
-                ready = Some((chunk, lookup.filled(&found?)?));
-            }
-            if !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
-                return Ok(Outcome::Contended);
-            }
+            let all_known = accounts.keys().len() <= token_balances::MOST_YOUNG;
+            needed = if all_known { Wanted::Most(runs_sent) } else { Wanted::All };
             // Early, while it costs nothing; later the server does it on its own.
             if self.engine.is_balances() && !self.caution.analyzed && told.blocks > 50 {
                 self.caution.analyzed = true;
                 path.write().analyze().await?;
             }
-            if !is_whole {
+            if begun.elapsed() > TURN {
+                is_whole = false;
                 break;
             }
         }
@@ -214,9 +198,10 @@ impl Task {
                 || !self.engine.is_balances() && ahead.blocks >= FUNCTION_BLOCKS_AHEAD;
             let answer = match wanted {
                 Wanted::All => sent.next().await,
+                Wanted::Most(most) if sent.len() > most => sent.next().await,
                 Wanted::Room if is_full => sent.next().await,
                 // Polled once, which sends it.
-                Wanted::Room | Wanted::Sent => sent.next().now_or_never().flatten(),
+                Wanted::Room | Wanted::Most(_) => sent.next().now_or_never().flatten(),
             };
             let Some(Answer { result, done }) = answer else { return Ok(true) };
             ahead.events -= done.events;
@@ -271,8 +256,8 @@ struct Told {
 enum Wanted {
     /// As many as make room for the next transaction.
     Room,
-    /// None: what was pushed is only sent.
-    Sent,
+    /// As many as leave at most so many open.
+    Most(usize),
     /// All of them.
     All,
 }

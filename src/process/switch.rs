@@ -230,7 +230,7 @@ impl Task {
             }
             let lookup = self.engine.lookup(&accounts);
             let found = tx.balances_of(&lookup.keys).await?;
-            let mut balances = lookup.filled(&found)?;
+            let mut balances = lookup.filled(found)?;
             let mut rest = &blocks[..];
             while !rest.is_empty() {
                 // Nobody sees anything in between, so balances of many blocks are merged, final or not; but not both in one,

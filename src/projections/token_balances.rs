@@ -181,6 +181,9 @@ impl Accounts {
     }
 }
 
+/// Bytes of a `numeric` below 10^32, as most amounts are that count in 10^-18 of a token.
+const USUAL_NUMERIC: usize = 24;
+
 /// What a run of blocks (ascending) changes. `balances` are the accounts' as they stand before it, by number, and stand as
 /// they do after it when this returns.
 ///
@@ -203,6 +206,14 @@ pub fn changes(
             .extend(of_block.map(|(place, (account, _))| (balances[*account as usize].id, block as u32, place as u32)));
     }
     order.sort_unstable();
+    if keeps_history {
+        for column in [&mut changes.change_ids, &mut changes.change_heights, &mut changes.prev_heights] {
+            column.reserve(order.len(), 8);
+        }
+        for column in [&mut changes.deltas, &mut changes.afters] {
+            column.reserve(order.len(), USUAL_NUMERIC);
+        }
+    }
     let mut first_negative = None;
     for of_account in order.chunk_by(|(one, ..), (other, ..)| one == other) {
         let change = |(_, block, place): (i64, u32, u32)| {

@@ -24,6 +24,11 @@ impl Column {
         self.count == 0
     }
 
+    /// Makes room for so many values of about so many bytes, so that it need not grow to twice its size.
+    pub fn reserve(&mut self, values: usize, bytes: usize) {
+        self.values.reserve(values * (4 + bytes));
+    }
+
     /// Adds a `bigint`.
     pub fn push(&mut self, number: i64) {
         self.count += 1;

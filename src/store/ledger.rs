@@ -6,8 +6,9 @@ mod tracked;
 mod tx;
 mod values;
 
-use futures::try_join;
+use futures::{StreamExt, TryStreamExt, try_join};
 use serde_json::Value;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 use super::column::Column;
@@ -299,11 +300,6 @@ impl LedgerWrite {
         Ok(apply(&self.client, &self.statements.apply, chain, projection, run, changes).await?.is_some())
     }
 
-    /// The balances of these keys as they stand once what was sent before has taken effect.
-    pub async fn balances_of(&self, chain: ChainId, keys: &Keys) -> Result<Vec<Balance>, StoreError> {
-        balances_of(&self.client, &self.statements.apply, chain, keys).await
-    }
-
     /// Passes over empty heights above the checkpoint's block. False: the fence did not hold.
     pub async fn pass_empty_blocks(
         &self,
@@ -507,24 +503,28 @@ async fn apply<C: GenericClient>(
 
 async fn balances_of<C: GenericClient>(
     client: &C,
-    statements: &ApplyStatements,
+    statement: &Statement,
     chain: ChainId,
     keys: &Keys,
 ) -> Result<Vec<Balance>, StoreError> {
     if keys.tokens.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = client.query(&statements.balances_of_keys, &[&chain.0, &keys.tokens, &keys.addresses]).await?;
-    rows.iter()
-        .map(|row| match row.try_get::<_, Option<i64>>(3)? {
+    let parameters: [&(dyn ToSql + Sync); 3] = [&chain.0, &keys.tokens, &keys.addresses];
+    let rows = client.query_raw(statement, parameters).await?;
+    rows.map(|row| {
+        let row = row?;
+        match row.try_get::<_, Option<i64>>(3)? {
             Some(id) => Ok(Balance { id, amount: Delta::ZERO, height: None }),
             None => Ok(Balance {
                 id: row.try_get(0)?,
                 amount: row.try_get::<_, Numeric>(1)?.0,
                 height: Some(row.try_get(2)?),
             }),
-        })
-        .collect()
+        }
+    })
+    .try_collect()
+    .await
 }
 
 /// The block that a checkpoint must stand on, as parameters.

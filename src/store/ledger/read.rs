@@ -3,7 +3,7 @@
 use futures::{TryStreamExt, pin_mut};
 use tokio_postgres::{Client, Row, Statement};
 
-use super::{count, height, needed_height};
+use super::{Balance, Keys, count, height, needed_height};
 use crate::chain::decide::{After, Checkpoint, Look};
 use crate::chain::delta::Delta;
 use crate::chain::plan::StoredBlock;
@@ -19,6 +19,7 @@ pub struct LedgerRead {
     stored_blocks: Statement,
     movements: Statement,
     range_end: Statement,
+    balances_of_keys: Statement,
 }
 
 /// Blocks ahead of the checkpoint that a look brings.
@@ -34,6 +35,7 @@ impl LedgerRead {
             stored_blocks: client.prepare(include_str!("../../../sql/queries/stored_blocks.sql")).await?,
             movements: client.prepare(include_str!("../../../sql/queries/movements.sql")).await?,
             range_end: client.prepare(include_str!("../../../sql/queries/range_end.sql")).await?,
+            balances_of_keys: client.prepare(include_str!("../../../sql/queries/balances_of_keys.sql")).await?,
             client,
         })
     }
@@ -59,6 +61,11 @@ impl LedgerRead {
     pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
         let row = self.client.query_opt(&self.look, &[&chain.0, &projection, &BLOCKS_AHEAD]).await?;
         row.map(|row| look(&row)).transpose()
+    }
+
+    /// The balances of these keys, in their order, with numbers for those that do not exist.
+    pub async fn balances_of(&self, chain: ChainId, keys: &Keys) -> Result<Vec<Balance>, StoreError> {
+        super::balances_of(&self.client, &self.balances_of_keys, chain, keys).await
     }
 
     /// Makes the checkpoints that are missing of every chain and the projections that concern it.

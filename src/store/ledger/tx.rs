@@ -132,7 +132,7 @@ impl<'a> Tx<'a> {
 
     /// The balances of these keys as they stand in this transaction.
     pub async fn balances_of(&self, keys: &Keys) -> Result<Vec<Balance>, StoreError> {
-        balances_of(&self.tx, self.applying(), self.chain, keys).await
+        balances_of(&self.tx, &self.applying().balances_of_keys, self.chain, keys).await
     }
 
     /// Writes down what this transaction did.
