@@ -243,19 +243,43 @@ fn bounded(setting: &str, value: u64, bounds: std::ops::RangeInclusive<u64>) -> 
 }
 
 impl ChainFile {
-    /// The first setting that only a gno source has.
-    fn first_of_gno(&self) -> Option<&'static str> {
-        [
-            ("page_blocks", self.page_blocks.is_some()),
-            ("confirm_blocks", self.confirm_blocks.is_some()),
-            ("incomplete_after_ms", self.incomplete_after_ms.is_some()),
-            ("skip_incomplete", self.skip_incomplete),
-            ("trusted_grc20_packages", self.trusted_grc20_packages.is_some()),
-            ("require_func", self.require_func),
-            ("body_limit_bytes", self.body_limit_bytes.is_some()),
-        ]
-        .into_iter()
-        .find_map(|(setting, given)| given.then_some(setting))
+    /// The first setting given that chains of this source do not have, and the sources whose chains do.
+    fn foreign(&self, source: SourceKind) -> Option<(&'static str, &'static [SourceKind])> {
+        use SourceKind::{Devnet, Evm, File, Gno, Starknet};
+        let settings: [(&str, bool, &'static [SourceKind]); 30] = [
+            ("urls", !self.urls.is_empty(), &[Evm, Gno, Starknet]),
+            ("ws_url", self.ws_url.is_some(), &[Evm, Gno, Starknet]),
+            ("request_timeout_ms", self.request_timeout_ms.is_some(), &[Evm, Gno, Starknet]),
+            ("confirm_grace_ms", self.confirm_grace_ms.is_some(), &[Evm, Starknet]),
+            ("path", self.path.is_some(), &[File]),
+            ("kind", self.kind.is_some(), &[File]),
+            ("network_id", self.network_id.is_some(), &[Gno, File]),
+            ("tokens", !self.tokens.is_empty(), &[Evm, Gno, Starknet, File]),
+            ("events", !self.events.is_empty(), &[Evm, Gno, File]),
+            ("wrapped_native", !self.wrapped_native.is_empty(), &[Evm, File]),
+            ("factories", !self.factories.is_empty(), &[Evm]),
+            ("check_bloom", self.check_bloom.is_some(), &[Evm]),
+            ("contracts", !self.contracts.is_empty(), &[Starknet]),
+            ("vault_class_hash", self.vault_class_hash.is_some(), &[Starknet]),
+            ("deployer", self.deployer.is_some(), &[Starknet]),
+            ("udc_address", !self.udc_address.is_empty(), &[Starknet]),
+            ("page_blocks", self.page_blocks.is_some(), &[Gno]),
+            ("confirm_blocks", self.confirm_blocks.is_some(), &[Gno]),
+            ("incomplete_after_ms", self.incomplete_after_ms.is_some(), &[Gno]),
+            ("skip_incomplete", self.skip_incomplete, &[Gno]),
+            ("trusted_grc20_packages", self.trusted_grc20_packages.is_some(), &[Gno]),
+            ("require_func", self.require_func, &[Gno]),
+            ("body_limit_bytes", self.body_limit_bytes.is_some(), &[Gno]),
+            ("seed", self.seed.is_some(), &[Devnet]),
+            ("block_interval_ms", self.block_interval_ms.is_some(), &[Devnet]),
+            ("reorg_every", self.reorg_every.is_some(), &[Devnet]),
+            ("max_reorg_depth", self.max_reorg_depth.is_some(), &[Devnet]),
+            ("blocks_at_start", self.blocks_at_start.is_some(), &[Devnet]),
+            ("events_per_block", self.events_per_block.is_some(), &[Devnet]),
+            ("last_height", self.last_height.is_some(), &[Devnet]),
+        ];
+        let foreign = settings.into_iter().find(|(_, given, sources)| *given && !sources.contains(&source));
+        foreign.map(|(setting, _, sources)| (setting, sources))
     }
 
     fn check(self, name: &str) -> Result<ChainConfig, ConfigError> {
@@ -298,33 +322,16 @@ impl ChainFile {
             _ => 2_000,
         };
         let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(range_default), 1..=100_000)?;
-        let is_node = matches!(source, SourceKind::Evm | SourceKind::Gno | SourceKind::Starknet);
-        if !is_node && (!self.urls.is_empty() || self.ws_url.is_some()) {
-            return Err(unfit("urls and ws_url are for source = \"evm\", \"gno\" and \"starknet\""));
+        if let Some((setting, sources)) = self.foreign(source) {
+            let words: Vec<String> = sources.iter().map(|source| format!("\"{}\"", source.word())).collect();
+            return Err(unfit(&format!("{setting} is for source = {}", words.join(" or "))));
         }
-        if source != SourceKind::Gno
-            && let Some(setting) = self.first_of_gno()
-        {
-            return Err(unfit(&format!("{setting} is for source = \"gno\"")));
-        }
-        if source != SourceKind::Evm && !self.factories.is_empty() {
-            return Err(unfit("factories are for source = \"evm\""));
-        }
-        let of_vaults = [&self.vault_class_hash, &self.deployer].iter().any(|setting| setting.is_some());
-        if source != SourceKind::Starknet && (of_vaults || !self.contracts.is_empty() || !self.udc_address.is_empty()) {
-            return Err(unfit("contracts, vault_class_hash, deployer and udc_address are for source = \"starknet\""));
-        }
-        if source != SourceKind::File && self.path.is_some() {
-            return Err(unfit("path is for source = \"file\""));
-        }
-        if source == SourceKind::Devnet && !(self.tokens.is_empty() && self.events.is_empty()) {
-            return Err(unfit("tokens and events are not for source = \"devnet\""));
+        if matches!(source, SourceKind::Evm | SourceKind::Gno | SourceKind::Starknet) && self.urls.is_empty() {
+            let form = if source == SourceKind::Gno { ", as https://…/graphql/query" } else { "" };
+            return Err(unfit(&format!("source = \"{}\" needs a URL (--url, or urls){form}", source.word())));
         }
         let (source, kind) = match source {
             SourceKind::Evm => {
-                if self.urls.is_empty() {
-                    return Err(unfit("source = \"evm\" needs a URL (--url, or urls)"));
-                }
                 let settings = EvmSettings {
                     urls: self.urls,
                     ws_url: self.ws_url,
@@ -341,12 +348,6 @@ impl ChainFile {
                 (SourceConfig::Evm(Box::new(settings)), Kind::Evm)
             }
             SourceKind::Gno => {
-                if self.urls.is_empty() {
-                    return Err(unfit("source = \"gno\" needs a URL (--url, or urls), as https://…/graphql/query"));
-                }
-                if !self.wrapped_native.is_empty() {
-                    return Err(unfit("wrapped_native is not for source = \"gno\""));
-                }
                 let default = gno::decode::DecodeSettings::default();
                 let body_limit = self.body_limit_bytes.unwrap_or(64 << 20);
                 let settings = GnoSettings {
@@ -371,12 +372,6 @@ impl ChainFile {
                 (SourceConfig::Gno(Box::new(settings)), Kind::Gno)
             }
             SourceKind::Starknet => {
-                if self.urls.is_empty() {
-                    return Err(unfit("source = \"starknet\" needs a URL (--url, or urls)"));
-                }
-                if !(self.events.is_empty() && self.wrapped_native.is_empty()) || self.check_bloom.is_some() {
-                    return Err(unfit("events, wrapped_native and check_bloom are not for source = \"starknet\""));
-                }
                 let settings = StarknetSettings {
                     urls: self.urls,
                     ws_url: self.ws_url,
@@ -444,5 +439,34 @@ impl ChainFile {
             progress: true,
         };
         Ok(ChainConfig { source, sync })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_of_another_source_is_refused() {
+        let foreign = [
+            ("evm", "path = 'blocks.ndjson'"),
+            ("evm", "network_id = 'main'"),
+            ("evm", "seed = 1"),
+            ("gno", "wrapped_native = ['0x1']"),
+            ("gno", "confirm_grace_ms = 1"),
+            ("starknet", "events = ['A()']"),
+            ("starknet", "check_bloom = false"),
+            ("file", "urls = ['http://127.0.0.1']"),
+            ("file", "require_func = true"),
+            ("devnet", "tokens = ['0x1']"),
+            ("devnet", "udc_address = ['0x1']"),
+        ];
+        for (source, line) in foreign {
+            let chain: ChainFile = toml::from_str(&format!("source = '{source}'\n{line}")).expect("known settings");
+            let error = chain.check("main").expect_err(line).to_string();
+            let (setting, _) = line.split_once(' ').expect("a setting");
+            assert!(error.starts_with(&format!("[chains.main]: {setting} is for source = ")), "{error}");
+            assert!(!error.contains(&format!("\"{source}\"")), "{error}");
+        }
     }
 }

@@ -60,6 +60,19 @@ pub enum SourceKind {
     Devnet,
 }
 
+impl SourceKind {
+    /// The word that names it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            SourceKind::Evm => "evm",
+            SourceKind::Gno => "gno",
+            SourceKind::Starknet => "starknet",
+            SourceKind::File => "file",
+            SourceKind::Devnet => "devnet",
+        }
+    }
+}
+
 /// `[chains.NAME]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
