@@ -160,7 +160,7 @@ pub(crate) async fn block_by_block(server: &Server, size: &Size) -> Vec<Line> {
     let blocks = Workload::new().blocks(None, size.of(1_000, 100), EVENTS);
     let sent: Vec<Arrays> = blocks.iter().map(arrays).collect();
     let count = blocks.len() as u64;
-    let line = |what| Line::new(what, "blocks/s", Budget::Ratio(0.6, 0.85));
+    let line = |what| Line::new(what, "blocks/s", Budget::Ratio(0.67, 0.9));
     let mut durable = line("one durable transaction per block, with journal");
     let mut shipped = line("the same as shipped (processor's commits need not wait for the disk)");
     for _ in 0..size.rounds {

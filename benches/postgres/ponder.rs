@@ -67,11 +67,11 @@ pub(crate) async fn beside(server: &Server, size: &Size) -> Vec<Line> {
     let events = blocks * TRANSFERS;
     let speed = |took: Duration| events as f64 / took.as_secs_f64();
     let what = "node → balances, transfers on a local anvil, beside Ponder 0.16 (its request limiter bounds it)";
-    let mut cold = Line::new(what, "events/s", Budget::Ratio(10.0, 30.0));
+    let mut cold = Line::new(what, "events/s", Budget::Ratio(35.0, 50.0));
     let what = "events stored → balances (`process --once`), beside Ponder from its own cache";
-    let mut warm = Line::new(what, "events/s", Budget::Ratio(3.0, 6.0));
+    let mut warm = Line::new(what, "events/s", Budget::Ratio(4.0, 8.0));
     let what = "the same with `history = \"window\"`: Ponder keeps no history";
-    let mut like = Line::new(what, "events/s", Budget::None);
+    let mut like = Line::new(what, "events/s", Budget::Ratio(6.0, 10.0));
     let Some((node, contract)) = node::filled(blocks).await else { return Vec::new() };
 
     let (database, follow) = node.follower(server, "run", &contract).await;
