@@ -1,7 +1,11 @@
 //! Fetching a run of heights: several ranges under way, handed on in order, their size found by trying.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
+use std::pin::pin;
+use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -14,8 +18,12 @@ const CLEAN_BEFORE_GROWTH: u32 = 10;
 type Answer = (RangeInclusive<Height>, Result<Vec<Block>, SourceError>);
 
 /// Hands out the blocks of a run of heights, ascending, without holes.
-pub(super) struct Fetcher<'a> {
-    source: &'a dyn Source,
+///
+/// # Invariants
+/// A question that is under way may hold a turn at the node: whoever asks the source anything else between two ranges does it
+/// [beside](Fetcher::beside) them, or waits for good for a turn that is held by a question which nobody polls.
+pub(super) struct Fetcher {
+    source: Arc<dyn Source>,
     /// The next height to hand out.
     next: Height,
     /// The next height to ask for; above `next` by what is under way.
@@ -25,11 +33,19 @@ pub(super) struct Fetcher<'a> {
     range_blocks: u64,
     most_range_blocks: u64,
     clean: u32,
-    under_way: FuturesOrdered<futures::future::BoxFuture<'a, Answer>>,
+    under_way: FuturesOrdered<BoxFuture<'static, Answer>>,
+    /// Answered beside something else.
+    answered: VecDeque<Answer>,
 }
 
-impl<'a> Fetcher<'a> {
-    pub(super) fn new(source: &'a dyn Source, from: Height, to: Height, concurrency: usize, range_blocks: u64) -> Self {
+impl Fetcher {
+    pub(super) fn new(
+        source: Arc<dyn Source>,
+        from: Height,
+        to: Height,
+        concurrency: usize,
+        range_blocks: u64,
+    ) -> Fetcher {
         Fetcher {
             source,
             next: from,
@@ -41,6 +57,18 @@ impl<'a> Fetcher<'a> {
             most_range_blocks: range_blocks.max(1),
             clean: 0,
             under_way: FuturesOrdered::new(),
+            answered: VecDeque::new(),
+        }
+    }
+
+    /// Waits for something else, while what is under way goes on.
+    pub(super) async fn beside<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let mut other = pin!(other);
+        loop {
+            tokio::select! {
+                result = &mut other => return result,
+                Some(answer) = self.under_way.next(), if !self.under_way.is_empty() => self.answered.push_back(answer),
+            }
         }
     }
 
@@ -50,17 +78,21 @@ impl<'a> Fetcher<'a> {
             if self.next > self.to {
                 return Ok(None);
             }
-            while self.under_way.len() < self.concurrency && self.ask <= self.to {
+            while self.under_way.len() + self.answered.len() < self.concurrency && self.ask <= self.to {
                 let last = self.ask.plus(self.range_blocks - 1).min(self.to);
                 let heights = self.ask..=last;
-                let source = self.source;
+                let source = self.source.clone();
                 self.under_way.push_back(Box::pin(async move {
                     let answer = source.blocks(heights.clone()).await;
                     (heights, answer)
                 }));
                 self.ask = last.next();
             }
-            let Some((heights, answer)) = self.under_way.next().await else { return Ok(None) };
+            let answered = match self.answered.pop_front() {
+                Some(answer) => Some(answer),
+                None => self.under_way.next().await,
+            };
+            let Some((heights, answer)) = answered else { return Ok(None) };
             if *heights.start() != self.next {
                 // Left over from before a range was split.
                 continue;
@@ -111,6 +143,7 @@ impl<'a> Fetcher<'a> {
     /// Forgets what is under way: it is not what is needed any more.
     fn ask_again(&mut self) {
         self.under_way = FuturesOrdered::new();
+        self.answered.clear();
         self.ask = self.next;
     }
 
@@ -153,5 +186,68 @@ impl Progress {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::chain::{BlockRef, Hash, Link};
+    use crate::sources::{Head, Identity};
+
+    /// Answers one question at a time, as a node that is asked with `concurrency` 1.
+    struct OneAtATime(Semaphore);
+
+    #[async_trait::async_trait]
+    impl Source for OneAtATime {
+        async fn identify(&self) -> Result<Identity, SourceError> {
+            unreachable!("only blocks are asked for")
+        }
+
+        async fn resume(&self, _: Option<&BlockRef>, _: Option<&Value>) -> Result<(), SourceError> {
+            unreachable!("only blocks are asked for")
+        }
+
+        async fn first_height(&self) -> Result<Height, SourceError> {
+            unreachable!("only blocks are asked for")
+        }
+
+        async fn head(&self) -> Result<Head, SourceError> {
+            unreachable!("only blocks are asked for")
+        }
+
+        async fn links(&self, _: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
+            unreachable!("only blocks are asked for")
+        }
+
+        async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
+            let _turn = self.0.acquire().await.expect("the gate stays");
+            tokio::task::yield_now().await;
+            let (height, hash) = (*heights.start(), Hash::new("0x01"));
+            let link = Link { height, hash: hash.clone(), parent_hash: hash };
+            let (transactions, token_events, events, rejects) = (vec![], vec![], vec![], vec![]);
+            Ok(vec![Block { link, time: None, transactions, token_events, events, rejects }])
+        }
+
+        async fn wait(&self, _: Duration) {}
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_between_two_ranges_gets_its_turn() {
+        let source = Arc::new(OneAtATime(Semaphore::new(1)));
+        let mut fetcher = Fetcher::new(source.clone(), Height::from(1), Height::from(9), 4, 1);
+        for height in 1..=9 {
+            let blocks = fetcher.next().await.expect("it answers").expect("more is to come");
+            assert_eq!(blocks[0].link.height, Height::from(height));
+            // Questions for the next ranges are under way, and one of them was handed the turn.
+            let turn = tokio::time::timeout(Duration::from_secs(10), source.0.acquire());
+            drop(fetcher.beside(turn).await.expect("the turn comes").expect("the gate stays"));
+        }
+        assert!(fetcher.next().await.expect("it answers").is_none());
     }
 }
