@@ -360,9 +360,8 @@ impl Syncer {
             return Ok(if stored { Round::Moved } else { Round::Idle });
         }
         let mut before = ancestor;
-        let source = self.source.clone();
-        let mut fetcher =
-            Fetcher::new(&*source, from, head_height, self.settings.concurrency, self.settings.range_blocks);
+        let (concurrency, range_blocks) = (self.settings.concurrency, self.settings.range_blocks);
+        let mut fetcher = Fetcher::new(self.source.clone(), from, head_height, concurrency, range_blocks);
         let progress = fetch::Progress::new(self.settings.progress, &write.chain.name, from, head_height);
         let mut pending: Vec<Block> = Vec::new();
         // A replacement up to this size goes in at once, so that nobody sees a shorter chain in between.
@@ -377,6 +376,7 @@ impl Syncer {
             if !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, ended).await? {
                 return Ok(Round::Moved);
             }
+            fetcher.beside(self.describe(lock, &pending)).await;
             replace = false;
             before = pending.last().map(|b| b.link.block_ref()).or(before);
             progress.at(before.as_ref().map_or(from, |b| b.height));
@@ -386,8 +386,11 @@ impl Syncer {
                 return Ok(Round::Idle);
             }
         }
-        if !pending.is_empty() && !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, true).await? {
-            return Ok(Round::Moved);
+        if !pending.is_empty() {
+            if !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, true).await? {
+                return Ok(Round::Moved);
+            }
+            self.describe(lock, &pending).await;
         }
         progress.done();
         Ok(Round::Moved)
@@ -432,7 +435,6 @@ impl Syncer {
                     tracing::debug!(%chain, height, blocks = blocks.len(), events, "Stored blocks");
                 }
                 self.watcher.written(chain, blocks.len() as u64, events as u64, removed);
-                self.describe(lock, blocks).await;
                 Ok(true)
             }
         }
