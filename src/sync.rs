@@ -386,12 +386,6 @@ impl Syncer {
                 return Ok(Round::Idle);
             }
         }
-        if !pending.is_empty() {
-            if !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, true).await? {
-                return Ok(Round::Moved);
-            }
-            self.describe(lock, &pending).await;
-        }
         progress.done();
         Ok(Round::Moved)
     }

@@ -12,7 +12,7 @@
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone else
 -- (skip locked), is another one by now, or the checkpoint has moved. The checkpoint is compared by seq and by its block: on
 -- seq alone, a statement sent ahead on a predicted seq would land on whatever a competitor applied under that number; on the
--- block alone, an undo in between would not show. The chain row is locked before the blocks, as writers do, so that there is
+-- block alone, an undo in between would go unnoticed. The chain row is locked before the blocks, as writers do, so that there is
 -- no deadlock. A balance that is not what the processor read fails the statement.
 --
 -- Where heights were taken as empty, no block may be stored between those of the run: complete_to says that what is missing is

@@ -232,7 +232,7 @@ pub fn changes(
                 first_negative =
                     Some(first_negative.map_or(found, |first| std::cmp::min_by_key(first, found, |f| (f.0, f.1))));
             }
-            // Not sent where they would not be written.
+            // Sent only if they are kept.
             if keeps_history {
                 changes.change_ids.push(balance.id);
                 changes.change_heights.push(height);

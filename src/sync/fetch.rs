@@ -20,8 +20,8 @@ type Answer = (RangeInclusive<Height>, Result<Vec<Block>, SourceError>);
 /// Hands out the blocks of a run of heights, ascending, without holes.
 ///
 /// # Invariants
-/// A question that is under way may hold a turn at the node: whoever asks the source anything else between two ranges does it
-/// [beside](Fetcher::beside) them, or waits for good for a turn that is held by a question which nobody polls.
+/// Requests under way hold permits of the source's concurrency limit and progress only while they are polled. Any other call to
+/// the source between two ranges must go through [`beside`](Fetcher::beside): alone, it could wait forever for such a permit.
 pub(super) struct Fetcher {
     source: Arc<dyn Source>,
     /// The next height to hand out.
@@ -34,7 +34,7 @@ pub(super) struct Fetcher {
     most_range_blocks: u64,
     clean: u32,
     under_way: FuturesOrdered<BoxFuture<'static, Answer>>,
-    /// Answered beside something else.
+    /// Answers that came during [`beside`](Fetcher::beside), in order, before those under way.
     answered: VecDeque<Answer>,
 }
 
@@ -61,7 +61,7 @@ impl Fetcher {
         }
     }
 
-    /// Waits for something else, while what is under way goes on.
+    /// Awaits another future while polling the requests under way.
     pub(super) async fn beside<T>(&mut self, other: impl Future<Output = T>) -> T {
         let mut other = pin!(other);
         loop {
@@ -200,7 +200,7 @@ mod tests {
     use crate::chain::{BlockRef, Hash, Link};
     use crate::sources::{Head, Identity};
 
-    /// Answers one question at a time, as a node that is asked with `concurrency` 1.
+    /// Answers one request at a time.
     struct OneAtATime(Semaphore);
 
     #[async_trait::async_trait]
@@ -226,7 +226,7 @@ mod tests {
         }
 
         async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
-            let _turn = self.0.acquire().await.expect("the gate stays");
+            let _permit = self.0.acquire().await.expect("the semaphore is open");
             tokio::task::yield_now().await;
             let (height, hash) = (*heights.start(), Hash::new("0x01"));
             let link = Link { height, hash: hash.clone(), parent_hash: hash };
@@ -238,15 +238,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_asked_between_two_ranges_gets_its_turn() {
+    async fn a_call_between_two_ranges_is_answered_while_requests_hold_every_permit() {
         let source = Arc::new(OneAtATime(Semaphore::new(1)));
         let mut fetcher = Fetcher::new(source.clone(), Height::from(1), Height::from(9), 4, 1);
         for height in 1..=9 {
             let blocks = fetcher.next().await.expect("it answers").expect("more is to come");
             assert_eq!(blocks[0].link.height, Height::from(height));
-            // Questions for the next ranges are under way, and one of them was handed the turn.
-            let turn = tokio::time::timeout(Duration::from_secs(10), source.0.acquire());
-            drop(fetcher.beside(turn).await.expect("the turn comes").expect("the gate stays"));
+            // Requests for the next ranges are under way, and one of them was handed the permit.
+            let permit = tokio::time::timeout(Duration::from_secs(10), source.0.acquire());
+            drop(fetcher.beside(permit).await.expect("a permit is free in time").expect("the semaphore is open"));
         }
         assert!(fetcher.next().await.expect("it answers").is_none());
     }

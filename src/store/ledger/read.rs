@@ -1,6 +1,6 @@
 //! The reading side: what a plan begins with, and the blocks and movements that come next.
 
-use futures::{TryStreamExt, pin_mut};
+use futures::{TryStreamExt, pin_mut, try_join};
 use tokio_postgres::{Client, Row, Statement};
 
 use super::{Balance, Keys, count, height, needed_height};
@@ -30,14 +30,15 @@ impl LedgerRead {
     pub async fn connect(store: &Store) -> Result<LedgerRead, StoreError> {
         let client = store.connect().await?;
         client.batch_execute(super::BY_THEIR_KEYS).await?;
-        Ok(LedgerRead {
-            look: client.prepare(include_str!("../../../sql/queries/look.sql")).await?,
-            stored_blocks: client.prepare(include_str!("../../../sql/queries/stored_blocks.sql")).await?,
-            movements: client.prepare(include_str!("../../../sql/queries/movements.sql")).await?,
-            range_end: client.prepare(include_str!("../../../sql/queries/range_end.sql")).await?,
-            balances_of_keys: client.prepare(include_str!("../../../sql/queries/balances_of_keys.sql")).await?,
-            client,
-        })
+        // All at once: a connection costs few round trips.
+        let (look, stored_blocks, movements, range_end, balances_of_keys) = try_join!(
+            client.prepare(include_str!("../../../sql/queries/look.sql")),
+            client.prepare(include_str!("../../../sql/queries/stored_blocks.sql")),
+            client.prepare(include_str!("../../../sql/queries/movements.sql")),
+            client.prepare(include_str!("../../../sql/queries/range_end.sql")),
+            client.prepare(include_str!("../../../sql/queries/balances_of_keys.sql")),
+        )?;
+        Ok(LedgerRead { client, look, stored_blocks, movements, range_end, balances_of_keys })
     }
 
     /// Whether the connection is gone.
