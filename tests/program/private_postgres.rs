@@ -11,7 +11,7 @@ use ebbtide::private_postgres::{Options, PrivateError, PrivatePostgres, Search, 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::support::own_pg::signal;
+use crate::support::own_pg::{halt, signal};
 use crate::support::{self, Ebbtide, pg, wait_until};
 
 /// fsync off: these tests kill processes, not machines.
@@ -194,7 +194,7 @@ async fn ends_the_server_that_a_killed_process_left_behind() {
         assert!(servers_in(dir.path()).contains(&orphan), "the server outlives a kill");
         assert_eq!(running(dir.path(), &Search::Installed).map(|found| found.pid), Some(orphan));
         if frozen {
-            signal(orphan, Signal::STOP);
+            halt(orphan);
         }
         let server = start(dir.path()).await;
         let now = servers_in(dir.path());

@@ -129,7 +129,7 @@ impl OwnPg {
         let mut child = self.child.take().expect("it runs");
         let mut processes = children(child.id());
         // Nobody may be born meanwhile.
-        signal(child.id(), Signal::STOP);
+        halt(child.id());
         processes.extend(children(child.id()));
         for pid in processes {
             signal(pid, Signal::KILL);
@@ -141,8 +141,8 @@ impl OwnPg {
     /// Halts every process of the server: connections stay open and nothing answers.
     pub fn freeze(&self) {
         let postmaster = self.child.as_ref().expect("it runs").id();
-        signal(postmaster, Signal::STOP);
-        children(postmaster).into_iter().for_each(|pid| signal(pid, Signal::STOP));
+        halt(postmaster);
+        children(postmaster).into_iter().for_each(halt);
     }
 
     /// Lets a frozen server go on.
@@ -173,6 +173,22 @@ impl Drop for OwnPg {
 /// Sends a signal; a process that is gone already needs none.
 pub fn signal(pid: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal);
+}
+
+/// Stops a process in mid-step (SIGSTOP) and waits until it stands, which is later than the signal: a thread that is on
+/// another processor goes on until it is interrupted. One that is gone already stands.
+pub fn halt(pid: u32) {
+    signal(pid, Signal::STOP);
+    let stands = |thread: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with(['T', 'Z', 'X']))
+    };
+    let begun = std::time::Instant::now();
+    // Where there is no /proc (macOS), the signal is all there is.
+    while std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| !threads.flatten().all(stands)) {
+        assert!(begun.elapsed() < super::PATIENCE, "process {pid} goes on after SIGSTOP");
+        std::thread::yield_now();
+    }
 }
 
 /// The processes whose parent is `pid`.

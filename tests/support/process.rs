@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::own_pg::halt;
 use super::{PATIENCE, wait_within};
 
 /// One process of `ebbtide`; killed with the test.
@@ -133,7 +134,7 @@ impl Ebbtide {
 
     /// Halts it in mid-step.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        halt(self.child.id());
     }
 
     /// Lets a frozen one go on.
