@@ -15,6 +15,8 @@
 -- block alone, an undo in between would go unnoticed. The chain row is locked before the blocks, as writers do, so that there is
 -- no deadlock. A balance that is not what the processor read fails the statement.
 --
+-- The long arrays are taken apart in select lists: in from, all their rows would be kept before the first of them is written.
+--
 -- Where heights were taken as empty, no block may be stored between those of the run: complete_to says that what is missing is
 -- empty, not that it still is. A block that came after this statement began is not among those that it sees, though
 -- complete_to may have risen over it again: `writes`, compared as it was then with what it is under the lock, shows it.
@@ -54,22 +56,21 @@ moved as (
 changed as (
     update balances b
     set amount = c.after, height = c.height
-    from unnest($19::bigint[], $20::numeric[], $21::numeric[], $22::bigint[]) c (balance_id, before, after, height)
+    from (select unnest($19::bigint[]), unnest($20::numeric[]), unnest($21::numeric[]), unnest($22::bigint[]))
+        c (balance_id, before, after, height)
     where (select m.seq from moved m) is not null and b.balance_id = c.balance_id and b.amount = c.before
     returning 1
 ),
 added as (
     insert into balances (chain_id, balance_id, token, address, amount, height)
     overriding system value
-    select $1, n.balance_id, n.token, n.address, n.amount, n.height
-    from moved,
-        unnest($23::bigint[], $24::text[], $25::text[], $26::numeric[], $27::bigint[]) n (balance_id, token, address, amount, height)
+    select $1, unnest($23::bigint[]), unnest($24::text[]), unnest($25::text[]), unnest($26::numeric[]), unnest($27::bigint[])
+    from moved
 ),
 kept as (
     insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
-    select h.balance_id, $1, h.height, h.delta, h.after, h.prev_height
-    from moved,
-        unnest($28::bigint[], $29::bigint[], $30::numeric[], $31::numeric[], $32::bigint[]) h (balance_id, height, delta, after, prev_height)
+    select unnest($28::bigint[]), $1, unnest($29::bigint[]), unnest($30::numeric[]), unnest($31::numeric[]), unnest($32::bigint[])
+    from moved
     where $33
 ),
 named as (

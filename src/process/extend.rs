@@ -20,8 +20,8 @@ use crate::store::{Balance, LedgerRead, LedgerWrite, Run, StoreError};
 
 /// Transactions sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
-/// And no more once those in flight hold so many events: large transactions need no long queue, and each keeps its changes
-/// in memory until it was answered.
+/// And no more than hold so many events: one that is large is computed while the one before it is at work, and sent once that
+/// was answered, since what waits in the connection is held several times over.
 const IN_FLIGHT_EVENTS: u64 = 20_000;
 /// Blocks of a function sent ahead before no more are. A server works off what a killed processor sent, and others wait for
 /// it meanwhile.
@@ -136,17 +136,19 @@ impl Task {
                     ..Done::default()
                 };
                 base = match &mut path {
-                    Path::Ahead { write, sent, ahead } => {
+                    Path::Ahead { write, .. } => {
                         let next = base.after(run.last().clone());
-                        ahead.events += done.events;
-                        ahead.blocks += done.blocks;
-                        match send(&self.engine, write, run, &accounts, &mut balances, now, done) {
-                            Ok(answer) => sent.push_back(answer),
+                        let answer = match prepare(&self.engine, write, run, &accounts, &mut balances, now, done) {
+                            Ok(answer) => answer,
                             Err(failed) => {
                                 self.drain(&mut path, &mut told).await?;
                                 return Err(Fault::Failed(*failed));
                             }
+                        };
+                        if !self.take_answers(&mut path, &mut told, Wanted::Room(done)).await? {
+                            return Ok(Outcome::Contended);
                         }
+                        path.send(answer, done);
                         next
                     }
                     Path::Apart { write, followed } => {
@@ -164,7 +166,7 @@ impl Task {
                     }
                 };
                 runs_sent += 1;
-                if !self.take_answers(&mut path, &mut told, Wanted::Room).await? {
+                if !self.take_answers(&mut path, &mut told, Wanted::None).await? {
                     return Ok(Outcome::Contended);
                 }
             }
@@ -193,16 +195,18 @@ impl Task {
     async fn take_answers(&mut self, path: &mut Path<'_>, told: &mut Told, wanted: Wanted) -> Result<bool, Fault> {
         let Path::Ahead { sent, ahead, .. } = path else { return Ok(true) };
         loop {
-            let is_full = sent.len() >= IN_FLIGHT
-                || sent.len() > 1 && ahead.events > IN_FLIGHT_EVENTS
-                || !self.engine.is_balances() && ahead.blocks >= FUNCTION_BLOCKS_AHEAD;
-            let answer = match wanted {
-                Wanted::All => sent.next().await,
-                Wanted::Most(most) if sent.len() > most => sent.next().await,
-                Wanted::Room if is_full => sent.next().await,
-                // Polled once, which sends it.
-                Wanted::Room | Wanted::Most(_) => sent.next().now_or_never().flatten(),
+            let is_enough = match wanted {
+                Wanted::None => true,
+                Wanted::Most(most) => sent.len() <= most,
+                Wanted::All => sent.is_empty(),
+                Wanted::Room(next) => {
+                    let has_room = sent.len() < IN_FLIGHT && ahead.events + next.events <= IN_FLIGHT_EVENTS;
+                    let is_balances = self.engine.is_balances();
+                    sent.is_empty() || has_room && (is_balances || ahead.blocks < FUNCTION_BLOCKS_AHEAD)
+                }
             };
+            // Polled once even so, which sends what was not sent yet.
+            let answer = if is_enough { sent.next().now_or_never().flatten() } else { sent.next().await };
             let Some(Answer { result, done }) = answer else { return Ok(true) };
             ahead.events -= done.events;
             ahead.blocks -= done.blocks;
@@ -254,8 +258,10 @@ struct Told {
 /// Which answers are waited for.
 #[derive(Clone, Copy)]
 enum Wanted {
-    /// As many as make room for the next transaction.
-    Room,
+    /// None; those that came are heard.
+    None,
+    /// As many as make room for a transaction that does this.
+    Room(Done),
     /// As many as leave at most so many open.
     Most(usize),
     /// All of them.
@@ -273,10 +279,18 @@ impl<'a> Path<'a> {
             Path::Apart { write, .. } => write,
         }
     }
+
+    /// Queues a statement, which is sent when it is first polled.
+    fn send(&mut self, answer: BoxFuture<'a, Answer>, done: Done) {
+        let Path::Ahead { sent, ahead, .. } = self else { return };
+        sent.push_back(answer);
+        ahead.events += done.events;
+        ahead.blocks += done.blocks;
+    }
 }
 
 /// The statement that applies a run, to be sent.
-fn send<'a>(
+fn prepare<'a>(
     engine: &Engine,
     write: &'a LedgerWrite,
     run: Run,

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use crate::chain::delta::Key;
 use crate::store::Balance;
 
-/// Balances of one chain as they stood when this process last wrote or read them, at most about 115,000 (13 MB).
+/// Balances of one chain as they stood when this process last wrote or read them, at most about 57,000 (6 MB).
 ///
 /// # Invariants
 /// It is a guess: each statement compares what it writes with what stands. A guess that was wrong, and any transaction that
@@ -21,7 +21,7 @@ pub struct Cache {
 }
 
 /// Half of what it holds at most; so many as were kept last are known. A map of one more takes twice the memory.
-pub const MOST_YOUNG: usize = 57_344;
+pub const MOST_YOUNG: usize = 28_672;
 
 impl Cache {
     /// A balance, if it is known.
