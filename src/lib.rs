@@ -32,7 +32,7 @@
 //!    checkpoint if it still is what was looked at, writes the balances if each is what it was computed from, and journals
 //!    the changes. If any of that does not hold, nothing is written, and the task looks again.
 //!
-//! Far behind, the same statement applies as many final blocks as hold 20,000 events, while the next run is computed. Several
+//! Far behind, the same statement applies as many final blocks as hold 10,000 events, while the next run is computed. Several
 //! small ones are in flight, each sent for the checkpoint that the one before it will leave ([`chain::decide::Base`]).
 //!
 //! # A reorganisation of depth three

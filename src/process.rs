@@ -33,7 +33,7 @@ use crate::store::{Store, StoreError, StoreFault, Wake};
 pub struct ProcessSettings {
     /// Longest sleep between two looks. Defaults to 1 s.
     pub poll_interval: Duration,
-    /// Most final blocks merged into one commit: a cap on what far behind is merged anyhow, up to 20,000 events. Defaults to
+    /// Most final blocks merged into one commit: a cap on what far behind is merged anyhow, up to 10,000 events. Defaults to
     /// no cap.
     pub batch: usize,
     /// Pairs of connections to work with, for balances and again for functions and code. Defaults to 4, so that a processor

@@ -184,7 +184,7 @@ impl Node {
         let mut arguments = vec![command, "--source", "evm", "--url", &self.url, "--token", contract];
         arguments.extend(["--start-height", "1"]);
         if command == "run" {
-            arguments.extend(["--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0", "--batch", "100"]);
+            arguments.extend(["--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0"]);
         }
         let follow = ebbtide(&arguments, &database);
         (database, follow)

@@ -85,7 +85,7 @@ pub(crate) async fn beside(server: &Server, size: &Size) -> Vec<Line> {
         let stored = "select coalesce(max(height), 0) from blocks";
         node::run_until(sync, &database, stored, blocks + 1).await;
         database.settle().await;
-        let mut process = node::ebbtide(&["process", "--once", "--batch", "300", "--history", history], &database);
+        let mut process = node::ebbtide(&["process", "--once", "--history", history], &database);
         let begun = Instant::now();
         assert!(process.status().unwrap().success());
         line.product.push(speed(begun.elapsed()));

@@ -235,7 +235,7 @@ pub struct ProcessArgs {
     /// End when there is nothing left to do. A node that is followed always has more: for a file, or the database alone.
     #[arg(long)]
     pub once: bool,
-    /// Most final blocks merged into one commit [default: as many as hold 20,000 events].
+    /// Most final blocks merged into one commit [default: as many as hold 10,000 events].
     #[arg(long, value_name = "N")]
     pub batch: Option<u64>,
     /// Pairs of connections to work with, for balances and again for functions and code [default: 4].

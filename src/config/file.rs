@@ -20,7 +20,7 @@ pub struct File {
     pub wake: Option<WakeWord>,
     /// Longest sleep of the processor, in ms; 10 to 86,400,000. Defaults to 1,000.
     pub poll_interval_ms: Option<u64>,
-    /// Most final blocks merged into one commit, 1 to 1,000,000. Defaults to as many as hold 20,000 events.
+    /// Most final blocks merged into one commit, 1 to 1,000,000. Defaults to as many as hold 10,000 events.
     pub batch: Option<u64>,
     /// Pairs of connections to work with, for balances and again for functions and code, 1 to 100. Defaults to 4.
     pub workers: Option<u64>,

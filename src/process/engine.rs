@@ -145,12 +145,10 @@ impl Engine {
         self.settings.history == History::Full || run.journals
     }
 
-    /// The chunk's balances as the last of its runs leaves them.
-    pub(super) fn keep(&mut self, accounts: &Accounts, balances: &[Balance], base: &Base) {
-        for (key, balance) in accounts.keys().iter().zip(balances) {
-            self.cache.keep(key, *balance);
-        }
+    /// Keeps the chunk's balances as the last of its runs leaves them. False: not all of them are known from here on.
+    pub(super) fn keep(&mut self, accounts: &Accounts, balances: &[Balance], base: &Base) -> bool {
         self.known_on = base.clone();
+        self.cache.keep(accounts.keys().iter().zip(balances.iter().copied()))
     }
 
     /// Takes the state back to the ancestor.

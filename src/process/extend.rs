@@ -9,20 +9,20 @@ use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 
 use super::engine::{Engine, Runs, Work};
-use super::read::{Chunk, Prepared, Reader};
+use super::read::{CHUNK_EVENTS, Chunk, Prepared, Reader};
 use super::task::{Failed, Fault, Outcome, Task};
 use super::workers::Session;
 use super::{Done, Of};
 use crate::chain::decide::Look;
 use crate::chain::{BlockRef, Height};
-use crate::projections::token_balances::{self, Accounts};
+use crate::projections::token_balances::Accounts;
 use crate::store::{Balance, LedgerRead, LedgerWrite, Run, StoreError};
 
 /// Transactions sent before the first of them was answered.
 const IN_FLIGHT: usize = 16;
-/// And no more than hold so many events: one that is large is computed while the one before it is at work, and sent once that
-/// was answered, since what waits in the connection is held several times over.
-const IN_FLIGHT_EVENTS: u64 = 20_000;
+/// And no more than hold so many events, or one: what waits in the connection is held several times over. Two large ones, so
+/// that the next is encoded while the one before it is at work.
+const IN_FLIGHT_EVENTS: u64 = 2 * CHUNK_EVENTS;
 /// Blocks of a function sent ahead before no more are. A server works off what a killed processor sent, and others wait for
 /// it meanwhile.
 const FUNCTION_BLOCKS_AHEAD: u64 = 32;
@@ -52,10 +52,14 @@ impl Task {
         let (Some(tip), Some(start)) = (look.checkpoint.block.clone(), look.start()) else {
             return Ok(Outcome::Settled);
         };
+        // No further than what is final, while any of it is to be applied: many more blocks may be final by then.
+        let next = look.ahead.first().map(|block| block.height);
+        let final_to = look.final_height.filter(|f| look.journal.is_empty() && next.is_some_and(|next| next <= *f));
+        let end = final_to.map_or(to, |f| f.min(to));
         let Session { read, write } = session;
         let (to_apply, mut chunks) = mpsc::channel::<Result<Chunk, StoreError>>(1);
         let reading = self.engine.reading();
-        let reader = Reader::new(read, self.engine.chain, look, (start, to), Some(tip), reading).with_those_ahead();
+        let reader = Reader::new(read, self.engine.chain, look, (start, end), Some(tip), reading).with_those_ahead();
         let mut has_ended = false;
         let outcome = {
             let reading = read_ahead(reader, to_apply, &mut has_ended);
@@ -71,7 +75,9 @@ impl Task {
         };
         match outcome {
             // All that was there at the look is applied; what came since rings the bell.
-            Outcome::Settled if has_ended && look.complete_to.is_none() && !self.settings.once => Ok(Outcome::Settled),
+            Outcome::Settled if has_ended && end == to && look.complete_to.is_none() && !self.settings.once => {
+                Ok(Outcome::Settled)
+            }
             Outcome::Settled => Ok(Outcome::Moved),
             outcome => Ok(outcome),
         }
@@ -101,13 +107,13 @@ impl Task {
         let mut runs = Runs::new(look, start, self.engine.digest(look), journal_above, before);
         let mut is_whole = true;
         let mut told = Told { task: look.chain_name.clone(), since: begun, blocks: 0 };
-        // Which answers the look-up of the next chunk's balances needs.
-        let mut needed = Wanted::All;
+        // How many answers the look-up of the next chunk's balances need not wait for.
+        let mut known = 0;
         while let Some(chunk) = chunks.recv().await {
             let Chunk { blocks, accounts } = chunk?;
             // Looked up where it is read, while the chunk before is being applied: what was sent before that one has taken
             // effect, and what that one touches is known here.
-            if !self.take_answers(&mut path, &mut told, needed).await? {
+            if !self.take_answers(&mut path, &mut told, Wanted::Most(known)).await? {
                 return Ok(Outcome::Contended);
             }
             let lookup = self.engine.lookup(&accounts);
@@ -166,13 +172,11 @@ impl Task {
                     }
                 };
                 runs_sent += 1;
-                if !self.take_answers(&mut path, &mut told, Wanted::None).await? {
+                if !self.take_answers(&mut path, &mut told, Wanted::Most(IN_FLIGHT)).await? {
                     return Ok(Outcome::Contended);
                 }
             }
-            self.engine.keep(&accounts, &balances, &base);
-            let all_known = accounts.keys().len() <= token_balances::MOST_YOUNG;
-            needed = if all_known { Wanted::Most(runs_sent) } else { Wanted::All };
+            known = if self.engine.keep(&accounts, &balances, &base) { runs_sent } else { 0 };
             // Early, while it costs nothing; later the server does it on its own.
             if self.engine.is_balances() && !self.caution.analyzed && told.blocks > 50 {
                 self.caution.analyzed = true;
@@ -196,9 +200,7 @@ impl Task {
         let Path::Ahead { sent, ahead, .. } = path else { return Ok(true) };
         loop {
             let is_enough = match wanted {
-                Wanted::None => true,
                 Wanted::Most(most) => sent.len() <= most,
-                Wanted::All => sent.is_empty(),
                 Wanted::Room(next) => {
                     let has_room = sent.len() < IN_FLIGHT && ahead.events + next.events <= IN_FLIGHT_EVENTS;
                     let is_balances = self.engine.is_balances();
@@ -218,7 +220,7 @@ impl Task {
     }
 
     async fn drain(&mut self, path: &mut Path<'_>, told: &mut Told) -> Result<Outcome, Fault> {
-        let all = self.take_answers(path, told, Wanted::All).await?;
+        let all = self.take_answers(path, told, Wanted::Most(0)).await?;
         Ok(if all { Outcome::Moved } else { Outcome::Contended })
     }
 
@@ -258,14 +260,10 @@ struct Told {
 /// Which answers are waited for.
 #[derive(Clone, Copy)]
 enum Wanted {
-    /// None; those that came are heard.
-    None,
     /// As many as make room for a transaction that does this.
     Room(Done),
-    /// As many as leave at most so many open.
+    /// As many as leave at most so many open; at [`IN_FLIGHT`] none, but those that came are heard.
     Most(usize),
-    /// All of them.
-    All,
 }
 
 impl<'a> Path<'a> {

@@ -7,7 +7,7 @@ use crate::projections::token_balances::{Accounts, Netted};
 use crate::store::{LedgerRead, Movement, StoreError};
 
 /// A chunk holds about so many events: as many as one commit may. Two chunks are in memory at once.
-pub(super) const CHUNK_EVENTS: u64 = 20_000;
+pub(super) const CHUNK_EVENTS: u64 = 10_000;
 /// Most blocks of a chunk.
 const CHUNK_BLOCKS: u64 = 2_000;
 /// Blocks of the first chunk: what they hold is not known yet.

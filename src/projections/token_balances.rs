@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::json;
 
-pub use self::cache::{Cache, MOST_YOUNG};
+pub use self::cache::Cache;
 use crate::chain::delta::{Delta, Key};
 use crate::chain::{Height, Kind, Text};
 use crate::store::{Balance, Changes, Movement, Refused};

@@ -133,6 +133,27 @@ async fn the_journal_of_applied_blocks_stays_short_over_a_hundred_thousand_block
 }
 
 #[tokio::test]
+async fn blocks_that_become_final_while_it_catches_up_are_merged_too() {
+    let world = World::new(64).await;
+    bulk(&world, "a", (1, 3_000), "a0", 1, 50).await;
+    world.sql("update chains set head_height = 3000, final_height = 1000").await;
+    // The syncer goes on meanwhile: what it says is there as soon as the first block is applied.
+    world
+        .sql(
+            "create function public.go_on() returns trigger language plpgsql as $$
+             begin update ebbtide.chains set final_height = 2936; return null; end $$;
+             create trigger go_on after update of height on checkpoints for each row
+             when (new.height between 1 and 999) execute function public.go_on()",
+        )
+        .await;
+    world.try_process().await.unwrap();
+    let seq: i64 = world.one("select seq from checkpoints").await.unwrap().parse().unwrap();
+    println!("{seq} transactions for 3,000 blocks, 64 of them not final");
+    assert!((65..100).contains(&seq), "{seq}");
+    world.check().await;
+}
+
+#[tokio::test]
 async fn the_journal_stays_short_on_a_chain_that_no_source_follows() {
     let world = World::new(3).await;
     bulk(&world, "a", (1, 9_000), "a0", 1, 50).await;

@@ -20,8 +20,9 @@ pub struct Cache {
     old: HashMap<u128, Balance>,
 }
 
-/// Half of what it holds at most; so many as were kept last are known. A map of one more takes twice the memory.
-pub const MOST_YOUNG: usize = 28_672;
+/// Half of what it holds at most. A chunk of the usual size fits, each of its movements between accounts of their own; a map
+/// of one more takes twice the memory.
+const MOST_YOUNG: usize = 28_672;
 
 impl Cache {
     /// A balance, if it is known.
@@ -30,13 +31,20 @@ impl Cache {
         self.young.get(&name).or_else(|| self.old.get(&name)).copied()
     }
 
-    /// Keeps a balance as it stands now.
-    pub fn keep(&mut self, key: &Key, balance: Balance) {
-        if self.young.len() >= MOST_YOUNG {
+    /// Keeps the balances of a chunk as they stand now. False: they are too many, and none is known.
+    pub fn keep<'a>(&mut self, balances: impl ExactSizeIterator<Item = (&'a Key, Balance)>) -> bool {
+        if balances.len() > MOST_YOUNG {
+            self.clear();
+            return false;
+        }
+        if self.young.len() + balances.len() > MOST_YOUNG {
             self.old = std::mem::take(&mut self.young);
         }
-        let name = self.name(key);
-        self.young.insert(name, balance);
+        for (key, balance) in balances {
+            let name = self.name(key);
+            self.young.insert(name, balance);
+        }
+        true
     }
 
     /// Knows nothing from here on.
@@ -61,21 +69,26 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_what_is_used_and_holds_no_more_than_it_may() {
+    fn it_keeps_the_last_chunk_whole_and_holds_no_more_than_it_may() {
         let mut cache = Cache::default();
         let key = |n: usize| -> Key { ("gold".into(), n.to_string().into()) };
-        for n in 0..4 * MOST_YOUNG {
-            cache.keep(&key(n), balance(n as i64));
-            cache.keep(&key(0), balance(n as i64));
+        let mut first = 1;
+        for (round, many) in [MOST_YOUNG / 2, MOST_YOUNG, 1, MOST_YOUNG - 1, 3, 20_000, 20_000].into_iter().enumerate()
+        {
+            // One account is in every chunk.
+            let keys: Vec<Key> = std::iter::once(0).chain(first..first + many - 1).map(key).collect();
+            let stands = |place: usize| balance((round << 32 | place) as i64);
+            assert!(cache.keep(keys.iter().enumerate().map(|(place, key)| (key, stands(place)))));
+            for (place, key) in keys.iter().enumerate() {
+                assert_eq!(cache.get(key), Some(stands(place)));
+            }
             assert!(cache.young.len() <= MOST_YOUNG && cache.old.len() <= MOST_YOUNG);
-        }
-        let last = 4 * MOST_YOUNG - 1;
-        assert_eq!(cache.get(&key(0)), Some(balance(last as i64)));
-        for n in last - MOST_YOUNG + 2..=last {
-            assert_eq!(cache.get(&key(n)), Some(balance(n as i64)));
+            first += many;
         }
         assert_eq!(cache.get(&key(1)), None);
-        cache.clear();
-        assert_eq!(cache.get(&key(0)), None);
+
+        let keys: Vec<Key> = (0..=MOST_YOUNG).map(key).collect();
+        assert!(!cache.keep(keys.iter().map(|key| (key, balance(1)))));
+        assert_eq!(cache.get(&key(0)), None, "what stood before the chunk must not be believed");
     }
 }
