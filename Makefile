@@ -23,7 +23,6 @@ test: ## Runs every test beside a throwaway Postgres. ARGS="-E 'test(reorg)'" pi
 	@# Built first, so that the server stands only while it is used.
 	cargo nextest run --no-run $(if $(filter true,$(CI)),--locked)
 	scripts/with-postgres cargo nextest run --profile $(PROFILE) $(ARGS)
-	cargo test --doc
 
 # The node is built once, which takes tens of minutes; EBBTIDE_STARKNET_DEVNET names another one.
 STARKNET_DEVNET := $(or $(EBBTIDE_STARKNET_DEVNET),$(CURDIR)/.tools/bin/starknet-devnet)
