@@ -177,10 +177,10 @@ impl Task {
                 }
             }
             known = if self.engine.keep(&accounts, &balances, &base) { runs_sent } else { 0 };
-            // Early, while it costs nothing; later the server does it on its own.
+            // Early, while it costs nothing, and beside what was sent; later the server does it on its own.
             if self.engine.is_balances() && !self.caution.analyzed && told.blocks > 50 {
                 self.caution.analyzed = true;
-                path.write().analyze().await?;
+                read.analyze().await?;
             }
             if begun.elapsed() > TURN {
                 is_whole = false;

@@ -412,22 +412,6 @@ impl LedgerWrite {
         self.client.execute(sql, &[&chain.0, &projection, &horizon.to_sql(), &seq]).await?;
         Ok(())
     }
-
-    /// First statistics after the first blocks: plans made on empty tables are bad ones. Later ones are the server's affair.
-    pub async fn analyze(&self) -> Result<(), StoreError> {
-        self.client
-            .batch_execute(
-                "do $$ begin
-                    if exists (select from pg_class
-                               where oid in ('balances'::regclass, 'balance_history'::regclass) and reltuples <= 0) then
-                        analyze balances;
-                        analyze balance_history;
-                    end if;
-                end $$",
-            )
-            .await?;
-        Ok(())
-    }
 }
 
 async fn apply<C: GenericClient>(

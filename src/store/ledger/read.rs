@@ -64,6 +64,22 @@ impl LedgerRead {
         row.map(|row| look(&row)).transpose()
     }
 
+    /// First statistics after the first blocks: plans made on empty tables are bad ones. Later ones are the server's affair.
+    pub async fn analyze(&self) -> Result<(), StoreError> {
+        self.client
+            .batch_execute(
+                "do $$ begin
+                    if exists (select from pg_class
+                               where oid in ('balances'::regclass, 'balance_history'::regclass) and reltuples <= 0) then
+                        analyze balances;
+                        analyze balance_history;
+                    end if;
+                end $$",
+            )
+            .await?;
+        Ok(())
+    }
+
     /// The balances of these keys, in their order, with numbers for those that do not exist.
     pub async fn balances_of(&self, chain: ChainId, keys: &Keys) -> Result<Vec<Balance>, StoreError> {
         super::balances_of(&self.client, &self.balances_of_keys, chain, keys).await
