@@ -212,6 +212,12 @@ impl Look {
         self.final_height.is_some_and(|f| height <= f)
     }
 
+    /// Up to here blocks are applied without a journal: they are final, and the journal holds none that may be undone. None
+    /// means each block is noted.
+    pub fn unjournalled_to(&self) -> Option<Height> {
+        self.final_height.filter(|_| self.journal.is_empty())
+    }
+
     /// The lowest height whose undo is in the journal; where it is empty, that of the block stood on.
     fn journalled_from(&self) -> Option<Height> {
         self.journal.first().map(|(block, _)| block.height).or(self.checkpoint.block.as_ref().map(|b| b.height))

@@ -52,10 +52,10 @@ impl Task {
         let (Some(tip), Some(start)) = (look.checkpoint.block.clone(), look.start()) else {
             return Ok(Outcome::Settled);
         };
-        // No further than what is final, while any of it is to be applied: many more blocks may be final by then.
+        // No further than what needs no journal, while any of it is to be applied: by then more blocks may be final.
         let next = look.ahead.first().map(|block| block.height);
-        let final_to = look.final_height.filter(|f| look.journal.is_empty() && next.is_some_and(|next| next <= *f));
-        let end = final_to.map_or(to, |f| f.min(to));
+        let end =
+            look.unjournalled_to().filter(|end| next.is_some_and(|next| next <= *end)).map_or(to, |end| end.min(to));
         let Session { read, write } = session;
         let (to_apply, mut chunks) = mpsc::channel::<Result<Chunk, StoreError>>(1);
         let reading = self.engine.reading();
@@ -102,9 +102,8 @@ impl Task {
         let mut base = look.checkpoint.base();
         self.engine.know_on(&base);
         let revision = look.journal.last().filter(|(block, _)| Some(block) == base.block.as_ref()).map(|(_, r)| *r);
-        let journal_above = look.final_height.filter(|_| look.journal.is_empty());
         let before = base.block.clone().map(|tip| (tip, revision));
-        let mut runs = Runs::new(look, start, self.engine.digest(look), journal_above, before);
+        let mut runs = Runs::new(look, start, self.engine.digest(look), look.unjournalled_to(), before);
         let mut is_whole = true;
         let mut told = Told { task: look.chain_name.clone(), since: begun, blocks: 0 };
         // How many answers the look-up of the next chunk's balances need not wait for.
