@@ -7,6 +7,7 @@ pub mod felt;
 pub mod fence;
 pub mod opening;
 pub mod plan;
+pub mod verdict;
 
 use std::borrow::Cow;
 use std::fmt;

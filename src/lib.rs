@@ -70,6 +70,7 @@
 pub mod api;
 pub mod chain;
 pub mod config;
+pub mod heart;
 pub mod ops;
 pub mod private_postgres;
 pub mod process;

@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-pub use health::{ComponentReport, ComponentStatus, Health, HealthReport, Readiness, Reporter};
+pub use health::{ComponentReport, Health, HealthReport, Readiness};
 pub use metrics::{ChainMetrics, Metrics, ProjectionMetrics};
 
 /// Why logging could not be set up.

@@ -94,10 +94,10 @@ pub trait Watcher: Send + Sync {
     fn applied(&self, _of: Of<'_>, _done: Done) {}
     /// One branch was left for another.
     fn switched(&self, _of: Of<'_>, _depth: u64, _took: Duration) {}
-    /// A projection is applied again from its start; None means that is over.
-    fn rebuilding(&self, _of: Of<'_>, _at: Option<(u64, u64)>) {}
     /// A task cannot go on for now; None means the processor itself.
     fn troubled(&self, _of: Option<Of<'_>>, _reason: &str) {}
+    /// A task goes on, or is where it should be; None means the processor itself.
+    fn well(&self, _of: Option<Of<'_>>) {}
     /// The chain is gone, or the projection.
     fn ended(&self, _of: Of<'_>) {}
     /// The state of the bell: whether it is heard, and how often it was set up again.
@@ -208,6 +208,7 @@ pub async fn run_on(
             }
         };
         pause = Pause::default();
+        watcher.well(None);
         // Those that follow another come last: with `once`, when it is where it goes.
         for follows in [false, true] {
             let wave = found.iter().filter(|found| found.follows == follows);

@@ -12,6 +12,7 @@ pub mod reads;
 mod rejected;
 mod sample;
 mod session;
+mod standing;
 mod tls;
 mod wake;
 
@@ -35,10 +36,10 @@ pub use ledger::{
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use opening::{Imported, LineFault};
-pub use operate::{Rebuilding, Standing};
 pub use rejected::{RejectedEvent, RejectedFilter, Retried};
 pub use sample::Sample;
 pub use session::{Prepared, Session};
+pub use standing::{Pulse, Standing};
 pub use tokio_postgres::Row;
 pub use tokio_postgres::types::ToSql;
 pub use wake::{Wake, WakeMode};
@@ -124,6 +125,14 @@ pub enum StoreError {
         /// What.
         what: String,
     },
+    /// Somebody holds a lock on what is to be read.
+    #[error("it waits for {what}; end that transaction, or select pg_terminate_backend({pid})")]
+    Held {
+        /// What, and who holds it.
+        what: String,
+        /// The server process that holds it.
+        pid: i32,
+    },
     /// Another role could change what the program runs.
     #[error(
         "the schema `ebbtide` cannot be used: {what} is in the hands of {role}, whose code would run with the rights of this \
@@ -191,6 +200,7 @@ impl StoreError {
     pub fn fault(&self) -> StoreFault {
         match self {
             StoreError::NoConnection { .. } => StoreFault::Unavailable,
+            StoreError::Held { .. } => StoreFault::Contended,
             StoreError::Postgres(error) => {
                 let Some(code) = error.code() else {
                     // No answer from the server at all: the connection broke. But a value that cannot be written or
@@ -220,6 +230,14 @@ impl StoreError {
     /// Whether asking again later may help a reader.
     pub fn is_unavailable(&self) -> bool {
         matches!(self.fault(), StoreFault::Unavailable | StoreFault::TimedOut | StoreFault::Contended)
+    }
+
+    /// Whether the schema is not the one that this program needs.
+    pub fn is_about_the_schema(&self) -> bool {
+        matches!(
+            self,
+            StoreError::TooNew { .. } | StoreError::TooOld { .. } | StoreError::OtherText | StoreError::Drifted { .. }
+        )
     }
 
     /// The constraint (or fixed word of our functions) that was violated.

@@ -57,6 +57,8 @@ pub trait SyncWatcher: Send + Sync {
     fn rejected(&self, _chain: &str, _reason: &str) {}
     /// The source or Postgres fails; `lasting`: a person should look.
     fn troubled(&self, _chain: &str, _reason: &str, _lasting: bool) {}
+    /// Another syncer has the chain's lock; this one waits for it.
+    fn stands_by(&self, _chain: &str, _holder: &str) {}
     /// A round went well.
     fn well(&self, _chain: &str) {}
 }
@@ -230,6 +232,7 @@ impl Syncer {
             if !std::mem::replace(&mut waited, true) {
                 tracing::info!(chain = %name, "Another syncer follows {name}; standing by");
             }
+            self.watcher.stands_by(name, "another syncer has the chain's lock");
             tokio::select! {
                 () = tokio::time::sleep(self.settings.poll_interval) => {}
                 () = self.shutdown.cancelled() => return Ok(None),

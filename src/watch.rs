@@ -1,187 +1,289 @@
-//! What the syncer and the processor say of themselves, as metrics and readiness.
+//! What the syncers and the processor of this process say of themselves: counted as metrics, and told by the [heart](crate::heart).
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use tokio::sync::Notify;
 
-use crate::ops::{ChainMetrics, Health, Metrics, ProjectionMetrics, Reporter};
+use crate::chain::verdict::{PartSays, Says, Trouble};
+use crate::ops::{ChainMetrics, Metrics, ProjectionMetrics};
 use crate::process::{Done, Of, Seen, Watcher};
-use crate::projections::token_balances::NAME;
 use crate::sync::SyncWatcher;
 
-/// A part that says nothing for this long is stuck, whatever it said before.
-const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+/// A round may take so much longer than the pause before it, until its silence is news.
+const ROUND: Duration = Duration::from_millis(2_500);
+
+/// What all parts of this process say. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Voices {
+    parts: Arc<Mutex<Parts>>,
+    changed: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Parts {
+    processor: Option<Part>,
+    projections: BTreeMap<String, BTreeMap<String, Part>>,
+    sources: BTreeMap<String, Part>,
+}
+
+#[derive(Clone)]
+struct Part {
+    starting: bool,
+    trouble: Option<Told>,
+    standby: Option<String>,
+    heard_at: Instant,
+    due: Option<Duration>,
+    done: bool,
+}
+
+#[derive(Clone)]
+struct Told {
+    reason: String,
+    lasting: bool,
+    since: Instant,
+}
+
+impl Part {
+    /// One that is to be heard this often; None means its silence says nothing.
+    fn new(due: Option<Duration>) -> Part {
+        let starting = due.is_some();
+        Part { starting, trouble: None, standby: None, heard_at: Instant::now(), due, done: false }
+    }
+
+    fn heard(&mut self) {
+        self.heard_at = Instant::now();
+    }
+
+    /// Says whether that is news.
+    fn well(&mut self) -> bool {
+        self.heard();
+        let was_well = !self.starting && self.trouble.is_none() && self.standby.is_none();
+        (self.starting, self.trouble, self.standby) = (false, None, None);
+        !was_well
+    }
+
+    fn troubled(&mut self, reason: &str, lasting: bool) -> bool {
+        self.heard();
+        let before = self.trouble.take();
+        let is_news = before.as_ref().is_none_or(|before| before.reason != reason || before.lasting != lasting);
+        let since = before.map_or_else(Instant::now, |before| before.since);
+        self.trouble = Some(Told { reason: reason.to_owned(), lasting, since });
+        self.standby = None;
+        is_news
+    }
+
+    fn says(&self) -> PartSays {
+        let trouble = self.trouble.as_ref().map(|told| Trouble {
+            reason: told.reason.clone(),
+            lasting: told.lasting,
+            seconds: told.since.elapsed().as_secs_f64(),
+        });
+        PartSays {
+            starting: self.starting,
+            trouble,
+            standby: self.standby.clone(),
+            heard_seconds: self.heard_at.elapsed().as_secs_f64(),
+            due_seconds: self.due.map(|due| due.as_secs_f64()),
+            done: self.done,
+        }
+    }
+}
+
+impl Voices {
+    /// What all of them say now.
+    #[must_use]
+    pub fn say(&self) -> Says {
+        let parts = self.lock();
+        let projections = parts
+            .projections
+            .iter()
+            .map(|(chain, all)| (chain.clone(), all.iter().map(|(name, part)| (name.clone(), part.says())).collect()));
+        Says {
+            processor: parts.processor.as_ref().map(Part::says),
+            projections: projections.collect(),
+            sources: parts.sources.iter().map(|(chain, part)| (chain.clone(), part.says())).collect(),
+            seen: Vec::new(),
+        }
+    }
+
+    /// Whether nobody here syncs or processes.
+    #[must_use]
+    pub fn are_none(&self) -> bool {
+        let parts = self.lock();
+        parts.processor.is_none() && parts.sources.is_empty()
+    }
+
+    /// The syncer of this chain has done all there was to do: its source has ended.
+    pub fn source_is_done(&self, chain: &str) {
+        self.on_source(chain, |part| {
+            part.well();
+            part.done = true;
+            true
+        });
+    }
+
+    /// Returns when somebody said something new since the last time.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Parts> {
+        // Each use is one change of plain values; a panic in another leaves them whole.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on_source(&self, chain: &str, act: impl FnOnce(&mut Part) -> bool) {
+        let is_news = self.lock().sources.get_mut(chain).is_some_and(act);
+        if is_news {
+            self.changed.notify_one();
+        }
+    }
+
+    fn on_processor(&self, act: impl FnOnce(&mut Part) -> bool) {
+        let is_news = self.lock().processor.as_mut().is_some_and(act);
+        if is_news {
+            self.changed.notify_one();
+        }
+    }
+
+    fn on_projection(&self, of: Of<'_>, act: impl FnOnce(&mut Part) -> bool) {
+        let mut parts = self.lock();
+        let all = parts.projections.entry(of.chain.to_owned()).or_default();
+        let is_news = act(all.entry(of.projection.to_owned()).or_insert_with(|| Part::new(None)));
+        drop(parts);
+        if is_news {
+            self.changed.notify_one();
+        }
+    }
+
+    fn forget_projection(&self, of: Of<'_>) {
+        if let Some(all) = self.lock().projections.get_mut(of.chain) {
+            all.remove(of.projection);
+        }
+    }
+}
 
 /// Watches one syncer.
 pub struct SyncWatch {
-    reporter: Reporter,
-    chain: ChainMetrics,
+    voices: Voices,
+    metrics: ChainMetrics,
 }
 
 impl SyncWatch {
-    /// For the chain of this name.
-    pub fn new(chain: &str, health: &Health, metrics: &Metrics) -> SyncWatch {
-        let reporter = health.component(format!("sync:{chain}"));
-        reporter.expect_within(LONGEST_SILENCE);
-        reporter.not_ready("has not seen the source yet");
-        SyncWatch { reporter, chain: metrics.chain(chain) }
+    /// For the chain of this name, whose source is asked at least this often.
+    #[must_use]
+    pub fn new(chain: &str, poll_interval: Duration, voices: &Voices, metrics: &Metrics) -> SyncWatch {
+        voices.lock().sources.insert(chain.to_owned(), Part::new(Some(poll_interval.saturating_add(ROUND))));
+        SyncWatch { voices: voices.clone(), metrics: metrics.chain(chain) }
     }
-}
-
-fn gauge(height: u64) -> i64 {
-    i64::try_from(height).unwrap_or(i64::MAX)
 }
 
 impl SyncWatcher for SyncWatch {
-    fn head(&self, _chain: &str, head: u64, tip: Option<u64>, final_height: Option<u64>) {
-        self.chain.head_height.set(gauge(head));
-        self.chain.tip_height.set(tip.map_or(0, gauge));
-        self.chain.final_height.set(final_height.map_or(0, gauge));
-        self.chain.source_requests.inc();
-        self.reporter.alive();
-        self.reporter.detail(json!({ "head": head, "tip": tip, "final": final_height }));
+    fn head(&self, chain: &str, _head: u64, _tip: Option<u64>, _final_height: Option<u64>) {
+        self.metrics.source_looks.inc();
+        self.voices.on_source(chain, |part| {
+            part.heard();
+            false
+        });
     }
 
-    fn written(&self, _chain: &str, blocks: u64, _events: u64, _removed: u64) {
-        self.chain.blocks_synced.inc_by(blocks);
-        self.reporter.alive();
+    fn written(&self, chain: &str, blocks: u64, _events: u64, _removed: u64) {
+        self.metrics.blocks_synced.inc_by(blocks);
+        self.voices.on_source(chain, |part| {
+            part.heard();
+            false
+        });
     }
 
     fn rejected(&self, _chain: &str, reason: &str) {
-        self.chain.rejected_events(reason, 1);
+        self.metrics.rejected_events(reason, 1);
     }
 
-    fn troubled(&self, _chain: &str, reason: &str, lasting: bool) {
-        self.chain.source_fault(if lasting { "permanent" } else { "transient" });
-        self.reporter.not_ready(reason);
+    fn troubled(&self, chain: &str, reason: &str, lasting: bool) {
+        self.metrics.source_fault(if lasting { "permanent" } else { "transient" });
+        self.voices.on_source(chain, |part| part.troubled(reason, lasting));
     }
 
-    fn well(&self, _chain: &str) {
-        self.reporter.ok();
+    fn stands_by(&self, chain: &str, holder: &str) {
+        self.voices.on_source(chain, |part| {
+            let is_news = part.well() || part.standby.is_none();
+            part.standby = Some(holder.to_owned());
+            is_news
+        });
+    }
+
+    fn well(&self, chain: &str) {
+        self.voices.on_source(chain, Part::well);
     }
 }
 
-/// Watches the processor's tasks.
+/// Watches the processor and its tasks.
 pub struct ProcessWatch {
-    health: Health,
+    voices: Voices,
     metrics: Metrics,
-    itself: Reporter,
-    tasks: Mutex<HashMap<(String, String), Watched>>,
-}
-
-struct Watched {
-    reporter: Reporter,
-    metrics: ProjectionMetrics,
 }
 
 impl ProcessWatch {
-    /// For all chains.
-    pub fn new(health: &Health, metrics: &Metrics) -> ProcessWatch {
-        let itself = health.component("process");
-        itself.expect_within(LONGEST_SILENCE);
-        itself.not_ready("has not reached the database yet");
-        ProcessWatch { health: health.clone(), metrics: metrics.clone(), itself, tasks: Mutex::default() }
+    /// For all chains; it looks at least this often.
+    #[must_use]
+    pub fn new(poll_interval: Duration, voices: &Voices, metrics: &Metrics) -> ProcessWatch {
+        voices.lock().processor = Some(Part::new(Some(poll_interval.saturating_add(ROUND))));
+        ProcessWatch { voices: voices.clone(), metrics: metrics.clone() }
     }
 
-    fn with(&self, of: Of<'_>, act: impl FnOnce(&Watched)) {
-        // Each use is one call; a panic in another leaves the map whole.
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = tasks.entry((of.chain.to_owned(), of.projection.to_owned())).or_insert_with(|| {
-            let reporter = self.health.component(component(of));
-            reporter.expect_within(LONGEST_SILENCE);
-            Watched { reporter, metrics: self.metrics.projection(of.chain, of.projection) }
-        });
-        act(watched);
-    }
-}
-
-fn component(of: Of<'_>) -> String {
-    match of.projection {
-        NAME => format!("process:{}", of.chain),
-        other => format!("process:{}:{other}", of.chain),
+    fn metrics(&self, of: Of<'_>) -> ProjectionMetrics {
+        self.metrics.projection(of.chain, of.projection)
     }
 }
 
 impl Watcher for ProcessWatch {
     fn looked(&self, seen: &Seen<'_>) {
-        self.with(seen.of, |watched| {
-            let newest = seen.head.max(seen.tip);
-            let lag = match (newest, seen.applied) {
-                (Some(newest), Some(applied)) => newest.saturating_sub(applied),
-                _ => 0,
-            };
-            watched.metrics.applied_height.set(seen.applied.map_or(0, gauge));
-            watched.metrics.lag_blocks.set(gauge(lag));
-            watched.reporter.detail(json!({
-                "applied": seen.applied, "tip": seen.tip, "head": seen.head, "final": seen.final_height,
-                "lag_blocks": lag, "paused": seen.paused,
-            }));
-            let trouble = match (seen.halted, seen.paused, seen.broken) {
-                (Some(reason), ..) => Some(format!("halted: {reason}")),
-                _ if seen.failed.is_some() => seen.failed.map(|reason| format!("its next block fails: {reason}")),
-                (None, true, _) => Some("paused by an operator".to_owned()),
-                (None, false, true) => Some("the stored chain has a break: see the view anomalies".to_owned()),
-                // Behind by more than what is in hand at any moment: still catching up.
-                _ if !seen.idle && lag > 16 => Some(format!("catching up: {lag} blocks behind")),
-                _ => None,
-            };
-            match trouble {
-                Some(reason) => watched.reporter.not_ready(reason),
-                None => watched.reporter.ok(),
-            }
+        self.voices.on_projection(seen.of, |part| {
+            part.heard();
+            false
         });
     }
 
     fn applied(&self, of: Of<'_>, done: Done) {
-        self.with(of, |watched| {
-            watched.metrics.blocks_applied.inc_by(done.blocks);
-            watched.metrics.events_applied.inc_by(done.events);
-            watched.metrics.apply_seconds.observe(done.took.as_secs_f64());
-            watched.metrics.negative_balances.inc_by(done.negative);
-            watched.reporter.alive();
-        });
+        let metrics = self.metrics(of);
+        metrics.blocks_applied.inc_by(done.blocks);
+        metrics.events_applied.inc_by(done.events);
+        metrics.apply_seconds.observe(done.took.as_secs_f64());
+        metrics.negative_balances.inc_by(done.negative);
         if done.refused > 0 {
             self.metrics.chain(of.chain).rejected_events("refused", done.refused);
         }
     }
 
     fn switched(&self, of: Of<'_>, depth: u64, _took: Duration) {
-        self.with(of, |watched| {
-            watched.metrics.reorgs.inc();
-            watched.metrics.reorg_depth.observe(depth as f64);
-        });
-    }
-
-    fn rebuilding(&self, of: Of<'_>, at: Option<(u64, u64)>) {
-        self.with(of, |watched| {
-            watched.reporter.detail(json!({ "rebuilding": at.map(|(at, to)| json!({ "at": at, "to": to })) }));
-            match at {
-                Some((at, to)) => watched.reporter.not_ready(format!("rebuilding: at block {at} of {to}")),
-                None => watched.reporter.alive(),
-            }
-        });
+        let metrics = self.metrics(of);
+        metrics.reorgs.inc();
+        metrics.reorg_depth.observe(depth as f64);
     }
 
     fn troubled(&self, of: Option<Of<'_>>, reason: &str) {
         match of {
-            Some(of) => self.with(of, |watched| watched.reporter.not_ready(reason)),
-            None => self.itself.not_ready(reason),
+            Some(of) => self.voices.on_projection(of, |part| part.troubled(reason, false)),
+            None => self.voices.on_processor(|part| part.troubled(reason, false)),
+        }
+    }
+
+    fn well(&self, of: Option<Of<'_>>) {
+        match of {
+            Some(of) => self.voices.on_projection(of, Part::well),
+            None => self.voices.on_processor(Part::well),
         }
     }
 
     fn ended(&self, of: Of<'_>) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(watched) = tasks.remove(&(of.chain.to_owned(), of.projection.to_owned())) {
-            watched.reporter.retire();
-        }
+        self.voices.forget_projection(of);
     }
 
     fn bell(&self, connected: bool, reconnects: u64) {
         self.metrics.listener_connected.set(i64::from(connected));
         let seen = self.metrics.listener_reconnects.get();
         self.metrics.listener_reconnects.inc_by(reconnects.saturating_sub(seen));
-        self.itself.ok();
     }
 }

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 const ABOVE: &[&str] = &["chain", "ops", "projections", "sources", "store"];
 /// These put the parts together and may name all of them.
-const TOP: &[&str] = &["main", "lib", "config", "commands", "watch"];
+const TOP: &[&str] = &["main", "lib", "config", "commands", "watch", "heart"];
 
 /// Crates that only some parts may name, with the reason.
 const CRATES: &[(&[&str], &[&str], &str)] = &[

@@ -7,6 +7,7 @@ use super::cursor::Cursor;
 use super::reply::{self, Answer, Failure};
 use super::request::Query;
 use super::{Context, exactly, query, reading};
+use crate::chain::verdict::{ChainFacts, ChainVerdict, Rebuilding, State, Verdict, judge};
 use crate::store::reads::{ChainStatus, NamedBlock, ProjectionStatus, ReorgRow};
 
 /// `/chains`, `/status`, `/reorgs`.
@@ -103,39 +104,103 @@ struct StatusItem<'a> {
     tip: Option<BlockItem<'a>>,
     #[serde(rename = "final")]
     final_height: Option<i64>,
+    #[serde(flatten)]
+    verdict: VerdictItem<'a>,
+    source: Option<VerdictItem<'a>>,
     projections: Vec<ProjectionItem<'a>>,
+}
+
+/// How something is, since when, why, and what to do.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VerdictItem<'a> {
+    state: State,
+    for_seconds: u64,
+    reason: Option<&'a str>,
+    remedy: Option<&'a str>,
+}
+
+impl<'a> VerdictItem<'a> {
+    fn of(verdict: &'a Verdict) -> VerdictItem<'a> {
+        VerdictItem {
+            state: verdict.state,
+            for_seconds: verdict.for_seconds as u64,
+            reason: verdict.reason.as_deref(),
+            remedy: verdict.remedy.as_deref(),
+        }
+    }
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ProjectionItem<'a> {
     projection: &'a str,
+    #[serde(flatten)]
+    verdict: VerdictItem<'a>,
     block: Option<BlockItem<'a>>,
     through_height: Option<i64>,
-    /// Blocks between here and the newest block known; none before the first one is applied.
+    /// Blocks between what is applied and still stands, and the newest block known; none before the first one is applied.
     lag: Option<i64>,
+    /// Age of the newest applied block, by its own time, while others wait.
+    lag_seconds: f64,
     history_from: Option<i64>,
     redo_from: Option<i64>,
     paused: bool,
     pause_at: Option<i64>,
     halted: Option<&'a str>,
-    updated_at: jiff::Timestamp,
+    failed: Option<&'a str>,
+    rebuilding: Option<RebuildingItem<'a>>,
+    updated_at: Option<jiff::Timestamp>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RebuildingItem<'a> {
+    reason: &'a str,
+    from_height: i64,
+    at_height: i64,
+    to_height: i64,
+    started_at: jiff::Timestamp,
+}
+
+impl<'a> RebuildingItem<'a> {
+    fn of(rebuilding: &'a Rebuilding) -> RebuildingItem<'a> {
+        RebuildingItem {
+            reason: &rebuilding.reason,
+            from_height: rebuilding.from_height,
+            at_height: rebuilding.at_height,
+            to_height: rebuilding.to_height,
+            started_at: rebuilding.started_at,
+        }
+    }
 }
 
 impl<'a> StatusItem<'a> {
-    fn of(chain: &'a ChainStatus, projections: impl Iterator<Item = &'a ProjectionStatus>) -> StatusItem<'a> {
-        let newest = chain.head_height.max(chain.tip.as_ref().map(|tip| tip.height)).max(chain.complete_to);
-        let projections = projections.map(|row| ProjectionItem {
-            projection: &row.projection,
-            block: row.block.as_ref().map(BlockItem::of),
-            through_height: row.through_height,
-            lag: newest.zip(row.through_height).map(|(newest, through)| newest.saturating_sub(through).max(0)),
-            history_from: row.history_from,
-            redo_from: row.redo_from,
-            paused: row.paused,
-            pause_at: row.pause_at,
-            halted: row.halted_reason.as_deref(),
-            updated_at: row.updated_at,
+    fn of(
+        chain: &'a ChainStatus,
+        rows: &'a [ProjectionStatus],
+        facts: &'a ChainFacts,
+        judged: &'a ChainVerdict,
+    ) -> Self {
+        let projections = facts.projections.iter().zip(&judged.projections).map(|(facts, verdict)| {
+            // None means no processor has looked at it yet.
+            let row = rows.iter().find(|row| row.chain == chain.name && row.projection == facts.name);
+            ProjectionItem {
+                projection: &facts.name,
+                verdict: VerdictItem::of(&verdict.verdict),
+                block: row.and_then(|row| row.block.as_ref()).map(BlockItem::of),
+                through_height: facts.through,
+                lag: facts.through.map(|_| verdict.lag_blocks),
+                lag_seconds: verdict.lag_seconds,
+                history_from: row.and_then(|row| row.history_from),
+                redo_from: facts.redo_from,
+                paused: facts.paused,
+                pause_at: facts.pause_at,
+                halted: facts.halted_reason.as_deref(),
+                failed: facts.failed_reason.as_deref(),
+                rebuilding: facts.rebuilding.as_ref().map(RebuildingItem::of),
+                updated_at: row.map(|row| row.updated_at),
+            }
         });
         StatusItem {
             chain: &chain.name,
@@ -144,6 +209,8 @@ impl<'a> StatusItem<'a> {
             head: chain.head_height,
             tip: chain.tip.as_ref().map(BlockItem::of),
             final_height: chain.final_height,
+            verdict: VerdictItem::of(&judged.verdict),
+            source: judged.source.as_ref().map(VerdictItem::of),
             projections: projections.collect(),
         }
     }
@@ -219,12 +286,14 @@ async fn status(context: &Context, query: &str) -> Result<Answer, Failure> {
     let chains = snapshot.chains(name).await?;
     known(name, &chains)?;
     let projections = snapshot.projections(name).await?;
+    let facts = snapshot.facts(name).await?;
 
-    let chains = chains.iter().map(|chain| {
-        let here = projections.iter().filter(|row| row.chain == chain.name);
-        StatusItem::of(chain, here)
+    let judged = judge(&facts);
+    let all = chains.iter().filter_map(|chain| {
+        let (facts, judged) = facts.chains.iter().zip(&judged).find(|(facts, _)| facts.name == chain.name)?;
+        Some(StatusItem::of(chain, &projections, facts, judged))
     });
-    Ok(reply::json(&Statuses { chains: chains.collect() }))
+    Ok(reply::json(&Statuses { chains: all.collect() }))
 }
 
 /// GET /reorgs.

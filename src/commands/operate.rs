@@ -4,9 +4,10 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
+use ebbtide::chain::verdict::{State, Verdict, duration};
 use ebbtide::config::{PauseArgs, ReplayArgs, ResumeArgs, Settings, StatusArgs};
 use ebbtide::private_postgres::{self, Search};
-use ebbtide::store::{Rebuilding, Standing};
+use ebbtide::store::Standing;
 
 use super::{aligned, database_url, migrated_store, open, refused, say};
 
@@ -24,54 +25,63 @@ pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
 }
 
 pub(super) async fn status(settings: &Settings, args: &StatusArgs) -> Result<ExitCode> {
-    let store = migrated_store(settings, "ebbtide status").await?;
+    let store = open(settings, "ebbtide status")?;
+    let pulse = store.pulse().await.context("the database cannot be reached")?;
     loop {
-        let standing = store.standing().await?;
-        let healthy = !standing.iter().any(Standing::needs_a_person);
+        pulse.check_schema().await.context("the database cannot be used")?;
+        let standing = pulse.standing().await.context("where things stand cannot be read")?;
         if args.json {
             say(serde_json::to_string_pretty(&standing)?)?;
         } else {
             say(table(&standing))?;
         }
         if !args.watch {
-            return Ok(ExitCode::from(u8::from(!healthy)));
+            return Ok(ExitCode::from(u8::from(!standing.iter().all(Standing::is_ready))));
         }
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
 }
 
-/// What it is about, in words: the worst first.
-fn state(of: &Standing) -> String {
-    if let Some(reason) = &of.halted_reason {
-        return format!("halted: {reason}");
-    }
-    if let Some(reason) = &of.failed_reason {
-        return match of.failures {
-            0 | 1 => format!("failing: {reason}"),
-            n => format!("failing: {reason} ({n} times)"),
-        };
-    }
-    if let Some(Rebuilding { reason, at_height, to_height, .. }) = &of.rebuilding {
-        return format!("rebuilding: at {at_height} of {to_height}, {reason}");
-    }
-    match (of.paused, of.redo_from) {
-        (true, _) => "paused".to_owned(),
-        (false, Some(from)) => format!("redoing from {from}"),
-        (false, None) => "ok".to_owned(),
-    }
-}
-
-/// All of them as a table for people.
+/// All of them as a table for people, and below it what to do.
 fn table(all: &[Standing]) -> String {
+    if all.is_empty() {
+        return "There is no chain yet.".to_owned();
+    }
     let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let since = |verdict: &Verdict| match verdict.state {
+        State::Ok => "-".to_owned(),
+        _ => duration(verdict.for_seconds),
+    };
     let mut rows = vec![
-        ["CHAIN", "PROJECTION", "HEAD", "TIP", "APPLIED", "FINAL", "LAG", "REORGS", "REJECTED", "STATE"]
+        ["CHAIN", "PROJECTION", "HEAD", "TIP", "APPLIED", "FINAL", "LAG", "REORGS", "REJECTED", "FOR", "STATE"]
             .map(str::to_owned),
     ];
+    let mut remedies = Vec::new();
+    let mut chain = None;
     for s in all {
+        if let Some(source) = s.source.as_ref().filter(|_| chain != Some(&s.chain)) {
+            let missing = s.head_height.zip(s.tip_height).map(|(head, tip)| head.saturating_sub(tip).max(0));
+            let [dash, source_of] = ["-", "(source)"].map(str::to_owned);
+            rows.push([
+                s.chain.clone(),
+                source_of,
+                number(s.head_height),
+                number(s.tip_height),
+                dash.clone(),
+                number(s.final_height),
+                number(missing),
+                dash.clone(),
+                dash,
+                since(source),
+                source.words(),
+            ]);
+            remedies.extend(source.remedy.as_ref().map(|remedy| format!("{}, its source: {remedy}.", s.chain)));
+        }
+        chain = Some(&s.chain);
+        let Some(projection) = &s.projection else { continue };
         rows.push([
             s.chain.clone(),
-            s.projection.clone(),
+            projection.clone(),
             number(s.head_height),
             number(s.tip_height),
             number(s.applied_height),
@@ -79,13 +89,18 @@ fn table(all: &[Standing]) -> String {
             s.lag_blocks.to_string(),
             s.reorgs.to_string(),
             s.rejected_events.to_string(),
-            state(s),
+            since(&s.verdict),
+            s.verdict.words(),
         ]);
+        remedies.extend(s.verdict.remedy.as_ref().map(|remedy| format!("{}, {projection}: {remedy}.", s.chain)));
     }
-    if all.is_empty() {
-        return "There is no chain yet.".to_owned();
+    remedies.dedup();
+    let mut text = aligned(&rows);
+    if !remedies.is_empty() {
+        text.push_str("\n\nWhat to do:\n  ");
+        text.push_str(&remedies.join("\n  "));
     }
-    aligned(&rows)
+    text
 }
 
 pub(super) async fn replay(settings: &Settings, args: &ReplayArgs) -> Result<ExitCode> {

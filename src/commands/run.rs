@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::api::{self, ApiSettings};
+use ebbtide::chain::verdict::Ended;
 use ebbtide::config::{ChainConfig, ConfigError, Settings, SourceConfig};
+use ebbtide::heart::Heart;
 use ebbtide::ops::{Health, Metrics};
 use ebbtide::private_postgres::{Options, PrivatePostgres};
 use ebbtide::process;
@@ -19,15 +21,13 @@ use ebbtide::sources::gno::GnoSource;
 use ebbtide::sources::starknet::StarknetSource;
 use ebbtide::store::{Store, StoreFault, Wake};
 use ebbtide::sync;
-use ebbtide::watch::{ProcessWatch, SyncWatch};
+use ebbtide::watch::{ProcessWatch, SyncWatch, Voices};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{migrated_store, stop_signal};
 
-/// Between two looks at the schema while it runs: one look is a query of the catalog, of some milliseconds.
-const SCHEMA_LOOKED_AT: Duration = Duration::from_secs(10);
 /// Longest wait for parts to end after a stop signal; a private Postgres may need the rest of the 10 s (DESIGN 9).
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -77,21 +77,17 @@ async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) 
     let mut parts = Parts::new(stop.clone());
     if settings.process.once {
         let syncing = Parts::sync_all(&mut parts, settings, &store)?;
+        parts.heart(&store, "run");
         parts.wait_for(syncing).await?;
-        if !stop.is_cancelled() {
-            let wake = Wake::start(&store, settings.wake);
-            process::run(store, settings.process.clone(), wake, parts.process_watch(), stop).await?;
-        }
-        return Ok(ExitCode::SUCCESS);
+        return parts.process_once(settings, store).await;
     }
     // Addresses first: a port that is taken should be known before anything is written.
     let api = bind(settings.listen, "--listen").await?;
     let operator = bind(settings.operator_listen, "--operator-listen").await?;
     parts.api(api, settings, store.clone());
-    parts.watch_schema(store.clone());
     Parts::sync_all(&mut parts, settings, &store)?;
     parts.process(settings, &store);
-    // Last: with no part known yet, it would say that all of them are ready.
+    parts.heart(&store, "run");
     parts.operator(operator);
     parts.end().await
 }
@@ -106,28 +102,25 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
     let store = migrated_store(&settings, "ebbtide sync").await?;
     let mut parts = Parts::new(stop);
     let operator = optional_operator(&settings).await?;
-    parts.watch_schema(store.clone());
     let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
+    parts.heart(&store, "sync");
     if let Some(operator) = operator {
         parts.operator(operator);
     }
     parts.wait_for(syncing).await?;
-    parts.stop.cancel();
-    parts.end().await
+    parts.done().await
 }
 
 pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
     let stop = stop_signal()?;
     let store = migrated_store(&settings, "ebbtide process").await?;
-    let mut parts = Parts::new(stop.clone());
+    let mut parts = Parts::new(stop);
     if settings.process.once {
-        let wake = Wake::start(&store, settings.wake);
-        process::run(store, settings.process.clone(), wake, parts.process_watch(), stop).await?;
-        return Ok(ExitCode::SUCCESS);
+        return parts.process_once(&settings, store).await;
     }
     let operator = optional_operator(&settings).await?;
-    parts.watch_schema(store.clone());
     parts.process(&settings, &store);
+    parts.heart(&store, "process");
     if let Some(operator) = operator {
         parts.operator(operator);
     }
@@ -142,7 +135,8 @@ pub(super) async fn serve(settings: Settings) -> Result<ExitCode> {
     if let Some(operator) = optional_operator(&settings).await? {
         parts.operator(operator);
     }
-    parts.api(api, &settings, store);
+    parts.api(api, &settings, store.clone());
+    parts.heart(&store, "serve");
     parts.end().await
 }
 
@@ -181,14 +175,24 @@ async fn reachable(store: &Store, stop: &CancellationToken) -> Result<()> {
 /// The parts of this process.
 struct Parts {
     stop: CancellationToken,
+    voices: Voices,
     health: Health,
     metrics: Metrics,
     tasks: JoinSet<Result<()>>,
+    /// There is nothing left to do: the heart tells so, and ends.
+    done: CancellationToken,
 }
 
 impl Parts {
     fn new(stop: CancellationToken) -> Parts {
-        Parts { stop, health: Health::new(), metrics: Metrics::new(), tasks: JoinSet::new() }
+        Parts {
+            stop,
+            voices: Voices::default(),
+            health: Health::new(),
+            metrics: Metrics::new(),
+            tasks: JoinSet::new(),
+            done: CancellationToken::new(),
+        }
     }
 
     fn operator(&mut self, listener: TcpListener) {
@@ -199,41 +203,51 @@ impl Parts {
         });
     }
 
-    /// Ends the process when the schema under it is changed: a trigger that was dropped would tell nobody of a block that is
-    /// replaced, and what follows would be wrong.
-    fn watch_schema(&mut self, store: Store) {
-        let stop = self.stop.clone();
+    /// Tells that the parts live, and how everything is. It ends the process when the schema under it is changed.
+    fn heart(&mut self, store: &Store, program: &str) {
+        let heart = Heart::new(store, program, &self.voices, &self.health, &self.metrics);
+        let (stop, done) = (self.stop.clone(), self.done.clone());
         self.tasks.spawn(async move {
-            loop {
-                tokio::select! { () = tokio::time::sleep(SCHEMA_LOOKED_AT) => {}, () = stop.cancelled() => return Ok(()) }
-                match store.check_schema().await {
-                    Err(error) if !error.is_unavailable() => {
-                        return Err(error).context("the schema was changed while this ran");
-                    }
-                    _ => {}
+            let ended = async {
+                tokio::select! {
+                    biased;
+                    () = done.cancelled() => Ended::Done,
+                    () = stop.cancelled() => Ended::Stopped,
                 }
-            }
+            };
+            heart.beat(ended).await.context("the schema was changed while this ran")
         });
     }
 
-    /// Says whether the database answers, for processes that only read.
-    fn watch_database(&mut self, store: Store) {
-        let (stop, reporter) = (self.stop.clone(), self.health.component("database"));
-        reporter.expect_within(Duration::from_secs(60));
-        self.tasks.spawn(async move {
-            while !stop.is_cancelled() {
-                match store.check_schema().await {
-                    Ok(()) => reporter.ok(),
-                    Err(error) => reporter.not_ready(error.to_string()),
-                }
-                tokio::select! { () = tokio::time::sleep(Duration::from_secs(2)) => {}, () = stop.cancelled() => {} }
+    /// Applies what is left to apply; then all has been done.
+    async fn process_once(mut self, settings: &Settings, store: Store) -> Result<ExitCode> {
+        if self.stop.is_cancelled() {
+            return self.end().await;
+        }
+        let (wake, watcher) = (Wake::start(&store, settings.wake), self.process_watch(settings));
+        if self.tasks.is_empty() {
+            self.heart(&store, "process");
+        }
+        match process::run(store, settings.process.clone(), wake, watcher, self.stop.clone()).await {
+            Ok(()) => self.done().await,
+            Err(error) => {
+                self.stop.cancel();
+                self.end().await?;
+                Err(error.into())
             }
-            Ok(())
-        });
+        }
+    }
+
+    /// All that was to be done is done, unless a signal came first.
+    async fn done(self) -> Result<ExitCode> {
+        if !self.stop.is_cancelled() {
+            self.done.cancel();
+        }
+        self.stop.cancel();
+        self.end().await
     }
 
     fn api(&mut self, listener: TcpListener, settings: &Settings, store: Store) {
-        self.watch_database(store.clone());
         let stop = self.stop.clone();
         let shows_negative = settings.process.token_balances.negative_balances == NegativeBalances::Show;
         let settings = ApiSettings { shows_negative, ..ApiSettings::default() };
@@ -251,24 +265,30 @@ impl Parts {
         let mut handles = Vec::new();
         for (name, chain) in &settings.chains {
             let source = open_source(&chain.source)?;
-            let watcher = Arc::new(SyncWatch::new(name, &parts.health, &parts.metrics));
-            let (store, stop, name) = (store.clone(), parts.stop.clone(), name.clone());
             let ChainConfig { sync: sync_settings, .. } = chain.clone();
+            let watcher = SyncWatch::new(name, sync_settings.poll_interval, &parts.voices, &parts.metrics);
+            let (store, stop, name, voices) = (store.clone(), parts.stop.clone(), name.clone(), parts.voices.clone());
             handles.push(parts.tasks.spawn(async move {
-                sync::run(store, source, sync_settings, watcher, stop).await.with_context(|| format!("chain {name}"))
+                let watcher = Arc::new(watcher);
+                let synced = sync::run(store, source, sync_settings, watcher, stop.clone()).await;
+                synced.with_context(|| format!("chain {name}"))?;
+                if !stop.is_cancelled() {
+                    voices.source_is_done(&name);
+                }
+                Ok(())
             }));
         }
         Ok(handles)
     }
 
-    fn process_watch(&self) -> Arc<ProcessWatch> {
-        Arc::new(ProcessWatch::new(&self.health, &self.metrics))
+    fn process_watch(&self, settings: &Settings) -> Arc<ProcessWatch> {
+        Arc::new(ProcessWatch::new(settings.process.poll_interval, &self.voices, &self.metrics))
     }
 
     fn process(&mut self, settings: &Settings, store: &Store) {
         let wake = Wake::start(store, settings.wake);
+        let watcher = self.process_watch(settings);
         let (store, settings, stop) = (store.clone(), settings.process.clone(), self.stop.clone());
-        let watcher = self.process_watch();
         self.tasks.spawn(async move { Ok(process::run(store, settings, wake, watcher, stop).await?) });
     }
 

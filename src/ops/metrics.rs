@@ -40,12 +40,27 @@ struct FaultLabels {
     kind: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceStateLabels {
+    chain: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProjectionStateLabels {
+    chain: String,
+    projection: String,
+    state: &'static str,
+}
+
 #[derive(Clone)]
 struct Families {
+    source_state: Family<SourceStateLabels, Gauge>,
+    projection_state: Family<ProjectionStateLabels, Gauge>,
     head_height: Family<ChainLabels, Gauge>,
     tip_height: Family<ChainLabels, Gauge>,
     final_height: Family<ChainLabels, Gauge>,
-    source_requests: Family<ChainLabels, Counter>,
+    source_looks: Family<ChainLabels, Counter>,
     source_faults: Family<FaultLabels, Counter>,
     rejected_events: Family<ReasonLabels, Counter>,
     blocks_synced: Family<ChainLabels, Counter>,
@@ -94,8 +109,8 @@ pub struct ChainMetrics {
     pub tip_height: Gauge,
     /// Nothing up to here is expected to be replaced.
     pub final_height: Gauge,
-    /// Requests made to the source.
-    pub source_requests: Counter,
+    /// Times the newest block of the source was asked for.
+    pub source_looks: Counter,
     /// Blocks written by the syncer.
     pub blocks_synced: Counter,
 }
@@ -133,10 +148,12 @@ impl Metrics {
     /// A registry of its own, so that two of them in one process (as in tests) share nothing.
     pub fn new() -> Metrics {
         let families = Families {
+            source_state: Family::default(),
+            projection_state: Family::default(),
             head_height: Family::default(),
             tip_height: Family::default(),
             final_height: Family::default(),
-            source_requests: Family::default(),
+            source_looks: Family::default(),
             source_faults: Family::default(),
             rejected_events: Family::default(),
             blocks_synced: Family::default(),
@@ -155,10 +172,12 @@ impl Metrics {
         let mut registry = Registry::with_prefix("ebbtide");
         let r = &mut registry;
         let f = &families;
+        r.register("source_state", "1 for the state that the chain's source is in, else 0", f.source_state.clone());
+        r.register("projection_state", "1 for the state that the projection is in, else 0", f.projection_state.clone());
         r.register("head_height", "Newest height of the source", f.head_height.clone());
         r.register("tip_height", "Newest height stored", f.tip_height.clone());
         r.register("final_height", "Height up to which no block is expected to be replaced", f.final_height.clone());
-        r.register("source_requests", "Requests made to the source", f.source_requests.clone());
+        r.register("source_looks", "Times the newest block of the source was asked for", f.source_looks.clone());
         r.register("source_faults", "Requests to the source that failed, by kind of fault", f.source_faults.clone());
         r.register(
             "rejected_events",
@@ -195,7 +214,7 @@ impl Metrics {
             head_height: f.head_height.get_or_create_owned(&labels),
             tip_height: f.tip_height.get_or_create_owned(&labels),
             final_height: f.final_height.get_or_create_owned(&labels),
-            source_requests: f.source_requests.get_or_create_owned(&labels),
+            source_looks: f.source_looks.get_or_create_owned(&labels),
             blocks_synced: f.blocks_synced.get_or_create_owned(&labels),
         }
     }
@@ -215,6 +234,64 @@ impl Metrics {
             lag_seconds: f.lag_seconds.get_or_create_owned(&labels),
             negative_balances: f.negative_balances.get_or_create_owned(&labels),
         }
+    }
+
+    /// The chain's source is in the first of these states, and in none of the others.
+    pub fn source_is(&self, chain: &str, state: &'static str, all: &[&'static str]) {
+        for one in all {
+            let labels = SourceStateLabels { chain: chain.to_owned(), state: one };
+            self.families.source_state.get_or_create(&labels).set(i64::from(*one == state));
+        }
+    }
+
+    /// The projection is in the first of these states, and in none of the others.
+    pub fn projection_is(&self, chain: &str, projection: &str, state: &'static str, all: &[&'static str]) {
+        for one in all {
+            let labels =
+                ProjectionStateLabels { chain: chain.to_owned(), projection: projection.to_owned(), state: one };
+            self.families.projection_state.get_or_create(&labels).set(i64::from(*one == state));
+        }
+    }
+
+    /// No source follows the chain any more: its states end.
+    pub fn forget_source(&self, chain: &str, all: &[&'static str]) {
+        for state in all {
+            self.families.source_state.remove(&SourceStateLabels { chain: chain.to_owned(), state });
+        }
+    }
+
+    /// The chain is gone: its series end.
+    pub fn forget_chain(&self, chain: &str) {
+        let (f, labels) = (&self.families, ChainLabels { chain: chain.to_owned() });
+        for gauges in [&f.head_height, &f.tip_height, &f.final_height] {
+            gauges.remove(&labels);
+        }
+        for counters in [&f.source_looks, &f.blocks_synced] {
+            counters.remove(&labels);
+        }
+    }
+
+    /// The projection is gone, or its chain: its series end.
+    pub fn forget_projection(&self, chain: &str, projection: &str, all: &[&'static str]) {
+        let f = &self.families;
+        for state in all {
+            f.projection_state.remove(&ProjectionStateLabels {
+                chain: chain.to_owned(),
+                projection: projection.to_owned(),
+                state,
+            });
+        }
+        let labels = ProjectionLabels { chain: chain.to_owned(), projection: projection.to_owned() };
+        for counters in [&f.blocks_applied, &f.events_applied, &f.reorgs, &f.negative_balances] {
+            counters.remove(&labels);
+        }
+        for gauges in [&f.applied_height, &f.lag_blocks] {
+            gauges.remove(&labels);
+        }
+        for histograms in [&f.reorg_depth, &f.apply_seconds] {
+            histograms.remove(&labels);
+        }
+        f.lag_seconds.remove(&labels);
     }
 
     /// All of them as OpenMetrics text.

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Of, Watcher};
 use crate::chain::{ChainId, Height};
 use crate::store::{LedgerRead, StoreError};
 
@@ -25,17 +24,14 @@ impl Progress {
     /// It has come to this height; told now and then.
     pub(super) async fn tell(
         &mut self,
-        watcher: &dyn Watcher,
-        of: Of<'_>,
         read: &LedgerRead,
-        chain: ChainId,
+        (chain, projection): (ChainId, &str),
         at: Height,
     ) -> Result<(), StoreError> {
         if self.told_at.elapsed() < EVERY {
             return Ok(());
         }
         self.told_at = Instant::now();
-        watcher.rebuilding(of, Some((at.get(), self.to.get())));
-        read.rebuild_is_at(chain, of.projection, self.reason, (self.from, at, self.to)).await
+        read.rebuild_is_at(chain, projection, self.reason, (self.from, at, self.to)).await
     }
 }

@@ -83,7 +83,6 @@ impl Task {
         self.engine.forget();
         if let Undo::All(_) = undo {
             session.read.rebuild_ended(self.engine.chain, &self.engine.name).await?;
-            self.watcher.rebuilding(Of { chain: &look.chain_name, projection: &self.engine.name }, None);
         }
         outcome
     }
@@ -260,8 +259,7 @@ impl Task {
                 branch.done.refused += now.iter().map(|b| b.netted.refused.len() as u64).sum::<u64>();
                 branch.tip = Some(run.last().clone());
                 if let Some(progress) = &mut progress {
-                    let of = Of { chain: &look.chain_name, projection: &self.engine.name };
-                    progress.tell(&*self.watcher, of, read, self.engine.chain, run.last().height).await?;
+                    progress.tell(read, (self.engine.chain, &self.engine.name), run.last().height).await?;
                 }
             }
             self.engine.keep(&accounts, &balances, &tx.base);

@@ -146,7 +146,9 @@ impl Task {
                 }
                 Err(error) => Err(error.into()),
             };
-            if !matches!(outcome, Ok(Outcome::Moved | Outcome::Settled)) {
+            if matches!(outcome, Ok(Outcome::Moved | Outcome::Settled)) {
+                self.watcher.well(self.of());
+            } else {
                 self.engine.forget();
             }
             match outcome {
@@ -324,9 +326,14 @@ impl Task {
         Ok(Outcome::Moved)
     }
 
+    /// What it is about. None means it could not look yet.
+    fn of(&self) -> Option<Of<'_>> {
+        self.caution.seen.as_ref().map(|(chain, _)| Of { chain, projection: &self.engine.name })
+    }
+
     fn tell_gone(&self) {
-        if let Some((chain, _)) = &self.caution.seen {
-            self.watcher.ended(Of { chain, projection: &self.engine.name });
+        if let Some(of) = self.of() {
+            self.watcher.ended(of);
         }
     }
 
@@ -438,7 +445,7 @@ impl Task {
 
     async fn wait_out(&self, error: &StoreError, pause: &mut Pause) {
         tracing::warn!(chain = self.engine.chain.0, %error, "Postgres refused the statement; retrying");
-        self.watcher.troubled(None, &error.to_string());
+        self.watcher.troubled(self.of(), &error.to_string());
         tokio::select! { () = pause.sleep() => {}, () = self.shutdown.cancelled() => {} }
     }
 }

@@ -115,7 +115,7 @@ pub enum Written {
     Stale,
 }
 
-fn height(row: &Row, column: &str) -> Result<Option<Height>, StoreError> {
+pub(super) fn height(row: &Row, column: &str) -> Result<Option<Height>, StoreError> {
     row.try_get::<_, Option<i64>>(column)?
         .map(|h| Height::try_from(h).map_err(|e| StoreError::Nonsense { what: format!("{column}: {e}") }))
         .transpose()

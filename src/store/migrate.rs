@@ -32,7 +32,7 @@ const TRIGGERS: [&str; 11] = [
 const RIGHTS: &str = include_str!("../../sql/triggers/90_rights.sql");
 
 /// The last migration this version knows.
-pub const SCHEMA_VERSION: i64 = 5;
+pub const SCHEMA_VERSION: i64 = 6;
 
 /// "ebbtide" in ASCII, cut to eight bytes: the advisory lock that migrations hold.
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;
@@ -114,19 +114,23 @@ impl Store {
     /// [`StoreError::TooOld`], [`StoreError::TooNew`], [`StoreError::OtherText`] or [`StoreError::Drifted`] when it is not.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let client = self.reader().await?;
-        let client: &Client = &client;
-        let found = version(client).await?;
-        match found.cmp(&SCHEMA_VERSION) {
-            std::cmp::Ordering::Less => return Err(StoreError::TooOld { found, known: SCHEMA_VERSION }),
-            std::cmp::Ordering::Greater => return Err(StoreError::TooNew { found, known: SCHEMA_VERSION }),
-            std::cmp::Ordering::Equal => {}
-        }
-        if !is_of_this_version(client).await? {
-            return Err(StoreError::OtherText);
-        }
-        let drift = drift(client).await?;
-        if drift.is_empty() { Ok(()) } else { Err(StoreError::Drifted { what: manifest::named(&drift) }) }
+        check(&client).await
     }
+}
+
+/// See [`Store::check_schema`].
+pub(super) async fn check(client: &Client) -> Result<(), StoreError> {
+    let found = version(client).await?;
+    match found.cmp(&SCHEMA_VERSION) {
+        std::cmp::Ordering::Less => return Err(StoreError::TooOld { found, known: SCHEMA_VERSION }),
+        std::cmp::Ordering::Greater => return Err(StoreError::TooNew { found, known: SCHEMA_VERSION }),
+        std::cmp::Ordering::Equal => {}
+    }
+    if !is_of_this_version(client).await? {
+        return Err(StoreError::OtherText);
+    }
+    let drift = drift(client).await?;
+    if drift.is_empty() { Ok(()) } else { Err(StoreError::Drifted { what: manifest::named(&drift) }) }
 }
 
 async fn version<C: GenericClient>(client: &C) -> Result<i64, StoreError> {

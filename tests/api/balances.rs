@@ -208,8 +208,9 @@ async fn a_replaced_block_is_gone_and_one_not_applied_is_unknown() {
 async fn status_chains_and_reorgs_say_what_is_followed() {
     let ledger = Ledger::with_chain("one", "other").await;
     let api = ledger.api().await;
-    let bare = get(&api, "/status").await.json();
-    assert_eq!(bare["chains"][0]["projections"], json!([]));
+    let bare = get(&api, "/status").await.json()["chains"][0].clone();
+    assert_eq!((&bare["state"], &bare["source"]), (&json!("silent"), &json!(null)), "nobody processes: {bare}");
+    assert_eq!((&bare["projections"][0]["state"], &bare["projections"][0]["lag"]), (&json!("silent"), &json!(null)));
     for height in 1..=3 {
         ledger.block("one", height, &[("gold", "", "alice", "1")]).await;
     }
@@ -223,8 +224,12 @@ async fn status_chains_and_reorgs_say_what_is_followed() {
     let projection = &chain["projections"][0];
     assert_eq!(
         (&projection["lag"], &projection["halted"], &projection["redoFrom"]),
-        (&json!(7), &json!("disk full"), &json!(2))
+        (&json!(9), &json!("disk full"), &json!(2)),
+        "from 2 on it is applied again"
     );
+    assert_eq!((&projection["state"], &projection["reason"]), (&json!("halted"), &json!("disk full")));
+    assert_eq!(projection["remedy"], "fix the cause, then run `ebbtide resume --chain one`");
+    assert_eq!((&chain["state"], &chain["source"]["state"]), (&json!("halted"), &json!("silent")));
     let names: Vec<Value> =
         get(&api, "/chains").await.json()["chains"].as_array().unwrap().iter().map(|c| c["name"].clone()).collect();
     assert_eq!(names, ["one", "two"]);

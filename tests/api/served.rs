@@ -1,7 +1,9 @@
 //! Over a socket, as clients see it.
 
+use std::collections::BTreeMap;
+
 use ebbtide::api::{ApiSettings, serve, serve_operator};
-use ebbtide::ops::{Health, Metrics};
+use ebbtide::ops::{ComponentReport, Health, HealthReport, Metrics};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -91,24 +93,38 @@ async fn operators_are_told_who_is_not_ready() {
     let server = tokio::spawn(serve_operator(listener, health.clone(), metrics.clone(), async {
         let _ = stopped.await;
     }));
-    let process = health.component("process:main");
-    process.detail(json!({"tip": 5, "head": 9, "lag": 4}));
+    let (head, body) = raw(address, "GET", "/ready").await;
+    assert!(head.starts_with("http/1.1 503"), "nothing is known yet: {head}");
+    assert_eq!(body, r#"{"ready":false,"reasons":["database: starting: it has not been asked yet"]}"#);
+    let component = |status, ready, reason: Option<&str>| ComponentReport {
+        status,
+        ready,
+        reason: reason.map(str::to_owned),
+        remedy: reason.map(|_| "wait".to_owned()),
+        for_seconds: 3,
+        details: json!({"tip": 5, "lag_blocks": 4}).as_object().unwrap().clone(),
+    };
+    let publish = |status, ready, reason| {
+        let components = BTreeMap::from([("process:main".to_owned(), component(status, ready, reason))]);
+        health.publish(HealthReport { status, components });
+    };
+    publish("catching_up", false, Some("4 blocks behind"));
     for path in ["/health", "/healthz"] {
         let (head, body) = raw(address, "GET", path).await;
         assert!(head.starts_with("http/1.1 200"), "{head}");
         let body: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!((&body["status"], &body["components"]["process:main"]["lag"]), (&json!("starting"), &json!(4)));
+        assert_eq!(body["status"], "catching_up");
+        let must = json!({"status": "catching_up", "ready": false, "reason": "4 blocks behind", "remedy": "wait",
+                          "for_seconds": 3, "tip": 5, "lag_blocks": 4});
+        assert_eq!(body["components"]["process:main"], must);
     }
     for path in ["/ready", "/readyz"] {
         let (head, body) = raw(address, "GET", path).await;
         assert!(head.starts_with("http/1.1 503"), "{head}");
-        assert_eq!(body, r#"{"ready":false,"reasons":["process:main: it has not reported yet"]}"#);
+        assert_eq!(body, r#"{"ready":false,"reasons":["process:main: catching up: 4 blocks behind"]}"#);
     }
-    process.ok();
+    publish("ok", true, None);
     assert!(raw(address, "GET", "/ready").await.0.starts_with("http/1.1 200"));
-    process.expect_within(Duration::ZERO);
-    let (head, body) = raw(address, "GET", "/ready").await;
-    assert!(head.starts_with("http/1.1 503") && body.contains("no sign of life"), "{body}");
     metrics.projection("main", "token_balances").blocks_applied.inc_by(3);
     let (head, body) = raw(address, "GET", "/metrics").await;
     assert!(head.contains("content-type: application/openmetrics-text"), "{head}");

@@ -110,8 +110,8 @@ async fn a_rebuild_is_told_with_how_far_it_has_come() {
         (&1.into(), &5.into(), &8.into(), &"its function changed".into())
     );
     assert_eq!(seen["applied_height"], 8, "readers keep the old state");
-    let text = told(&world, &["status"]);
-    assert!(text.contains("rebuilding: at 5 of 8, its function changed"), "{text}");
+    let text = said(&ebbtide(&world, &["status"]));
+    assert!(text.contains("catching up: rebuilding: at 5 of 8, its function changed"), "{text}");
     holder.batch_execute("select pg_advisory_unlock(77)").await.unwrap();
     wait_until("it is done", async || mine(&world)["rebuilding"].is_null().then_some(())).await;
     assert_eq!(world.one("select count(*) from public.seen").await.unwrap(), "8");

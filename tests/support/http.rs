@@ -59,15 +59,21 @@ pub async fn serve(mut stream: TcpStream, headers: &str, answer: impl Fn(&str, &
 
 /// What `/ready` of an operator port says: whether it is, and its words.
 pub async fn ready(operator: SocketAddr) -> (bool, String) {
+    let answer = get(operator, "/ready").await;
+    (answer.starts_with("HTTP/1.1 200"), answer)
+}
+
+/// What is answered for this path, head and body; nothing where nobody answers.
+pub async fn get(address: SocketAddr, path: &str) -> String {
     let ask = async {
-        let mut stream = TcpStream::connect(operator).await?;
-        stream.write_all(b"GET /ready HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await?;
+        let mut stream = TcpStream::connect(address).await?;
+        let question = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(question.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
-    let answer = ask.await.unwrap_or_default();
-    (answer.starts_with("HTTP/1.1 200"), answer)
+    ask.await.unwrap_or_default()
 }
 
 /// JSON-RPC as a person would try it.

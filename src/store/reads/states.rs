@@ -1,6 +1,7 @@
 //! How far everything is, and what reorganisations there were.
 
 use super::{NamedBlock, Snapshot, StoreError, named_block};
+use crate::chain::verdict::Facts;
 
 /// One chain in `/chains` and `/status`.
 #[derive(Debug, Clone)]
@@ -125,6 +126,14 @@ impl Snapshot<'_> {
                 })
             })
             .collect()
+    }
+
+    /// What the verdict on all chains, or on the one of this name, is made from.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn facts(&self, chain: Option<&str>) -> Result<Facts, StoreError> {
+        super::super::standing::facts(&*self.tx, chain).await
     }
 
     /// Up to `limit` reorganisations with an id below `before`, newest first.

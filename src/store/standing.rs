@@ -1,0 +1,346 @@
+//! Where things stand and who is alive: the facts that the verdict is made from, and the heartbeat.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tokio_postgres::types::{Json, Type};
+use tokio_postgres::{Client, GenericClient, Row};
+
+use super::{Store, StoreError, StoreFault, migrate};
+use crate::chain::verdict::{
+    Beat, ChainFacts, ChainVerdict, Ended, Facts, Hold, Incomplete, NextBlock, ProjectionFacts, ProjectionVerdict,
+    Rebuilding, Says, Verdict, judge,
+};
+use crate::chain::{BlockRef, Hash};
+
+/// Longest a statement of the heartbeat may run: a database that needs longer does not answer, as far as one can see.
+const ANSWERS_WITHIN: &str = "set statement_timeout = 2000; set lock_timeout = 1000";
+
+/// A connection of its own for signs of life, and to see how everything is.
+#[derive(Debug)]
+pub struct Pulse {
+    client: Client,
+}
+
+impl Store {
+    /// Opens a connection for signs of life.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn pulse(&self) -> Result<Pulse, StoreError> {
+        let client = self.connect().await?;
+        // A lost sign of life is followed by another one within a second: the disk need not be waited for.
+        client.batch_execute(&[ANSWERS_WITHIN, "; set synchronous_commit = off"].concat()).await?;
+        Ok(Pulse { client })
+    }
+}
+
+impl Pulse {
+    /// Tells that this process is alive, or how it ended, and what it has to say.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn beat(
+        &self,
+        instance: &str,
+        program: &str,
+        ended: Option<Ended>,
+        says: &Says,
+    ) -> Result<(), StoreError> {
+        let ended = ended.map(|ended| match ended {
+            Ended::Done => "done",
+            Ended::Stopped => "stopped",
+        });
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] =
+            [(&instance, Type::TEXT), (&program, Type::TEXT), (&ended, Type::TEXT), (&Json(says), Type::JSONB)];
+        self.client.query_typed(include_str!("../../sql/queries/beat.sql"), &parameters).await?;
+        Ok(())
+    }
+
+    /// All that the verdict is made from.
+    ///
+    /// # Errors
+    /// Whatever Postgres says; where somebody holds a lock on what is read, who that is.
+    pub async fn facts(&self) -> Result<Facts, StoreError> {
+        self.with_holder(facts(&self.client, None).await).await
+    }
+
+    /// As [`Store::check_schema`], on this connection.
+    ///
+    /// # Errors
+    /// As [`Store::check_schema`]; where somebody holds a lock on what is read, who that is.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        self.with_holder(migrate::check(&self.client).await).await
+    }
+
+    /// Names the one that a statement waited for in vain.
+    async fn with_holder<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match result {
+            Err(error) if error.fault() == StoreFault::Contended => match holds(&self.client).await?.first() {
+                Some(hold) => Err(StoreError::Held { what: hold.words(), pid: hold.pid }),
+                None => Err(error),
+            },
+            other => other,
+        }
+    }
+
+    /// Where every projection of every chain stands, how it is, and what evidence is kept.
+    ///
+    /// # Errors
+    /// As [`Pulse::facts`].
+    pub async fn standing(&self) -> Result<Vec<Standing>, StoreError> {
+        let facts = self.facts().await?;
+        let rows = self.client.query_typed(include_str!("../../sql/queries/evidence.sql"), &[]).await?;
+        let mut evidence = BTreeMap::new();
+        for row in &rows {
+            let of: (String, String) = (row.try_get("chain")?, row.try_get("projection")?);
+            evidence.insert(of, (row.try_get("reorgs")?, row.try_get("rejected_events")?, row.try_get("bytes")?));
+        }
+        let mut standings = Vec::new();
+        for (n, judged) in judge(&facts).iter().enumerate() {
+            let chain = facts.chains.get(n).cloned().unwrap_or_default();
+            if chain.projections.is_empty() {
+                standings.push(Standing::of_source(&chain, judged));
+            }
+            for (projection, verdict) in chain.projections.iter().zip(&judged.projections) {
+                let of = (judged.chain.clone(), projection.name.clone());
+                let counted = evidence.get(&of).copied().unwrap_or_default();
+                standings.push(Standing::of_projection(&chain, projection, judged, verdict, counted));
+            }
+        }
+        Ok(standings)
+    }
+}
+
+/// All that the verdict is made from, of all chains or of the one of this name.
+pub(super) async fn facts<C: GenericClient>(client: &C, chain: Option<&str>) -> Result<Facts, StoreError> {
+    let rows = client.query_typed(include_str!("../../sql/queries/standing.sql"), &[(&chain, Type::TEXT)]).await?;
+    let mut facts = Facts { beats: beats(client).await?, ..Facts::default() };
+    for row in &rows {
+        let name: String = row.try_get("chain")?;
+        if facts.chains.last().is_none_or(|last| last.name != name) {
+            facts.chains.push(chain_facts(row, name)?);
+        }
+        if let Some(projection) = projection_facts(row)? {
+            facts.chains.last_mut().expect("pushed above").projections.push(projection);
+        }
+    }
+    // Only for what does not move: whose locks and whose rows it waits for.
+    let (chains, heights): (Vec<String>, Vec<i64>) = facts.standing_before().unzip();
+    if !chains.is_empty() {
+        facts.holds = holds(client).await?;
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+            [(&chains, Type::TEXT_ARRAY), (&heights, Type::INT8_ARRAY)];
+        let rows = client.query_typed(include_str!("../../sql/queries/incomplete.sql"), &parameters).await?;
+        for row in &rows {
+            facts.incomplete.push(Incomplete {
+                chain: row.try_get("chain")?,
+                height: row.try_get("height")?,
+                announced: row.try_get("announced")?,
+                present: row.try_get("present")?,
+            });
+        }
+    }
+    Ok(facts)
+}
+
+async fn beats<C: GenericClient>(client: &C) -> Result<Vec<Beat>, StoreError> {
+    let rows = client.query_typed(include_str!("../../sql/queries/beats.sql"), &[]).await?;
+    rows.iter()
+        .map(|row| {
+            let ended = match row.try_get::<_, Option<&str>>("ended")? {
+                Some("done") => Some(Ended::Done),
+                Some(_) => Some(Ended::Stopped),
+                None => None,
+            };
+            // What another version wrote may read otherwise: then it is alive, and says nothing.
+            let says: serde_json::Value = row.try_get("says")?;
+            Ok(Beat {
+                instance: row.try_get("instance")?,
+                age_seconds: row.try_get("age_seconds")?,
+                ended,
+                says: serde_json::from_value(says).unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+async fn holds<C: GenericClient>(client: &C) -> Result<Vec<Hold>, StoreError> {
+    let rows = client.query_typed(include_str!("../../sql/queries/holds.sql"), &[]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Hold {
+                pid: row.try_get("pid")?,
+                who: row.try_get("who")?,
+                does: row.try_get("does")?,
+                open_seconds: row.try_get("open_seconds")?,
+                what: row.try_get("what")?,
+            })
+        })
+        .collect()
+}
+
+fn chain_facts(row: &Row, name: String) -> Result<ChainFacts, StoreError> {
+    let tip = match (super::chains::height(row, "tip_height")?, row.try_get::<_, Option<&str>>("tip_hash")?) {
+        (Some(height), Some(hash)) => Some(BlockRef { height, hash: Hash::new(hash) }),
+        _ => None,
+    };
+    Ok(ChainFacts {
+        name,
+        start_height: row.try_get("start_height")?,
+        head_height: row.try_get("head_height")?,
+        final_height: row.try_get("final_height")?,
+        complete_to: row.try_get("complete_to")?,
+        lowest: row.try_get("lowest")?,
+        tip,
+        projections: Vec::new(),
+    })
+}
+
+fn projection_facts(row: &Row) -> Result<Option<ProjectionFacts>, StoreError> {
+    let Some(name) = row.try_get("projection")? else { return Ok(None) };
+    let pair = |height: Option<i64>, hash: Option<String>| height.zip(hash);
+    let next = pair(row.try_get("next_height")?, row.try_get("next_hash")?);
+    let rebuilding = match row.try_get("rebuild_reason")? {
+        Some(reason) => Some(Rebuilding {
+            reason,
+            from_height: row.try_get("from_height")?,
+            at_height: row.try_get("at_height")?,
+            to_height: row.try_get("to_height")?,
+            started_at: row.try_get("started_at")?,
+        }),
+        None => None,
+    };
+    Ok(Some(ProjectionFacts {
+        name,
+        after: row.try_get("after")?,
+        start_height: row.try_get("projection_start")?,
+        block: pair(row.try_get("height")?, row.try_get("hash")?),
+        through: row.try_get("through_height")?,
+        seq: row.try_get("seq")?,
+        differs_from: row.try_get("differs_from")?,
+        redo_from: row.try_get("redo_from")?,
+        age_seconds: row.try_get("age_seconds")?,
+        paused: row.try_get("paused")?,
+        pause_at: row.try_get("pause_at")?,
+        halted_reason: row.try_get("halted_reason")?,
+        failed_height: row.try_get("failed_height")?,
+        failed_reason: row.try_get("failed_reason")?,
+        failures: row.try_get("failures")?,
+        next: match next {
+            Some((height, hash)) => Some(NextBlock { height, hash, parent_hash: row.try_get("next_parent")? }),
+            None => None,
+        },
+        rebuilding,
+    }))
+}
+
+/// Where one projection stands on one chain.
+#[derive(Debug, Clone, Serialize)]
+pub struct Standing {
+    /// The chain's name.
+    pub chain: String,
+    /// The projection. None means the chain has none yet, and only its source is known.
+    pub projection: Option<String>,
+    /// How it is.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// How the chain's source and its syncer are. None means no source follows the chain.
+    pub source: Option<Verdict>,
+    /// The source's head; None means no source follows the chain.
+    pub head_height: Option<i64>,
+    /// Our newest block.
+    pub tip_height: Option<i64>,
+    /// Applied up to here.
+    pub applied_height: Option<i64>,
+    /// The block applied last.
+    pub applied_hash: Option<String>,
+    /// Final up to here.
+    pub final_height: Option<i64>,
+    /// Blocks between what is applied and still stands, by height and hash, and the newest block known.
+    pub lag_blocks: i64,
+    /// Age of the newest applied block, by its own time, while others wait; 0 when none does.
+    pub lag_seconds: f64,
+    /// Applied again from here.
+    pub redo_from: Option<i64>,
+    /// Paused by an operator.
+    pub paused: bool,
+    /// Why it does not go on.
+    pub halted_reason: Option<String>,
+    /// The block that cannot be applied; it is tried again.
+    pub failed_height: Option<i64>,
+    /// Why not, its name included.
+    pub failed_reason: Option<String>,
+    /// How often in a row.
+    pub failures: i64,
+    /// Being applied again from the start; readers keep the old state until that is done.
+    pub rebuilding: Option<Rebuilding>,
+    /// Reorganisations so far; not counted further than 100,000.
+    pub reorgs: i64,
+    /// Events of the chain that were refused; not counted further than 100,000.
+    pub rejected_events: i64,
+    /// What replaced blocks, reorganisations and rejected events of all chains take on disk, in bytes.
+    pub evidence_bytes: i64,
+}
+
+impl Standing {
+    /// Whether readers may rely on it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.verdict.state.is_ready() && self.source.as_ref().is_none_or(|source| source.state.is_ready())
+    }
+
+    fn of_source(chain: &ChainFacts, judged: &ChainVerdict) -> Standing {
+        Standing {
+            chain: judged.chain.clone(),
+            projection: None,
+            verdict: judged.verdict.clone(),
+            source: judged.source.clone(),
+            head_height: chain.head_height,
+            tip_height: chain.tip.as_ref().map(|tip| tip.height.to_sql()),
+            applied_height: None,
+            applied_hash: None,
+            final_height: chain.final_height,
+            lag_blocks: 0,
+            lag_seconds: 0.0,
+            redo_from: None,
+            paused: false,
+            halted_reason: None,
+            failed_height: None,
+            failed_reason: None,
+            failures: 0,
+            rebuilding: None,
+            reorgs: 0,
+            rejected_events: 0,
+            evidence_bytes: 0,
+        }
+    }
+
+    fn of_projection(
+        chain: &ChainFacts,
+        facts: &ProjectionFacts,
+        judged: &ChainVerdict,
+        verdict: &ProjectionVerdict,
+        (reorgs, rejected_events, evidence_bytes): (i64, i64, i64),
+    ) -> Standing {
+        Standing {
+            projection: Some(facts.name.clone()),
+            verdict: verdict.verdict.clone(),
+            applied_height: facts.through,
+            applied_hash: facts.block.as_ref().map(|(_, hash)| hash.clone()),
+            lag_blocks: verdict.lag_blocks,
+            lag_seconds: verdict.lag_seconds,
+            redo_from: facts.redo_from,
+            paused: facts.paused,
+            halted_reason: facts.halted_reason.clone(),
+            failed_height: facts.failed_height,
+            failed_reason: facts.failed_reason.clone(),
+            failures: facts.failures,
+            rebuilding: facts.rebuilding.clone(),
+            reorgs,
+            rejected_events,
+            evidence_bytes,
+            ..Standing::of_source(chain, judged)
+        }
+    }
+}
