@@ -6,6 +6,7 @@
 mod accounts;
 mod chains;
 mod cursor;
+mod listen;
 mod lists;
 mod moment;
 mod operator;
@@ -16,7 +17,6 @@ mod vaults;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,12 +25,24 @@ use warp::http::Method;
 use warp::{Filter, Rejection};
 
 use crate::store::Store;
+use listen::{Limits, serve_routes};
 use reply::{Answer, Failure};
 
 pub use operator::{operator_routes, serve_operator};
 
 /// Longest path and query together, in bytes.
 const LONGEST_URI_BYTES: usize = 8 * 1024;
+
+/// What REST clients may take. 1,024 connections cost 32 MiB of heads at worst; a browser or a pool of an application that
+/// is idle for ten seconds can connect again in a millisecond, and an answer of a thousand rows is read in less than two
+/// minutes over any line.
+const LIMITS: Limits = Limits {
+    connections: 1_024,
+    one_file_in: 2,
+    head_within: Duration::from_secs(10),
+    oldest: Duration::from_secs(120),
+    drain: Duration::from_secs(5),
+};
 
 /// How the interface behaves.
 #[derive(Debug, Clone)]
@@ -46,7 +58,7 @@ pub struct ApiSettings {
 
 impl Default for ApiSettings {
     fn default() -> ApiSettings {
-        ApiSettings { shows_negative: false, read_timeout: Duration::from_secs(10), drain: Duration::from_secs(5) }
+        ApiSettings { shows_negative: false, read_timeout: Duration::from_secs(10), drain: LIMITS.drain }
     }
 }
 
@@ -64,29 +76,8 @@ pub async fn serve(
     settings: ApiSettings,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let drain = settings.drain;
-    serve_routes(listener, routes(store, settings), drain, shutdown).await;
-}
-
-/// warp waits for open connections without a deadline, so one idle client could hold the process for ever.
-async fn serve_routes<F>(listener: TcpListener, routes: F, drain: Duration, shutdown: impl Future<Output = ()> + Send)
-where
-    F: Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static,
-{
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let stopped = async move {
-        // A dropped sender is a stop as well.
-        let _ = stopped.await;
-    };
-    let mut server = pin!(warp::serve(routes).incoming(listener).graceful(stopped).run());
-    tokio::select! {
-        () = &mut server => return,
-        () = shutdown => {}
-    }
-    let _ = stop.send(());
-    if tokio::time::timeout(drain, server).await.is_err() {
-        tracing::debug!(drain_ms = drain.as_millis() as u64, "Closed the remaining connections");
-    }
+    let limits = Limits { drain: settings.drain, ..LIMITS };
+    serve_routes(listener, routes(store, settings), limits, shutdown).await;
 }
 
 /// All routes, with every failure as JSON.

@@ -39,7 +39,7 @@ const CRATES: &[(&[&str], &[&str], &str)] = &[
          checks, and private_postgres makes the database before there is one to connect to",
     ),
     (&["reqwest", "tokio_tungstenite"], &["sources"], "only sources go out"),
-    (&["warp"], &["api", "ops"], "only the API and the operator port serve HTTP"),
+    (&["warp", "hyper", "hyper_util"], &["api", "ops"], "only the API and the operator port serve HTTP"),
 ];
 
 /// What makes the same input give another output, or waits.

@@ -9,12 +9,19 @@ use warp::Filter;
 use warp::http::header::CONTENT_TYPE;
 use warp::http::{HeaderValue, Response, StatusCode};
 
+use super::listen::{Limits, serve_routes};
 use super::reply::{self, Answer};
-use super::{answered, exactly, reading, serve_routes};
+use super::{answered, exactly, reading};
 use crate::ops::{Health, Metrics};
 
-/// How long an operator's request in hand may take once the server was told to stop.
-const DRAIN: Duration = Duration::from_secs(1);
+/// What operators may take: their programs ask every few seconds, each over a connection or two.
+const LIMITS: Limits = Limits {
+    connections: 64,
+    one_file_in: 8,
+    head_within: Duration::from_secs(10),
+    oldest: Duration::from_secs(120),
+    drain: Duration::from_secs(1),
+};
 
 /// Serves the operators' port until `shutdown` ends.
 pub async fn serve_operator(
@@ -23,7 +30,7 @@ pub async fn serve_operator(
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    serve_routes(listener, operator_routes(health, metrics), DRAIN, shutdown).await;
+    serve_routes(listener, operator_routes(health, metrics), LIMITS, shutdown).await;
 }
 
 /// `/health` (also `/healthz`), `/ready` (also `/readyz`), `/metrics`.

@@ -36,6 +36,11 @@ impl Failure {
         Failure::bad_request("invalid_parameter", error)
     }
 
+    pub(crate) fn invalid_target() -> Failure {
+        let error = "the target of a request is a path, such as /chains; this is neither a proxy nor a tunnel";
+        Failure::bad_request("invalid_target", error)
+    }
+
     pub(crate) fn invalid_cursor() -> Failure {
         Failure::bad_request(
             "invalid_cursor",

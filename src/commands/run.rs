@@ -22,12 +22,16 @@ use ebbtide::sources::starknet::StarknetSource;
 use ebbtide::store::{Store, StoreFault, Wake};
 use ebbtide::sync;
 use ebbtide::watch::{ProcessWatch, SyncWatch, Voices};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{migrated_store, stop_signal};
 
+/// More open files than all connections of all parts can be; some systems allow a billion, and programs that we start count
+/// them one by one.
+const MOST_FILES: u64 = 8_192;
 /// Longest wait for parts to end after a stop signal; a private Postgres may need the rest of the 10 s (DESIGN 9).
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -185,6 +189,7 @@ struct Parts {
 
 impl Parts {
     fn new(stop: CancellationToken) -> Parts {
+        raise_file_limit();
         Parts {
             stop,
             voices: Voices::default(),
@@ -338,6 +343,17 @@ impl Parts {
             tracing::warn!("Some parts did not end in time and are cut off; nothing is half done");
         }
         result
+    }
+}
+
+/// Shells start programs with 1,024 files and let them have more: each client of a port is one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(MOST_FILES, |maximum| maximum.min(MOST_FILES));
+    if limit.current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::warn!(%error, wanted, "The limit of open files could not be raised");
     }
 }
 

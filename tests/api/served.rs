@@ -48,7 +48,7 @@ async fn a_client_gets_what_the_filters_say() {
     let (head_of_head, nothing) = raw(address, "HEAD", "/tokens/gno.land%2Fr/demo/wugnot/balances").await;
     assert_eq!(nothing, "");
     assert!(head_of_head.contains(&format!("content-length: {}", body.len())), "{head_of_head}");
-    let (head, body) = raw(address, "GET", &format!("/tokens/balances?x={}", "x".repeat(9000))).await;
+    let (head, body) = raw(address, "GET", &format!("/tokens/balances?at={}", "x".repeat(9000))).await;
     assert!(head.starts_with("http/1.1 414") && body.contains("uri_too_long"), "{head}");
     let (head, body) = raw(address, "POST", "/tokens/balances").await;
     assert!(head.starts_with("http/1.1 405") && head.contains("allow: get, head") && body.contains("code"), "{head}");
@@ -83,6 +83,48 @@ async fn a_client_that_stays_does_not_hold_the_server() {
     let began = Instant::now();
     tokio::time::timeout(Duration::from_secs(4), server).await.expect("the server ends").unwrap();
     assert!(began.elapsed() >= Duration::from_millis(250), "it gave the request its time");
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_is_refused_on_both_ports() {
+    let ledger = Ledger::with_chain("gno", "gno").await;
+    let ((rest, rest_address), (operator, operator_address)) = (listener().await, listener().await);
+    let never = std::future::pending::<()>;
+    let rest = tokio::spawn(serve(rest, ledger.store(), ApiSettings::default(), never()));
+    let operator = tokio::spawn(serve_operator(operator, Health::new(), Metrics::new(), never()));
+    for (address, path) in [(rest_address, "/chains"), (operator_address, "/health")] {
+        for (method, target) in
+            [("CONNECT", "x:1"), ("GET", "evil:80"), ("GET", "evil"), ("OPTIONS", "*"), ("GET", "*")]
+        {
+            let (head, body) = raw(address, method, target).await;
+            assert!(head.starts_with("http/1.1 400"), "{method} {target}: {head}");
+            assert!(body.contains(r#""code":"invalid_target""#), "{method} {target}: {body}");
+        }
+        // Every server takes the form that is meant for proxies.
+        let (head, _) = raw(address, "GET", &format!("http://evil:80{path}")).await;
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+    }
+    assert!(!rest.is_finished() && !operator.is_finished());
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_is_cut_off() {
+    let ledger = Ledger::with_chain("gno", "gno").await;
+    let (listener, address) = listener().await;
+    tokio::spawn(serve(listener, ledger.store(), ApiSettings::default(), std::future::pending()));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (mut read, mut write) = stream.split();
+    let sending = async {
+        write.write_all(b"GET /chains HTTP/1.1\r\nhost: x\r\n").await?;
+        for n in 0..10_000 {
+            write.write_all(format!("x-{n}: {}\r\n", "y".repeat(1000)).as_bytes()).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let mut answer = Vec::new();
+    let (sent, _) = tokio::join!(sending, read.read_to_end(&mut answer));
+    assert!(sent.is_err(), "ten megabytes were taken");
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The built program as a stranger meets it: the first look, the README, the compose file, the private server.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod clients;
 mod compose;
 mod first_look;
 mod private_postgres;
