@@ -78,7 +78,7 @@ async fn account(context: &Context, address: &str, query: &str) -> Result<Answer
     use VaultList::{AccountBids, AccountOptions, AccountVaults};
     let invalid_address = || Failure::bad_request("invalid_address", "the address in the path is not text");
     let address = request::percent_decode(address).ok_or_else(invalid_address)?;
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, &["chain", "at", "limit", "cursor", "zero"])?;
     let (name, at, limit, cursor) = (query.one("chain")?, query.at()?, query.limit()?, query.cursor()?);
     let mut page = Page::new(limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.read().await?;

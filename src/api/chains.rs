@@ -263,7 +263,7 @@ impl<'a> ReorgItem<'a> {
 
 /// GET /chains.
 async fn chains(context: &Context, query: &str) -> Result<Answer, Failure> {
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, &["chain"])?;
     let name = query.one("chain")?;
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
@@ -279,7 +279,7 @@ fn known(name: Option<&str>, chains: &[ChainStatus]) -> Result<(), Failure> {
 
 /// GET /status.
 async fn status(context: &Context, query: &str) -> Result<Answer, Failure> {
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, &["chain"])?;
     let name = query.one("chain")?;
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
@@ -298,7 +298,7 @@ async fn status(context: &Context, query: &str) -> Result<Answer, Failure> {
 
 /// GET /reorgs.
 async fn reorgs(context: &Context, query: &str) -> Result<Answer, Failure> {
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, &["chain", "limit", "cursor"])?;
     let name = query.one("chain")?;
     let limit = query.limit()?;
     let before = match query.cursor()? {

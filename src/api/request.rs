@@ -10,14 +10,17 @@ use crate::store::reads::At;
 /// Rows of a page, unless the request says fewer.
 const LARGEST_PAGE: usize = 1000;
 
-/// The parameters of a query, decoded. Those that a route does not ask for are ignored.
+/// The parameters of a query, decoded: those that the route takes and no others.
 #[derive(Debug)]
 pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
+    /// Reads a query for a route that takes these parameters. A name that is misspelt would be answered as if it were
+    /// absent: with the totals of all accounts instead of the balance of one.
+    ///
     /// # Errors
-    /// `invalid_parameter` for escapes that are none, and for text that is not UTF-8 or holds a NUL.
-    pub(crate) fn parse(raw: &str) -> Result<Query, Failure> {
+    /// `invalid_parameter` for other names, for escapes that are none, and for text that is not UTF-8 or holds a NUL.
+    pub(crate) fn parse(raw: &str, takes: &[&str]) -> Result<Query, Failure> {
         let decode = |text: &str| {
             percent_decode(&text.replace('+', " "))
                 .ok_or_else(|| Failure::invalid_parameter("the query holds an escape that is none, or is not UTF-8"))
@@ -25,24 +28,35 @@ impl Query {
         let parts = raw.split('&').filter(|part| !part.is_empty());
         let pairs = parts.map(|part| {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            Ok((decode(name)?, decode(value)?))
+            let name = decode(name)?;
+            if !takes.contains(&name.as_str()) {
+                let known = takes.join(", ");
+                let error = format!("{name:?} is no parameter of this route, which takes {known}");
+                return Err(Failure::invalid_parameter(error));
+            }
+            Ok((name, decode(value)?))
         });
         pairs.collect::<Result<_, _>>().map(Query)
     }
 
     /// All values of a parameter that may be repeated.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The value of a parameter; absent and empty are the same.
+    /// The value of a parameter, which is not empty. An empty one comes from a variable that nobody has set: taken as absent,
+    /// it would be answered with something else than was asked for.
     pub(crate) fn one(&self, name: &str) -> Result<Option<&str>, Failure> {
-        Ok(self.given(name)?.filter(|value| !value.is_empty()))
+        match self.perhaps_empty(name)? {
+            Some("") => Err(Failure::invalid_parameter(format!("{name} is empty: give it a value, or leave it away"))),
+            value => Ok(value),
+        }
     }
 
-    fn given(&self, name: &str) -> Result<Option<&str>, Failure> {
-        let mut values = self.0.iter().filter(|(n, _)| n == name);
-        let value = values.next().map(|(_, value)| value.as_str());
+    /// The value of a parameter.
+    pub(crate) fn perhaps_empty(&self, name: &str) -> Result<Option<&str>, Failure> {
+        let mut values = self.all(name);
+        let value = values.next();
         match values.next() {
             Some(_) => Err(Failure::invalid_parameter(format!("{name} is given twice"))),
             None => Ok(value),
@@ -60,7 +74,7 @@ impl Query {
 
     /// Rows of the page.
     pub(crate) fn limit(&self) -> Result<usize, Failure> {
-        let Some(text) = self.given("limit")? else { return Ok(LARGEST_PAGE) };
+        let Some(text) = self.perhaps_empty("limit")? else { return Ok(LARGEST_PAGE) };
         Some(text)
             .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|text| text.parse().ok())
@@ -99,7 +113,7 @@ impl Query {
 
     /// Kinds of events asked for, without repetition; empty: all.
     pub(crate) fn kinds(&self) -> Result<Vec<String>, Failure> {
-        let mut kinds: Vec<String> = self.all("kind").filter(|kind| !kind.is_empty()).map(str::to_owned).collect();
+        let mut kinds: Vec<String> = self.all("kind").map(str::to_owned).collect();
         if kinds.iter().any(|kind| !matches!(kind.as_str(), "mint" | "burn" | "transfer")) {
             return Err(Failure::invalid_parameter("kind is mint, burn or transfer"));
         }
@@ -137,6 +151,15 @@ pub(crate) fn canonical(kind: Kind, text: &str) -> Cow<'_, str> {
         Kind::Gno => Cow::Borrowed(text),
         _ => kind.canonical(text).unwrap_or(Cow::Borrowed(text)),
     }
+}
+
+/// The account that the parameter `address` names, in the chain's own spelling. Empty, it is as good as absent on gno, to
+/// the letter of that interface; elsewhere it is no address.
+///
+/// # Errors
+/// `invalid_address` when it cannot be one.
+pub(crate) fn given_address(kind: Kind, text: Option<&str>) -> Result<Option<Cow<'_, str>>, Failure> {
+    text.filter(|text| kind != Kind::Gno || !text.is_empty()).map(|text| address(kind, text)).transpose()
 }
 
 /// The account a request names, in the chain's own spelling.
@@ -199,9 +222,9 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_height_or_final_or_a_hash() {
-        let at = |raw: &str| Query::parse(raw).and_then(|q| q.at());
+        let at = |raw: &str| Query::parse(raw, &["at"]).and_then(|q| q.at());
         assert_eq!(at(""), Ok(At::Now));
-        assert_eq!(at("at="), Ok(At::Now));
+        assert!(at("at=").is_err(), "the newest state is asked for by saying nothing");
         assert_eq!(at("at=12"), Ok(At::Height(12)));
         assert_eq!(at("at=99999999999999999999"), Ok(At::Height(i64::MAX)));
         assert_eq!(at("at=final"), Ok(At::Final));

@@ -148,6 +148,11 @@ impl<'a> TransferItem<'a> {
     }
 }
 
+/// The parameters of lists of balances.
+const OF_BALANCES: &[&str] = &["chain", "at", "address", "limit", "cursor", "amounts", "zero"];
+/// The parameters of the history.
+const OF_HISTORY: &[&str] = &["chain", "at", "address", "limit", "cursor", "amounts", "kind", "detail"];
+
 /// What the balance routes have in common, read before the database is asked.
 struct Common<'a> {
     chain: Option<&'a str>,
@@ -163,7 +168,7 @@ impl<'a> Common<'a> {
         Ok(Common {
             chain: query.one("chain")?,
             at: query.at()?,
-            address: query.one("address")?,
+            address: query.perhaps_empty("address")?,
             limit: query.limit()?,
             cursor: query.cursor()?,
             amounts: query.amounts()?,
@@ -232,14 +237,14 @@ impl Page {
 
 /// GET /tokens/balances.
 async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, OF_BALANCES)?;
     let common = Common::read(&query)?;
     let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     state.has_balances(&chain)?;
-    let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
+    let address = request::given_address(chain.kind, common.address)?;
     let tokens = match &common.cursor {
         None => TokenRange::all(),
         Some(Cursor::Token(id, token)) if *id == chain.chain_id => TokenRange::all().after(token),
@@ -293,7 +298,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
         )
     };
     let path = request::percent_decode(path).ok_or_else(invalid_token)?;
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, OF_BALANCES)?;
     let common = Common::read(&query)?;
     let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.read().await?;
@@ -304,7 +309,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
     if !chain.kind.is_token(&token) {
         return Err(invalid_token());
     }
-    let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
+    let address = request::given_address(chain.kind, common.address)?;
     let mut tokens = tokens_named(&snapshot, &chain, &token).await?;
     let mut after = String::new();
     match &common.cursor {
@@ -364,14 +369,14 @@ fn in_range(tokens: &TokenRange, token: &str) -> bool {
 
 /// GET /tokens/transfer-history.
 async fn history(context: &Context, query: &str) -> Result<Answer, Failure> {
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, OF_HISTORY)?;
     let common = Common::read(&query)?;
     let kinds = query.kinds()?;
     let detail = query.flag("detail")?;
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
-    let address = common.address.map(|address| request::address(chain.kind, address)).transpose()?;
+    let address = request::given_address(chain.kind, common.address)?;
     let before = match &common.cursor {
         None => Position::start_of(i64::MAX),
         Some(Cursor::Event(id, height, tx_index, event_index, hash)) if *id == chain.chain_id => {

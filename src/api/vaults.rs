@@ -59,6 +59,15 @@ impl Place {
             _ => return None,
         })
     }
+
+    /// The parameters of its route. Rounds are kept as they are now.
+    fn takes(&self) -> &'static [&'static str] {
+        match self {
+            Place::Vaults | Place::Vault(_) | Place::Providers(_) => &["chain", "at", "limit", "cursor"],
+            Place::Provider(..) => &["chain", "at"],
+            Place::Round(_) => &["chain", "limit", "cursor"],
+        }
+    }
 }
 
 fn place() -> impl Filter<Extract = (Place,), Error = Rejection> + Clone {
@@ -68,7 +77,7 @@ fn place() -> impl Filter<Extract = (Place,), Error = Rejection> + Clone {
 }
 
 async fn reply_at(place: &Place, context: &Context, query: &str) -> Result<Answer, Failure> {
-    let query = Query::parse(query)?;
+    let query = Query::parse(query, place.takes())?;
     let asked = Asked::read(&query)?;
     let mut reader = context.store.read().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
@@ -241,9 +250,6 @@ impl Request<'_> {
 
     async fn round(&self, address: &str) -> Result<Answer, Failure> {
         use VaultList::{Bids, Buyers, Queue};
-        if !self.is_now() {
-            return Err(Failure::invalid_parameter("rounds are kept as they are now: leave at away"));
-        }
         let paging = self.paging(&[Bids, Buyers, Queue], address)?;
         let Request { snapshot, chain, .. } = self;
         let state = self.state().await?;

@@ -56,12 +56,13 @@ async fn negative_balances_are_zero_or_shown_and_always_counted() {
     // Each is counted on one page, whatever the pages.
     for limit in 1..=3 {
         let mut counted = 0;
-        let mut cursor = String::new();
+        let first = format!("/tokens/{WUGNOT}/balances?limit={limit}");
+        let mut path = first.clone();
         loop {
-            let reply = get(&zero, &format!("/tokens/{WUGNOT}/balances?limit={limit}&cursor={cursor}")).await;
+            let reply = get(&zero, &path).await;
             counted += reply.header("x-negative-balances").unwrap().parse::<i32>().unwrap();
             match reply.json().get("nextCursor") {
-                Some(next) => cursor = next.as_str().unwrap().to_owned(),
+                Some(cursor) => path = format!("{first}&cursor={}", cursor.as_str().unwrap()),
                 None => break,
             }
         }

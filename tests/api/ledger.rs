@@ -197,14 +197,14 @@ where
     F::Future: Send,
 {
     let mut pages = Vec::new();
-    let mut cursor = String::new();
+    let mut next = path.to_owned();
     loop {
-        let reply = get(api, &format!("{path}&cursor={cursor}")).await;
+        let reply = get(api, &next).await;
         assert_eq!(reply.status, 200, "{}", reply.text);
         let body = reply.json();
         pages.push(body[list].as_array().unwrap().clone());
         match body.get("nextCursor") {
-            Some(next) => cursor = next.as_str().unwrap().to_owned(),
+            Some(cursor) => next = format!("{path}&cursor={}", cursor.as_str().unwrap()),
             None => return pages,
         }
         assert!(pages.len() < 1000, "the cursors never end");

@@ -388,13 +388,13 @@ where
     let mut rows = Vec::new();
     let mut cursor = String::new();
     loop {
-        let reply = get(api, &format!("{path}?limit=1&cursor={cursor}")).await;
+        let reply = get(api, &format!("{path}?limit=1{cursor}")).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.text);
         let body = reply.json();
         assert!(cursor.is_empty() || body.as_object().unwrap().len() == beside + 1, "{body}");
         rows.extend(body[list]["items"].as_array().unwrap().iter().cloned());
         match body[list]["nextCursor"].as_str() {
-            Some(next) => next.clone_into(&mut cursor),
+            Some(next) => cursor = format!("&cursor={next}"),
             None => return rows,
         }
         assert!(rows.len() < 100, "the cursors never end");
