@@ -25,6 +25,7 @@ use warp::http::Method;
 use warp::{Filter, Rejection};
 
 use crate::store::Store;
+use crate::store::reads::Readers;
 use listen::{Limits, serve_routes};
 use reply::{Answer, Failure};
 
@@ -65,7 +66,7 @@ impl Default for ApiSettings {
 /// What every handler needs.
 #[derive(Clone)]
 struct Context {
-    store: Store,
+    store: Readers,
     settings: Arc<ApiSettings>,
 }
 
@@ -85,7 +86,7 @@ pub fn routes(
     store: Store,
     settings: ApiSettings,
 ) -> impl Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static {
-    let context = Context { store, settings: Arc::new(settings) };
+    let context = Context { store: store.readers(settings.read_timeout), settings: Arc::new(settings) };
     let all = tokens::routes(context.clone())
         .or(chains::routes(context.clone()))
         .unify()

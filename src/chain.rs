@@ -267,6 +267,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Each of them.
+    pub const ALL: [Kind; 4] = [Kind::Evm, Kind::Gno, Kind::Starknet, Kind::Other];
+
     /// The word in `chains.kind`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -279,7 +282,7 @@ impl Kind {
 
     /// The kind a word names.
     pub fn parse(word: &str) -> Option<Kind> {
-        [Kind::Evm, Kind::Gno, Kind::Starknet, Kind::Other].into_iter().find(|k| k.as_str() == word)
+        Kind::ALL.into_iter().find(|k| k.as_str() == word)
     }
 
     /// Whether `text` can be an account of a chain of this kind, in canonical form.

@@ -18,7 +18,7 @@ mod wake;
 
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
@@ -93,6 +93,12 @@ pub enum StoreError {
     NoConnection {
         /// Why.
         reason: String,
+    },
+    /// Others hold all that there is of something, and have for as long as may be waited.
+    #[error("{what}; try again in a moment")]
+    Busy {
+        /// Of what.
+        what: &'static str,
     },
     /// A migration failed.
     #[error("migrating the schema failed: {reason}")]
@@ -199,7 +205,7 @@ impl StoreError {
     /// What to do about it.
     pub fn fault(&self) -> StoreFault {
         match self {
-            StoreError::NoConnection { .. } => StoreFault::Unavailable,
+            StoreError::NoConnection { .. } | StoreError::Busy { .. } => StoreFault::Unavailable,
             StoreError::Held { .. } => StoreFault::Contended,
             StoreError::Postgres(error) => {
                 let Some(code) = error.code() else {
@@ -303,33 +309,13 @@ impl Store {
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(15));
         let tls = tls::connector(verify)?;
-        let manager = Manager::from_config(
-            config.clone(),
-            tls.clone(),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        let greeting = greeting(&settings);
-        let pool = Pool::builder(manager)
-            .max_size(settings.pool_size)
-            .wait_timeout(Some(Duration::from_secs(10)))
-            .create_timeout(Some(Duration::from_secs(10)))
-            .recycle_timeout(Some(Duration::from_secs(10)))
-            .runtime(Runtime::Tokio1)
-            .post_create(Hook::async_fn(move |client, _| {
-                let greeting = greeting.clone();
-                Box::pin(async move { client.batch_execute(&greeting).await.map_err(HookError::Backend) })
-            }))
-            .build()
-            .map_err(|error| StoreError::NoConnection { reason: error.to_string() })?;
+        let pool = pool(&config, &tls, settings.pool_size, greeting(&settings));
         Ok(Store { pool, config, tls, settings })
     }
 
     /// A pooled connection for short statements.
-    pub(crate) async fn reader(&self) -> Result<deadpool_postgres::Object, StoreError> {
-        self.pool.get().await.map_err(|error| match error {
-            deadpool_postgres::PoolError::Backend(error) => StoreError::Postgres(error),
-            other => StoreError::NoConnection { reason: other.to_string() },
-        })
+    pub(crate) async fn reader(&self) -> Result<Object, StoreError> {
+        connection(&self.pool).await
     }
 
     /// A connection of its own, outside the pool, with its driver running in the background.
@@ -343,6 +329,30 @@ impl Store {
         client.batch_execute(&greeting(&self.settings)).await?;
         Ok(client)
     }
+}
+
+/// Connections that are opened when they are needed, up to `size`, and say `greeting` first.
+fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: String) -> Pool {
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    Pool::builder(Manager::from_config(config.clone(), tls.clone(), recycling))
+        .max_size(size)
+        .wait_timeout(Some(Duration::from_secs(10)))
+        .create_timeout(Some(Duration::from_secs(10)))
+        .recycle_timeout(Some(Duration::from_secs(10)))
+        .runtime(Runtime::Tokio1)
+        .post_create(Hook::async_fn(move |client, _| {
+            let greeting = greeting.clone();
+            Box::pin(async move { client.batch_execute(&greeting).await.map_err(HookError::Backend) })
+        }))
+        .build()
+        .expect("a pool with timeouts has a runtime")
+}
+
+async fn connection(pool: &Pool) -> Result<Object, StoreError> {
+    pool.get().await.map_err(|error| match error {
+        PoolError::Backend(error) => StoreError::Postgres(error),
+        other => StoreError::NoConnection { reason: other.to_string() },
+    })
 }
 
 /// What every connection says first. Not start-up options: poolers refuse those.

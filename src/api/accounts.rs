@@ -81,7 +81,7 @@ async fn account(context: &Context, address: &str, query: &str) -> Result<Answer
     let query = Query::parse(query, &["chain", "at", "limit", "cursor", "zero"])?;
     let (name, at, limit, cursor) = (query.one("chain")?, query.at()?, query.limit()?, query.cursor()?);
     let mut page = Page::new(limit, query.flag("zero")?, context.settings.shows_negative);
-    let mut reader = context.store.read().await?;
+    let mut reader = context.store.walk().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let chain = moment::chain(&snapshot, name, token_balances::NAME).await?;
     let address = request::address(chain.kind, &address)?;

@@ -73,10 +73,7 @@ pub(super) async fn serve_routes<F>(
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            Some(ended) = connections.join_next() => {
-                note_panic(ended);
-                continue;
-            }
+            Some(_) = connections.join_next() => continue,
             accepted = listener.accept(), if connections.len() < most => accepted,
         };
         match accepted {
@@ -98,11 +95,7 @@ pub(super) async fn serve_routes<F>(
     }
     drop(listener);
     stop.cancel();
-    let all_end = async {
-        while let Some(ended) = connections.join_next().await {
-            note_panic(ended);
-        }
-    };
+    let all_end = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.drain, all_end).await.is_err() {
         tracing::debug!(drain_ms = limits.drain.as_millis() as u64, "Closed the remaining connections");
     }
@@ -119,14 +112,6 @@ fn is_about_one_connection(error: &Error) -> bool {
     )
 }
 
-fn note_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "A request ended its connection by a fault of ours");
-    }
-}
-
 /// Answers the requests of one connection, one after the other.
 async fn converse<F>(stream: TcpStream, routes: F, limits: Limits, stop: CancellationToken)
 where
@@ -141,11 +126,17 @@ where
     let routes = TowerToHyperService::new(warp::service(routes));
     let answering = service_fn(move |request: Request<Incoming>| {
         // CONNECT host:port, GET host:port and OPTIONS *: warp's filters take a path for granted.
-        let routed = request.uri().path().starts_with('/').then(|| routes.call(request));
+        let is_path = request.uri().path().starts_with('/');
+        // A request is carried to its end though its client leaves: dropped in the middle, it would give a connection back
+        // to the next one with a statement still running on it.
+        let routed = is_path.then(|| tokio::spawn(routes.call(request)));
         async move {
             match routed {
-                Some(answer) => answer.await,
-                None => Ok(Failure::invalid_target().into_answer().into_response()),
+                Some(answer) => answer.await.unwrap_or_else(|error| {
+                    tracing::error!(%error, "A request ended by a fault of ours");
+                    Ok(Failure::internal().into_answer().into_response())
+                }),
+                None => Ok::<_, Infallible>(Failure::invalid_target().into_answer().into_response()),
             }
         }
     });

@@ -2,7 +2,7 @@
 
 use super::reply::{self, Answer, Failure};
 use super::request;
-use crate::store::reads::{At, ChainChoice, ChainState, Moment, NamedBlock, Snapshot};
+use crate::store::reads::{At, ChainChoice, ChainState, Moment, NOW, NamedBlock, Snapshot};
 
 /// The chain a request names, as a projection has it.
 pub(super) async fn chain(
@@ -10,7 +10,12 @@ pub(super) async fn chain(
     name: Option<&str>,
     projection: &str,
 ) -> Result<ChainState, Failure> {
-    match snapshot.chain(name, projection).await? {
+    chosen(snapshot.chain(name, projection).await?, name)
+}
+
+/// The one chain that a request is about.
+pub(super) fn chosen(choice: ChainChoice, name: Option<&str>) -> Result<ChainState, Failure> {
+    match choice {
         ChainChoice::Found(chain) => Ok(chain),
         ChainChoice::Unknown => Err(Failure::unknown_chain(name)),
         ChainChoice::Ambiguous => {
@@ -28,6 +33,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// The newest state.
+    pub(super) fn now(chain: &ChainState) -> State {
+        State { height: NOW, block: chain.block.clone(), through_height: chain.through_height }
+    }
+
     /// The state that is asked about.
     pub(super) async fn of(snapshot: &Snapshot<'_>, chain: &ChainState, at: &At) -> Result<State, Failure> {
         let moment = match at {

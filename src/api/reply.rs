@@ -126,7 +126,11 @@ impl Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
-        if error.is_unavailable() {
+        if matches!(error, StoreError::Busy { .. }) {
+            // A flood of requests is not to be a flood of lines.
+            tracing::debug!(%error, "A request found no place");
+            Failure::unavailable()
+        } else if error.is_unavailable() {
             tracing::warn!(%error, "Could not read from the store");
             Failure::unavailable()
         } else {

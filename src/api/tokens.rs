@@ -1,5 +1,7 @@
 //! Balances and transfer history: the three routes of the balance interface.
 
+mod now;
+
 use serde::Serialize;
 use warp::{Filter, Rejection};
 
@@ -188,6 +190,7 @@ impl<'a> Common<'a> {
 }
 
 /// A page of balances being filled: zero balances and, by setting, negative ones stay out of it.
+#[derive(Clone)]
 pub(super) struct Page {
     limit: usize,
     zero: bool,
@@ -239,8 +242,14 @@ impl Page {
 async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
     let query = Query::parse(query, OF_BALANCES)?;
     let common = Common::read(&query)?;
-    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
-    let mut reader = context.store.read().await?;
+    let page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
+    if common.at == At::Now
+        && let Some(answer) = now::balances_of_account(context, &common, page.clone()).await?
+    {
+        return Ok(answer);
+    }
+    let mut page = page;
+    let mut reader = context.store.walk().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     state.has_balances(&chain)?;
@@ -252,14 +261,17 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
     };
     fill_by_token(&snapshot, &chain, tokens, address.as_deref(), &state, &mut page).await?;
 
-    let form = common.form(chain.kind);
+    Ok(balances_body(&page, &chain, &state, common.form(chain.kind)))
+}
+
+fn balances_body(page: &Page, chain: &ChainState, state: &State, form: AmountForm) -> Answer {
     let balances = page.rows.iter().map(|row| TokenAmount::of(row, form)).collect();
     let next_cursor =
         page.rows.last().filter(|_| page.more).map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
     let mut answer = reply::json(&Balances { balances, next_cursor });
-    state.name(&mut answer, &chain);
+    state.name(&mut answer, chain);
     reply::count_negatives(&mut answer, page.negatives());
-    Ok(answer)
+    answer
 }
 
 /// One row per token: what an account holds in each, or the totals.
@@ -291,17 +303,17 @@ pub(super) async fn fill_by_token(
 
 /// GET /tokens/{tokenPath}/balances.
 async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, Failure> {
-    let invalid_token = || {
-        Failure::bad_request(
-            "invalid_token_path",
-            "the path between /tokens/ and /balances is not a token of this chain",
-        )
-    };
     let path = request::percent_decode(path).ok_or_else(invalid_token)?;
     let query = Query::parse(query, OF_BALANCES)?;
     let common = Common::read(&query)?;
-    let mut page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
-    let mut reader = context.store.read().await?;
+    let page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
+    if common.at == At::Now
+        && let Some(answer) = now::balances_of_token(context, &path, &common, page.clone()).await?
+    {
+        return Ok(answer);
+    }
+    let mut page = page;
+    let mut reader = context.store.walk().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     state.has_balances(&chain)?;
@@ -343,24 +355,35 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
         },
     }
 
-    let form = common.form(chain.kind);
+    Ok(account_balances_body(&page, &chain, &state, common.form(chain.kind)))
+}
+
+fn account_balances_body(page: &Page, chain: &ChainState, state: &State, form: AmountForm) -> Answer {
     let account_balances = page.rows.iter().map(|row| AccountAmount::of(row, form)).collect();
     let after_last = |row: &Balance| Cursor::Account(chain.chain_id, row.token.clone(), row.address.clone()).encode();
     let next_cursor = page.rows.last().filter(|_| page.more).map(after_last);
     let mut answer = reply::json(&AccountBalances { account_balances, next_cursor });
-    state.name(&mut answer, &chain);
+    state.name(&mut answer, chain);
     reply::count_negatives(&mut answer, page.negatives());
-    Ok(answer)
+    answer
+}
+
+fn invalid_token() -> Failure {
+    Failure::bad_request("invalid_token_path", "the path between /tokens/ and /balances is not a token of this chain")
 }
 
 /// Which tokens a path names: exactly a known token; else, on gno, all of that realm and symbol, or of that realm.
 async fn tokens_named(snapshot: &Snapshot<'_>, chain: &ChainState, path: &str) -> Result<TokenRange, Failure> {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let has_sequence = name.matches('.').count() >= 2;
-    if chain.kind != Kind::Gno || has_sequence || snapshot.token_is_known(chain, path).await? {
+    if !may_name_several(chain.kind, path) || snapshot.token_is_known(chain, path).await? {
         return Ok(TokenRange::exactly(path));
     }
     Ok(TokenRange::beginning_with(&format!("{path}.")))
+}
+
+/// Whether a path that is no token may be a realm, or a realm and a symbol, which several tokens share.
+fn may_name_several(kind: Kind, path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    kind == Kind::Gno && name.matches('.').count() < 2
 }
 
 fn in_range(tokens: &TokenRange, token: &str) -> bool {
@@ -373,7 +396,7 @@ async fn history(context: &Context, query: &str) -> Result<Answer, Failure> {
     let common = Common::read(&query)?;
     let kinds = query.kinds()?;
     let detail = query.flag("detail")?;
-    let mut reader = context.store.read().await?;
+    let mut reader = context.store.walk().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let (chain, state) = common.open(&snapshot).await?;
     let address = request::given_address(chain.kind, common.address)?;

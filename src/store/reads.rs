@@ -6,25 +6,48 @@
 mod balances;
 mod history;
 mod moment;
+mod now;
 mod states;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Transaction};
+use deadpool_postgres::{Object, Pool, Transaction};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, StoreSettings, connection, greeting, pool};
 use crate::chain::Kind;
 
 pub use balances::{Balance, TokenRange};
 pub use history::{HistoryPage, HistoryRequest, Position, Transfer};
 pub use moment::{At, Moment, NOW};
+pub use now::{ListNow, Spelt};
 pub use states::{ChainStatus, ProjectionStatus, ReorgRow};
+
+/// Most connections for REST. A core of a server is kept busy by two or three readers; more of them only wait for each other.
+const CONNECTIONS: usize = 16;
+/// Of those, how many may read whole lists at once.
+const WALKS: usize = 8;
+/// Longest wait for one. A client that is told to come again in a second has the answer sooner than one that waits ten.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Connections for reading. Cheap to clone.
+#[derive(Clone)]
+pub struct Readers {
+    pool: Pool,
+    /// One for each connection: whoever has one need not wait for the pool.
+    places: Arc<Semaphore>,
+    walks: Arc<Semaphore>,
+}
 
 /// A connection for reading.
 pub struct Reader {
     client: Object,
+    // Given back after the connection: fields are dropped in this order.
+    _place: OwnedSemaphorePermit,
+    _walk: Option<OwnedSemaphorePermit>,
 }
 
 /// One state of the database, however many statements are asked of it.
@@ -103,13 +126,45 @@ pub enum ChainChoice {
 }
 
 impl Store {
-    /// A connection to read from.
+    /// Connections for the REST interface alone: what its clients take, no other part waits for. No statement runs longer
+    /// than `timeout`. Nothing is connected yet.
+    pub fn readers(&self, timeout: Duration) -> Readers {
+        let settings = StoreSettings { statement_timeout: timeout, ..self.settings.clone() };
+        let greeting = [&greeting(&settings), include_str!("../../sql/queries/walk_indexes.sql")].join("; ");
+        let pool = pool(&self.config, &self.tls, CONNECTIONS, greeting);
+        let places = |count| Arc::new(Semaphore::new(count));
+        Readers { pool, places: places(CONNECTIONS), walks: places(WALKS) }
+    }
+}
+
+impl Readers {
+    /// A connection for a read that costs some look-ups, whatever there is in the database.
     ///
     /// # Errors
-    /// When none can be had in time.
+    /// [`StoreError::Busy`] when others have them all.
     pub async fn read(&self) -> Result<Reader, StoreError> {
-        Ok(Reader { client: self.reader().await? })
+        self.place(None).await
     }
+
+    /// A connection for a read whose cost grows with the tokens of a chain or the accounts of a token. A part of the
+    /// connections takes those, so that they leave the others to [`read`](Readers::read).
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when others have them all.
+    pub async fn walk(&self) -> Result<Reader, StoreError> {
+        let walk = place(&self.walks, "as many reads of whole lists as may run at once are running").await?;
+        self.place(Some(walk)).await
+    }
+
+    async fn place(&self, walk: Option<OwnedSemaphorePermit>) -> Result<Reader, StoreError> {
+        let place = place(&self.places, "all connections for reading are in use").await?;
+        Ok(Reader { client: connection(&self.pool).await?, _place: place, _walk: walk })
+    }
+}
+
+async fn place(places: &Arc<Semaphore>, busy: &'static str) -> Result<OwnedSemaphorePermit, StoreError> {
+    let place = tokio::time::timeout(WAIT, places.clone().acquire_owned()).await;
+    Ok(place.map_err(|_| StoreError::Busy { what: busy })?.expect("nobody closes it"))
 }
 
 impl Reader {
@@ -126,18 +181,18 @@ impl Reader {
             .read_only(true)
             .start()
             .await?;
-        let snapshot = Snapshot { tx };
+        // Statements with many parameters that may be absent are planned each time: the right plan follows from the values.
         let timeout_ms = timeout.as_millis().max(1).to_string();
-        let sql = "select set_config('statement_timeout', $1, true)";
-        let parameters: &[&(dyn ToSql + Sync)] = &[&timeout_ms];
-        // In one round trip: the driver sends both before it waits for either.
-        let (walk, bounded) = tokio::join!(
-            snapshot.tx.batch_execute(include_str!("../../sql/queries/walk_indexes.sql")),
-            snapshot.rows(sql, parameters)
-        );
-        walk?;
-        bounded?;
-        Ok(snapshot)
+        let settings = ["set local plan_cache_mode = force_custom_plan; set local statement_timeout = ", &timeout_ms];
+        tx.batch_execute(&settings.concat()).await?;
+        Ok(Snapshot { tx })
+    }
+
+    /// The rows of a statement with its parameters, a snapshot by itself. It is prepared at its first use on this connection,
+    /// and planned once.
+    async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+        let statement = self.client.prepare_cached(sql).await?;
+        Ok(self.client.query(&statement, parameters).await?)
     }
 }
 
@@ -148,24 +203,7 @@ impl Snapshot<'_> {
     /// Whatever Postgres says.
     pub async fn chain(&self, name: Option<&str>, projection: &str) -> Result<ChainChoice, StoreError> {
         let sql = include_str!("../../sql/queries/chain_to_read.sql");
-        let mut rows = self.rows(sql, &[&name, &projection]).await?;
-        if rows.len() > 1 {
-            return Ok(ChainChoice::Ambiguous);
-        }
-        let Some(row) = rows.pop() else { return Ok(ChainChoice::Unknown) };
-        Ok(ChainChoice::Found(ChainState {
-            chain_id: row.try_get("chain_id")?,
-            projection: projection.to_owned(),
-            name: row.try_get("name")?,
-            kind: Kind::parse(row.try_get("kind")?).unwrap_or(Kind::Other),
-            network_id: row.try_get("network_id")?,
-            final_height: row.try_get("final_height")?,
-            block: named_block(&row, "height", "hash")?,
-            through_height: row.try_get("through_height")?,
-            history_from: row.try_get("history_from")?,
-            changed_from: row.try_get("changed_from")?,
-            window_from: row.try_get("window_from")?,
-        }))
+        choice(&self.rows(sql, &[&name, &projection]).await?, projection)
     }
 
     /// The rows of a statement with its parameters. It is prepared at its first use on this connection, and kept.
@@ -176,6 +214,28 @@ impl Snapshot<'_> {
         let statement = self.tx.prepare_cached(sql).await?;
         Ok(self.tx.query(&statement, parameters).await?)
     }
+}
+
+/// Which chain it is, of up to two rows of `chain_to_read.sql`, or of a statement that begins with it.
+fn choice(rows: &[Row], projection: &str) -> Result<ChainChoice, StoreError> {
+    let row = match rows {
+        [] => return Ok(ChainChoice::Unknown),
+        [row] => row,
+        _ => return Ok(ChainChoice::Ambiguous),
+    };
+    Ok(ChainChoice::Found(ChainState {
+        chain_id: row.try_get("chain_id")?,
+        projection: projection.to_owned(),
+        name: row.try_get("name")?,
+        kind: Kind::parse(row.try_get("kind")?).unwrap_or(Kind::Other),
+        network_id: row.try_get("network_id")?,
+        final_height: row.try_get("final_height")?,
+        block: named_block(row, "height", "hash")?,
+        through_height: row.try_get("through_height")?,
+        history_from: row.try_get("history_from")?,
+        changed_from: row.try_get("changed_from")?,
+        window_from: row.try_get("window_from")?,
+    }))
 }
 
 fn named_block(row: &Row, height: &str, hash: &str) -> Result<Option<NamedBlock>, StoreError> {

@@ -80,6 +80,9 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
         for (name, sql, parameters) in statements {
             here.push((name, pages(&ledger, sql, parameters).await));
         }
+        for (name, sql, arguments) in NOW {
+            here.push((name, pages_of_a_kept_plan(&ledger, sql, arguments).await));
+        }
         ledger.sql("rollback").await;
         costs.push(here);
     }
@@ -183,6 +186,53 @@ async fn a_page_of_vaults_costs_the_same_among_many_as_among_few() {
     for ((name, few), (_, many)) in costs[0].iter().zip(&costs[1]) {
         assert!(*many <= 2 * few + 20, "{name}: {few} pages of 8 KiB among few vaults, {many} among many");
     }
+}
+
+/// The statements that read balances as they are now, with arguments.
+const NOW: [(&str, &str, &str); 3] = [
+    (
+        "balance_now",
+        concat!(
+            "with chain as (",
+            include_str!("../../sql/queries/chain_to_read.sql"),
+            ")",
+            include_str!("../../sql/queries/balance_now.sql")
+        ),
+        "null, 'token_balances', array['evm', 'other'], array['no', 'token-3'], array['no', 'account-3']",
+    ),
+    (
+        "balances_of_account_now",
+        concat!(
+            "with chain as (",
+            include_str!("../../sql/queries/chain_to_read.sql"),
+            ")",
+            include_str!("../../sql/queries/balances_of_account_now.sql")
+        ),
+        "null, 'token_balances', array['evm', 'other'], array['no', 'account-3'], '', false, 10",
+    ),
+    (
+        "balances_of_token_now",
+        concat!(
+            "with chain as (",
+            include_str!("../../sql/queries/chain_to_read.sql"),
+            ")",
+            include_str!("../../sql/queries/balances_of_token_now.sql")
+        ),
+        "null, 'token_balances', array['evm', 'other'], array['no', 'token-3'], 'account-3', false, 10",
+    ),
+];
+
+/// Pages of 8 KiB a statement reads by the plan that is made without knowing its arguments, and kept.
+async fn pages_of_a_kept_plan(ledger: &Ledger, sql: &str, arguments: &str) -> i64 {
+    ledger.sql(&format!("prepare kept as {sql}")).await;
+    let explain = format!("explain (analyze, buffers, format json) execute kept({arguments})");
+    let plan: Value = ledger.db.query_one(&explain, &[]).await.unwrap().get(0);
+    ledger.sql("deallocate kept").await;
+    let text = plan.to_string();
+    assert!(text.contains("$1"), "a plan for these arguments alone: {text}");
+    let root = &plan[0]["Plan"];
+    assert_eq!(root["Actual Rows"].as_f64(), Some(1.0), "{text}");
+    root["Shared Hit Blocks"].as_i64().unwrap() + root["Shared Read Blocks"].as_i64().unwrap()
 }
 
 /// Pages of 8 KiB a statement reads; it must find something.

@@ -6,6 +6,7 @@ mod contract;
 mod cost;
 mod history;
 mod ledger;
+mod now;
 mod served;
 #[path = "../support/mod.rs"]
 mod support;

@@ -85,6 +85,73 @@ async fn a_client_that_stays_does_not_hold_the_server() {
     assert!(began.elapsed() >= Duration::from_millis(250), "it gave the request its time");
 }
 
+/// Asks over a connection of its own; the status, and whether it says when to come again.
+async fn status(address: SocketAddr, path: String) -> (u16, bool) {
+    let (head, _) = raw(address, "GET", &path).await;
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), head.contains("retry-after: 1"))
+}
+
+#[tokio::test]
+async fn reads_of_whole_lists_leave_places_for_cheap_reads_and_health() {
+    let ledger = Ledger::with_chain("mine", "other").await;
+    ledger.block("mine", 1, &[("gold", "", "alice", "1")]).await;
+    let store = ledger.store();
+    let (listener, address) = listener().await;
+    tokio::spawn(serve(listener, store.clone(), ApiSettings::default(), std::future::pending()));
+    // Every read of balances takes as long as this stands.
+    ledger.sql("begin; lock table balances in access exclusive mode").await;
+    let watcher = ledger.pg.client().await;
+    let sql = "select count(*) from pg_locks where not granted and database = (select oid from pg_database
+        where datname = current_database())";
+    let waiting = async |count: i64| {
+        support::wait_until("so many reads wait for the lock", async || {
+            (watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == count).then_some(())
+        })
+        .await;
+    };
+    let walks = ["/tokens/balances?address=alice", "/tokens/balances", "/tokens/gold/balances", "/accounts/alice"];
+    let mut flood = tokio::task::JoinSet::new();
+    for n in 0..400 {
+        flood.spawn(status(address, walks[n % walks.len()].to_owned()));
+    }
+    waiting(8).await;
+    let cheap = async |path: &str| {
+        let begun = Instant::now();
+        assert_eq!(status(address, path.to_owned()).await, (200, false), "{path}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{path} took {:?}", begun.elapsed());
+    };
+    for path in ["/chains", "/status", "/reorgs"] {
+        cheap(path).await;
+    }
+    // All but those in hand are told to come again.
+    for _ in 0..392 {
+        assert_eq!(flood.join_next().await.unwrap().unwrap(), (503, true));
+    }
+    // Their clients leave: the connections are not given to others before the reads have ended.
+    flood.shutdown().await;
+    for _ in 0..40 {
+        cheap("/chains").await;
+    }
+    waiting(8).await;
+    // Cheap reads that wait take the rest; health has connections of its own.
+    let mut single = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        single.spawn(status(address, "/tokens/gold/balances?address=alice".to_owned()));
+    }
+    waiting(16).await;
+    let begun = Instant::now();
+    assert_eq!(status(address, "/chains".to_owned()).await, (503, true));
+    assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    store.ping().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "health waited {:?}", begun.elapsed());
+    ledger.sql("rollback").await;
+    while let Some(answered) = single.join_next().await {
+        assert_eq!(answered.unwrap(), (200, false));
+    }
+    cheap("/tokens/balances").await;
+}
+
 #[tokio::test]
 async fn a_target_that_is_no_path_is_refused_on_both_ports() {
     let ledger = Ledger::with_chain("gno", "gno").await;
