@@ -19,11 +19,21 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     ebbtide::ops::init_tracing(cli.log_format == ebbtide::config::LogFormat::Json, level(&cli.command))?;
     let settings = Settings::load(&cli)?;
+    if let Some(file) = &settings.file {
+        tracing::info!("Settings are read from {}", file.display());
+    }
+    for what in &settings.unknown_variables {
+        tracing::warn!("Settings: {what}");
+    }
     match cli.command {
         Command::Run { .. } => run::everything(settings, cli.database_url.is_some()).await,
         Command::Sync { .. } => run::sync(settings).await,
         Command::Process { .. } => run::process(settings).await,
         Command::Serve { .. } => run::serve(settings).await,
+        Command::Config { check, .. } => {
+            say(if check { "The settings are good.".to_owned() } else { settings.shown().trim_end().to_owned() })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Migrate => operate::migrate(&settings).await,
         Command::Status(args) => operate::status(&settings, &args).await,
         Command::Verify(args) => verify::verify(&settings, &args).await,

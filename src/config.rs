@@ -3,33 +3,39 @@
 //! A setting comes from `ebbtide.toml`, is overridden by `EBBTIDE_…` (two underscores go one level down:
 //! `EBBTIDE_CHAINS__MAIN__URLS`), then by a flag.
 
+mod chain;
 mod cli;
 mod file;
+mod given;
+mod names;
+mod sources;
+mod variables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use chain::{ChainFile, CommonFile, SourceFile, SourceKind};
 pub use cli::{
-    Cli, Command, LogFormat, OpeningArgs, PauseArgs, ProcessArgs, RejectedCommand, RejectedListArgs, RejectedRetryArgs,
-    ReplayArgs, ResumeArgs, ServeArgs, SourceArgs, StatusArgs, VerifyArgs,
+    AllArgs, Cli, Command, LogFormat, OpeningArgs, OperatorArgs, PauseArgs, ProcessArgs, RejectedCommand,
+    RejectedListArgs, RejectedRetryArgs, ReplayArgs, ResumeArgs, ServeArgs, ShownArgs, SourceArgs, StatusArgs,
+    VerifyArgs,
 };
-pub use file::{ApiFile, ChainFile, File, ProjectionFile, SourceKind};
+pub use file::{ApiFile, ClassFile, Effective, File, ProjectionFile, WakeWord};
+pub use sources::{DevnetFile, EvmFile, GnoFile, ScriptFile, StarknetFile};
 
-use crate::chain::{Height, Kind};
+use self::given::Given;
 use crate::process::{ProcessSettings, Projections};
 use crate::projections::option_vaults::{self, OptionVaults};
 use crate::projections::token_balances;
 use crate::sources::SourceError;
 use crate::sources::devnet::DevnetSettings;
 use crate::sources::evm::EvmSettings;
-use crate::sources::evm::decode::DecodeSettings;
 use crate::sources::file::FileSettings;
-use crate::sources::gno::{self, GnoSettings, GnoSource};
+use crate::sources::gno::GnoSettings;
 use crate::sources::starknet::StarknetSettings;
-use crate::sources::starknet::decode::DecodeSettings as StarknetDecodeSettings;
-use crate::store::{ChainSettings, StoreSettings, WakeMode};
+use crate::store::{StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
 
 /// A setting that cannot be used.
@@ -68,6 +74,9 @@ pub enum ConfigError {
     /// A source refused its settings.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// All that is wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<ConfigError>),
 }
 
 /// A chain to follow.
@@ -119,6 +128,11 @@ pub struct Settings {
     pub private_dir: PathBuf,
     /// Whether logs are JSON.
     pub log_json: bool,
+    /// The settings file that was read.
+    pub file: Option<PathBuf>,
+    /// Variables that are named like settings and are none: a sentence each.
+    pub unknown_variables: Vec<String>,
+    effective: Effective,
 }
 
 /// Default address of the REST API.
@@ -130,99 +144,154 @@ impl Settings {
     /// Settings from the file, the environment and the flags of a command.
     ///
     /// # Errors
-    /// The first setting that is unknown, outside its bounds, or does not fit.
+    /// Every setting that is unknown, outside its bounds, or does not fit.
     pub fn load(cli: &Cli) -> Result<Settings, ConfigError> {
-        let file = File::load(cli.config.as_deref())?;
-        let (source, process, serve) = match &cli.command {
-            Command::Run { source, process, serve, .. } => (Some(source), Some(process), Some(serve)),
-            Command::Sync { source, serve } => (Some(source), None, Some(serve)),
-            Command::Process { process, serve } => (None, Some(process), Some(serve)),
-            Command::Serve { process, serve } => (None, Some(process), Some(serve)),
-            _ => (None, None, None),
+        Settings::of(cli, Given::read(cli.config.as_deref())?)
+    }
+
+    fn of(cli: &Cli, mut given: Given) -> Result<Settings, ConfigError> {
+        let mut faults = Faults::default();
+        if matches!(cli.command, Command::Config { check: true, .. }) {
+            given.unknown_variables.drain(..).for_each(|what| faults.push(ConfigError::Unfit(what)));
+        }
+        given.take_unknown(&mut faults);
+        let mut first_look = false;
+        match &cli.command {
+            Command::Run(all) | Command::Config { all, .. } => {
+                first_look = all.source.lay_over(&mut given, &mut faults);
+                all.process.lay_over(&mut given);
+                all.serve.lay_over(&mut given);
+            }
+            Command::Sync { source, operator } => {
+                first_look = source.lay_over(&mut given, &mut faults);
+                operator.lay_over(&mut given);
+            }
+            Command::Process { process, operator } => {
+                process.lay_over(&mut given);
+                operator.lay_over(&mut given);
+            }
+            Command::Serve { shown, serve } => {
+                shown.lay_over(&mut given);
+                serve.lay_over(&mut given);
+            }
+            _ => {}
+        }
+        let once = match &cli.command {
+            Command::Run(AllArgs { process, .. }) | Command::Process { process, .. } => process.once,
+            _ => false,
         };
-        let mut chains = BTreeMap::new();
-        let mut described = file.chains.clone();
-        let first_look = described.is_empty() && source.is_some_and(|args| !args.names_a_source());
-        if let Some(args) = source {
-            args.add_to(&mut described)?;
+        Settings::read(cli, &given, Known { first_look, once }, faults)
+    }
+
+    fn read(cli: &Cli, given: &Given, known: Known, mut faults: Faults) -> Result<Settings, ConfigError> {
+        let file: File = given.read_as(&[], given.table(), &mut faults).unwrap_or_default();
+        let (mut chains, mut described) = (BTreeMap::new(), BTreeMap::new());
+        for (name, table) in &file.chains {
+            let Some(chain) = ChainFile::read(name, table, given, &mut faults) else { continue };
+            if let Some(config) = chain.check(name, &mut faults) {
+                chains.insert(name.clone(), config);
+            }
+            described.insert(name.clone(), chain);
         }
-        for (name, chain) in described {
-            chains.insert(name.clone(), chain.check(&name)?);
-        }
-        let ledger = file.projections.get(token_balances::NAME).cloned().unwrap_or_default();
-        let mut on_deep_change = HashMap::new();
-        for (name, of_theirs) in file.projections.iter().filter(|(name, _)| *name != token_balances::NAME) {
-            let settings = of_theirs.settings();
-            if let Some(foreign) = of_theirs.not_of(name) {
-                return Err(ConfigError::Unfit(format!(
-                    "[projections.{name}]: {foreign} is not a setting of this projection"
+        let spelled = |name: &String| name.to_lowercase();
+        for (one, other) in file.chains.keys().flat_map(|one| file.chains.keys().map(move |other| (one, other))) {
+            if one < other && spelled(one) == spelled(other) {
+                faults.push(ConfigError::Unfit(format!(
+                    "chains {one} and {other} have one name in another case: call one of them otherwise, or remove it"
                 )));
             }
-            on_deep_change.insert(name.clone(), settings.on_deep_change);
         }
-        if let Some(foreign) = ledger.not_of(token_balances::NAME) {
-            return Err(ConfigError::Unfit(format!(
-                "[projections.{}]: {foreign} is not a setting of this projection",
-                token_balances::NAME
-            )));
+        let mut projections = BTreeMap::new();
+        for (name, table) in &file.projections {
+            let at = ["projections", name];
+            let Some(read) = given.read_as::<ProjectionFile>(&at, table, &mut faults) else { continue };
+            if let Some(foreign) = read.not_of(name) {
+                let named = given.name(&[at[0], at[1], foreign]);
+                faults.push(ConfigError::Unfit(format!("{named} is not a setting of this projection")));
+            }
+            projections.insert(name.clone(), read);
         }
-        let vaults = file.projections.get(option_vaults::NAME).cloned().unwrap_or_default().option_vaults()?;
-        let poll_interval = bounded("poll_interval_ms", file.poll_interval_ms.unwrap_or(1_000), 10..=86_400_000)?;
-        let ledger = match process {
-            Some(args) => args.over(ledger),
-            None => ledger,
+        let vaults = projections.get(option_vaults::NAME).cloned().unwrap_or_default();
+        let vaults = faults.keep(vaults.option_vaults()).unwrap_or_default();
+        let ledger = projections.entry(token_balances::NAME.to_owned()).or_default();
+        let token_balances = ledger.settings();
+        *ledger = ProjectionFile {
+            negative_balances: Some(token_balances.negative_balances),
+            on_bad_event: Some(token_balances.on_bad_event),
+            on_deep_change: Some(token_balances.on_deep_change),
+            history: Some(token_balances.history),
+            ..ProjectionFile::default()
         };
         for chain in chains.values_mut() {
-            chain.sync.halt_on_bad_event = ledger.on_bad_event == Some(token_balances::OnBadEvent::Halt);
+            chain.sync.halt_on_bad_event = token_balances.on_bad_event == token_balances::OnBadEvent::Halt;
         }
-        let batch = process.and_then(|p| p.batch).or(file.batch).map(|batch| bounded("batch", batch, 1..=1_000_000));
-        let workers = process.and_then(|p| p.workers).or(file.workers).unwrap_or(4);
+        let others = projections.iter().filter(|(name, _)| *name != token_balances::NAME);
+        let on_deep_change = others.map(|(name, read)| (name.clone(), read.settings().on_deep_change)).collect();
+        let mut within = |setting: &str, value, bounds| faults.keep(bounded(setting, value, bounds)).unwrap_or(value);
         let process = ProcessSettings {
-            poll_interval: Duration::from_millis(poll_interval),
-            batch: batch.transpose()?.map_or(usize::MAX, |batch| batch as usize),
-            workers: bounded("workers", workers, 1..=100)? as usize,
-            once: process.is_some_and(|p| p.once),
-            token_balances: ledger.settings(),
+            poll_interval: Duration::from_millis(within("poll_interval_ms", file.poll_interval_ms, 10..=86_400_000)),
+            batch: file.batch.map_or(usize::MAX, |batch| within("batch", batch, 1..=1_000_000) as usize),
+            workers: within("workers", file.workers, 1..=100) as usize,
+            once: known.once,
+            token_balances,
             on_deep_change,
             projections: Projections::default().with(OptionVaults::new(vaults.clone())),
         };
-        let address = |flag: Option<&String>, of_file: Option<&String>, default: &str, name: &str| {
-            let text = flag.or(of_file).map_or(default, String::as_str);
-            text.parse::<SocketAddr>().map_err(|_| ConfigError::OutOfBounds {
-                setting: name.to_owned(),
+        let api: ApiFile = given.read_as(&["api"], &file.api, &mut faults).unwrap_or_default();
+        let database_url = cli
+            .database_url
+            .clone()
+            .or_else(|| ["EBBTIDE_DATABASE_URL", "DATABASE_URL", "DB_URL"].iter().find_map(|v| std::env::var(v).ok()))
+            .filter(|url| !url.trim().is_empty())
+            .or_else(|| file.database_url.clone());
+        let mut address = |setting: &str, text: &str| {
+            faults.keep(text.parse::<SocketAddr>().map_err(|_| ConfigError::OutOfBounds {
+                setting: setting.to_owned(),
                 value: text.to_owned(),
                 bounds: "an address with a port, such as 127.0.0.1:8080".to_owned(),
-            })
+            }))
         };
-        let api = file.api.clone().unwrap_or_default();
+        let listen = address("listen", &api.listen);
+        let operator_listen = address("operator_listen", &api.operator_listen);
+        let wake = match file.wake {
+            WakeWord::Poll => WakeMode::Poll,
+            WakeWord::Listen => WakeMode::Listen,
+        };
+        let (Some(listen), Some(operator_listen), true) = (listen, operator_listen, faults.count() == 0) else {
+            return Err(faults.into());
+        };
         Ok(Settings {
             chains,
             process,
             vaults,
-            wake: match file.wake {
-                Some(file::WakeWord::Poll) => WakeMode::Poll,
-                _ => WakeMode::Listen,
-            },
-            listen: address(serve.and_then(|s| s.listen.as_ref()), api.listen.as_ref(), LISTEN, "listen")?,
-            operator_listen: address(
-                serve.and_then(|s| s.operator_listen.as_ref()),
-                api.operator_listen.as_ref(),
-                OPERATOR_LISTEN,
-                "operator_listen",
-            )?,
-            first_look,
-            operator_asked: serve.is_some_and(|s| s.operator_listen.is_some()) || api.operator_listen.is_some(),
-            database_url: cli
-                .database_url
-                .clone()
-                .or_else(|| {
-                    ["EBBTIDE_DATABASE_URL", "DATABASE_URL", "DB_URL"].iter().find_map(|v| std::env::var(v).ok())
-                })
-                .filter(|url| !url.is_empty())
-                .or(file.database_url),
+            wake,
+            listen,
+            operator_listen,
+            first_look: known.first_look,
+            operator_asked: given.at(&["api", "operator_listen"]).is_some(),
             private_dir: cli.data_dir.clone(),
             log_json: cli.log_format == cli::LogFormat::Json,
+            file: given.file.clone(),
+            unknown_variables: given.unknown_variables.clone(),
+            effective: Effective {
+                database_url: database_url.clone(),
+                wake: file.wake,
+                poll_interval_ms: file.poll_interval_ms,
+                batch: file.batch,
+                workers: file.workers,
+                chains: described,
+                projections,
+                api,
+            },
+            database_url,
         })
+    }
+
+    /// The settings that count, defaults included, in the form of the file; of a URL with a password or a key, only the host.
+    pub fn shown(&self) -> String {
+        let mut table = toml::Table::try_from(&self.effective).unwrap_or_default();
+        given::without_secrets(&mut table);
+        toml::to_string(&table).unwrap_or_default()
     }
 
     /// How connections behave, under this name.
@@ -242,231 +311,35 @@ fn bounded(setting: &str, value: u64, bounds: std::ops::RangeInclusive<u64>) -> 
     })
 }
 
-impl ChainFile {
-    /// The first setting given that chains of this source do not have, and the sources whose chains do.
-    fn foreign(&self, source: SourceKind) -> Option<(&'static str, &'static [SourceKind])> {
-        use SourceKind::{Devnet, Evm, File, Gno, Starknet};
-        let settings: [(&str, bool, &'static [SourceKind]); 30] = [
-            ("urls", !self.urls.is_empty(), &[Evm, Gno, Starknet]),
-            ("ws_url", self.ws_url.is_some(), &[Evm, Gno, Starknet]),
-            ("request_timeout_ms", self.request_timeout_ms.is_some(), &[Evm, Gno, Starknet]),
-            ("confirm_grace_ms", self.confirm_grace_ms.is_some(), &[Evm, Starknet]),
-            ("path", self.path.is_some(), &[File]),
-            ("kind", self.kind.is_some(), &[File]),
-            ("network_id", self.network_id.is_some(), &[Gno, File]),
-            ("tokens", !self.tokens.is_empty(), &[Evm, Gno, Starknet, File]),
-            ("events", !self.events.is_empty(), &[Evm, Gno, File]),
-            ("wrapped_native", !self.wrapped_native.is_empty(), &[Evm, File]),
-            ("factories", !self.factories.is_empty(), &[Evm]),
-            ("check_bloom", self.check_bloom.is_some(), &[Evm]),
-            ("contracts", !self.contracts.is_empty(), &[Starknet]),
-            ("vault_class_hash", self.vault_class_hash.is_some(), &[Starknet]),
-            ("deployer", self.deployer.is_some(), &[Starknet]),
-            ("udc_address", !self.udc_address.is_empty(), &[Starknet]),
-            ("page_blocks", self.page_blocks.is_some(), &[Gno]),
-            ("confirm_blocks", self.confirm_blocks.is_some(), &[Gno]),
-            ("incomplete_after_ms", self.incomplete_after_ms.is_some(), &[Gno]),
-            ("skip_incomplete", self.skip_incomplete, &[Gno]),
-            ("trusted_grc20_packages", self.trusted_grc20_packages.is_some(), &[Gno]),
-            ("require_func", self.require_func, &[Gno]),
-            ("body_limit_bytes", self.body_limit_bytes.is_some(), &[Gno]),
-            ("seed", self.seed.is_some(), &[Devnet]),
-            ("block_interval_ms", self.block_interval_ms.is_some(), &[Devnet]),
-            ("reorg_every", self.reorg_every.is_some(), &[Devnet]),
-            ("max_reorg_depth", self.max_reorg_depth.is_some(), &[Devnet]),
-            ("blocks_at_start", self.blocks_at_start.is_some(), &[Devnet]),
-            ("events_per_block", self.events_per_block.is_some(), &[Devnet]),
-            ("last_height", self.last_height.is_some(), &[Devnet]),
-        ];
-        let foreign = settings.into_iter().find(|(_, given, sources)| *given && !sources.contains(&source));
-        foreign.map(|(setting, _, sources)| (setting, sources))
+/// What a command says that is no setting.
+struct Known {
+    first_look: bool,
+    once: bool,
+}
+
+/// Faults found so far: all of them are named, not the first alone.
+#[derive(Debug, Default)]
+struct Faults(Vec<ConfigError>);
+
+impl Faults {
+    fn push(&mut self, fault: ConfigError) {
+        self.0.push(fault);
     }
 
-    fn check(self, name: &str) -> Result<ChainConfig, ConfigError> {
-        let at = |setting: &str| format!("[chains.{name}] {setting}");
-        if name.is_empty()
-            || name.len() > 64
-            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
-        {
-            return Err(ConfigError::OutOfBounds {
-                setting: "the chain's name".to_owned(),
-                value: name.to_owned(),
-                bounds: "1 to 64 letters, digits, dots, dashes and underscores".to_owned(),
-            });
-        }
-        let unfit = |what: &str| ConfigError::Unfit(format!("[chains.{name}]: {what}"));
-        let Some(source) = self.source else {
-            return Err(unfit("source is missing: evm, gno, starknet, file or devnet"));
-        };
-        let start_height = self
-            .start_height
-            .map(|h| bounded(&at("start_height"), h, 0..=i64::MAX as u64))
-            .transpose()?
-            .and_then(Height::new);
-        let finality_depth =
-            self.finality_depth.map(|d| bounded(&at("finality_depth"), d, 0..=10_000_000)).transpose()?;
-        let milliseconds = |value: Option<u64>, setting: &str, default: u64| {
-            bounded(&at(setting), value.unwrap_or(default), 1..=86_400_000).map(Duration::from_millis)
-        };
-        // A gno block takes seconds, and its indexer looks for one every second.
-        let poll_default = if source == SourceKind::Gno { 2_000 } else { 1_000 };
-        let poll_interval = milliseconds(self.poll_interval_ms, "poll_interval_ms", poll_default)?;
-        let concurrency = bounded(&at("concurrency"), self.concurrency.unwrap_or(4), 1..=64)? as usize;
-        let page_blocks = self.page_blocks.unwrap_or(gno::DEFAULT_PAGE_BLOCKS);
-        let page_blocks = bounded(&at("page_blocks"), page_blocks, gno::PAGE_BLOCKS)?;
-        let range_default = match source {
-            SourceKind::Gno => page_blocks,
-            // Whole blocks with their receipts weigh megabytes.
-            SourceKind::Starknet if self.tokens.is_empty() => 50,
-            SourceKind::Starknet => 500,
-            _ => 2_000,
-        };
-        let range_blocks = bounded(&at("range_blocks"), self.range_blocks.unwrap_or(range_default), 1..=100_000)?;
-        if let Some((setting, sources)) = self.foreign(source) {
-            let words: Vec<String> = sources.iter().map(|source| format!("\"{}\"", source.word())).collect();
-            return Err(unfit(&format!("{setting} is for source = {}", words.join(" or "))));
-        }
-        if matches!(source, SourceKind::Evm | SourceKind::Gno | SourceKind::Starknet) && self.urls.is_empty() {
-            let form = if source == SourceKind::Gno { ", as https://…/graphql/query" } else { "" };
-            return Err(unfit(&format!("source = \"{}\" needs a URL (--url, or urls){form}", source.word())));
-        }
-        let (source, kind) = match source {
-            SourceKind::Evm => {
-                let settings = EvmSettings {
-                    urls: self.urls,
-                    ws_url: self.ws_url,
-                    tokens: self.tokens,
-                    events: self.events,
-                    factories: self.factories,
-                    wrapped_native: self.wrapped_native,
-                    check_bloom: self.check_bloom.unwrap_or(true),
-                    confirm_grace: milliseconds(self.confirm_grace_ms, "confirm_grace_ms", 15_000)?,
-                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
-                    concurrency: concurrency * 2,
-                    ..EvmSettings::default()
-                };
-                (SourceConfig::Evm(Box::new(settings)), Kind::Evm)
-            }
-            SourceKind::Gno => {
-                let default = gno::decode::DecodeSettings::default();
-                let body_limit = self.body_limit_bytes.unwrap_or(64 << 20);
-                let settings = GnoSettings {
-                    urls: self.urls,
-                    ws_url: self.ws_url,
-                    network_id: self.network_id,
-                    decode: gno::decode::DecodeSettings {
-                        trusted_grc20_packages: self.trusted_grc20_packages.unwrap_or(default.trusted_grc20_packages),
-                        tokens: self.tokens,
-                        events: self.events,
-                        require_func: self.require_func,
-                    },
-                    page_blocks,
-                    confirm_blocks: bounded(&at("confirm_blocks"), self.confirm_blocks.unwrap_or(1), 0..=1_000)?,
-                    incomplete_after: milliseconds(self.incomplete_after_ms, "incomplete_after_ms", 600_000)?,
-                    skip_incomplete: self.skip_incomplete,
-                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
-                    body_limit: bounded(&at("body_limit_bytes"), body_limit, 64 << 10..=1 << 30)? as usize,
-                };
-                // It asks nobody yet: what it refuses should be known before anything is connected.
-                GnoSource::new(settings.clone())?;
-                (SourceConfig::Gno(Box::new(settings)), Kind::Gno)
-            }
-            SourceKind::Starknet => {
-                let settings = StarknetSettings {
-                    urls: self.urls,
-                    ws_url: self.ws_url,
-                    decode: StarknetDecodeSettings {
-                        tokens: self.tokens,
-                        contracts: self.contracts,
-                        vault_class_hash: self.vault_class_hash,
-                        deployer: self.deployer,
-                        udc_addresses: self.udc_address,
-                    },
-                    confirm_grace: milliseconds(self.confirm_grace_ms, "confirm_grace_ms", 15_000)?,
-                    request_timeout: milliseconds(self.request_timeout_ms, "request_timeout_ms", 30_000)?,
-                    concurrency: concurrency * 2,
-                    ..StarknetSettings::default()
-                };
-                (SourceConfig::Starknet(Box::new(settings)), Kind::Starknet)
-            }
-            SourceKind::File => {
-                let Some(path) = self.path else {
-                    return Err(unfit("source = \"file\" needs a path (--file)"));
-                };
-                let kind = self.kind.as_deref().map(|word| {
-                    Kind::parse(word).ok_or_else(|| ConfigError::OutOfBounds {
-                        setting: at("kind"),
-                        value: word.to_owned(),
-                        bounds: "evm, gno, starknet or other".to_owned(),
-                    })
-                });
-                let kind = kind.transpose()?;
-                let decode =
-                    DecodeSettings { tokens: self.tokens, events: self.events, wrapped_native: self.wrapped_native };
-                let settings = FileSettings { path, kind, network_id: self.network_id, decode };
-                (SourceConfig::File(settings), kind.unwrap_or(Kind::Other))
-            }
-            SourceKind::Devnet => {
-                let default = DevnetSettings::default();
-                let settings = DevnetSettings {
-                    seed: self.seed.unwrap_or(default.seed),
-                    block_interval: match self.block_interval_ms {
-                        Some(ms) => Duration::from_millis(bounded(&at("block_interval_ms"), ms, 1..=3_600_000)?),
-                        None => default.block_interval,
-                    },
-                    reorg_every: self.reorg_every.unwrap_or(default.reorg_every),
-                    last_height: self.last_height,
-                    blocks_at_start: self.blocks_at_start.unwrap_or(default.blocks_at_start),
-                    events_per_block: self.events_per_block.unwrap_or(default.events_per_block),
-                    max_reorg_depth: self.max_reorg_depth.unwrap_or(default.max_reorg_depth),
-                    ..default
-                };
-                (SourceConfig::Devnet(settings), Kind::Evm)
-            }
-        };
-        let announcers = match &source {
-            SourceConfig::Gno(settings) => Some(settings.decode.trusted_grc20_packages.clone()),
-            _ => None,
-        };
-        let sync = SyncSettings {
-            chain: ChainSettings { name: name.to_owned(), kind, start_height, finality_depth, announcers },
-            poll_interval,
-            concurrency,
-            range_blocks,
-            allow_reset: self.allow_reset,
-            halt_on_bad_event: false,
-            ends: matches!(source, SourceConfig::File(_)),
-            progress: true,
-        };
-        Ok(ChainConfig { source, sync })
+    fn keep<T>(&mut self, checked: Result<T, impl Into<ConfigError>>) -> Option<T> {
+        checked.map_err(|fault| self.push(fault.into())).ok()
+    }
+
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl From<Faults> for ConfigError {
+    fn from(faults: Faults) -> ConfigError {
+        ConfigError::Several(faults.0)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_setting_of_another_source_is_refused() {
-        let foreign = [
-            ("evm", "path = 'blocks.ndjson'"),
-            ("evm", "network_id = 'main'"),
-            ("evm", "seed = 1"),
-            ("gno", "wrapped_native = ['0x1']"),
-            ("gno", "confirm_grace_ms = 1"),
-            ("starknet", "events = ['A()']"),
-            ("starknet", "check_bloom = false"),
-            ("file", "urls = ['http://127.0.0.1']"),
-            ("file", "require_func = true"),
-            ("devnet", "tokens = ['0x1']"),
-            ("devnet", "udc_address = ['0x1']"),
-        ];
-        for (source, line) in foreign {
-            let chain: ChainFile = toml::from_str(&format!("source = '{source}'\n{line}")).expect("known settings");
-            let error = chain.check("main").expect_err(line).to_string();
-            let (setting, _) = line.split_once(' ').expect("a setting");
-            assert!(error.starts_with(&format!("[chains.main]: {setting} is for source = ")), "{error}");
-            assert!(!error.contains(&format!("\"{source}\"")), "{error}");
-        }
-    }
-}
+mod tests;

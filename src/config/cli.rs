@@ -1,13 +1,14 @@
 //! The command line.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use toml::Value;
 
-use super::ConfigError;
-use super::file::{ChainFile, ProjectionFile, SourceKind};
-use crate::projections::token_balances::{History, NegativeBalances, OnBadEvent, OnDeepChange};
+use super::chain::SourceKind;
+use super::given::Given;
+use super::{ConfigError, Faults};
+use crate::projections::token_balances::{self, History, NegativeBalances, OnBadEvent, OnDeepChange};
 
 /// Keeps tables derived from a blockchain correct in your own Postgres, through every reorg.
 #[derive(Debug, Clone, Parser)]
@@ -43,17 +44,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Everything in one process: migrate, sync, process, serve. Without a source: a devnet on a private Postgres.
-    Run {
-        /// Where blocks come from.
-        #[command(flatten)]
-        source: SourceArgs,
-        /// How they are applied.
-        #[command(flatten)]
-        process: ProcessArgs,
-        /// Where answers are given.
-        #[command(flatten)]
-        serve: ServeArgs,
-    },
+    Run(AllArgs),
     /// Write blocks and events of a source into Postgres.
     Sync {
         /// Where blocks come from.
@@ -61,7 +52,7 @@ pub enum Command {
         source: SourceArgs,
         /// Where health is shown.
         #[command(flatten)]
-        serve: ServeArgs,
+        operator: OperatorArgs,
     },
     /// Apply blocks, of every chain in the database.
     Process {
@@ -70,16 +61,25 @@ pub enum Command {
         process: ProcessArgs,
         /// Where health is shown.
         #[command(flatten)]
-        serve: ServeArgs,
+        operator: OperatorArgs,
     },
     /// Answer the REST API. It only reads.
     Serve {
         /// What readers are shown.
         #[command(flatten)]
-        process: ProcessArgs,
+        shown: ShownArgs,
         /// Where answers are given.
         #[command(flatten)]
         serve: ServeArgs,
+    },
+    /// Print the settings that count, from file, variables and flags, without passwords and keys; connects to nothing.
+    Config {
+        /// Print nothing, but name every fault; unknown variables are faults, too. Exit code 2 if there is one.
+        #[arg(long)]
+        check: bool,
+        /// As for `run`.
+        #[command(flatten)]
+        all: AllArgs,
     },
     /// Apply schema migrations.
     Migrate,
@@ -139,95 +139,102 @@ pub struct SourceArgs {
     #[arg(long = "wrapped-native", value_name = "ADDRESS")]
     pub wrapped_native: Vec<String>,
     /// First height that counts; default: the token's deployment.
-    #[arg(long, value_name = "HEIGHT")]
-    pub start_height: Option<u64>,
+    #[arg(long, value_name = "HEIGHT", value_parser = number())]
+    pub start_height: Option<i64>,
     /// Blocks below the head taken as final [default: 64].
-    #[arg(long, value_name = "BLOCKS")]
-    pub finality_depth: Option<u64>,
-    /// The chain's name in the database.
-    #[arg(long, value_name = "NAME", default_value = "main")]
-    pub chain: String,
+    #[arg(long, value_name = "BLOCKS", value_parser = number())]
+    pub finality_depth: Option<i64>,
+    /// The chain's name in the database [default: main].
+    #[arg(long, value_name = "NAME")]
+    pub chain: Option<String>,
     /// Follow the source even where it replaces final blocks, and move the start of a chain that holds blocks.
     #[arg(long)]
     pub allow_reset: bool,
     /// Head polling interval in ms [default: 1000, gno 2000].
-    #[arg(long, value_name = "MS")]
-    pub source_poll_ms: Option<u64>,
+    #[arg(long, value_name = "MS", value_parser = number())]
+    pub source_poll_ms: Option<i64>,
     /// devnet: another seed is another chain [default: 1].
-    #[arg(long)]
-    pub seed: Option<u64>,
+    #[arg(long, value_parser = number())]
+    pub seed: Option<i64>,
     /// devnet: ms between two blocks [default: 1000].
-    #[arg(long, value_name = "MS")]
-    pub block_interval_ms: Option<u64>,
+    #[arg(long, value_name = "MS", value_parser = number())]
+    pub block_interval_ms: Option<i64>,
     /// devnet: the chain ends at this height [default: never].
-    #[arg(long, value_name = "HEIGHT")]
-    pub last_height: Option<u64>,
+    #[arg(long, value_name = "HEIGHT", value_parser = number())]
+    pub last_height: Option<i64>,
 }
 
 impl SourceArgs {
-    /// Whether any flag names a source.
-    pub(super) fn names_a_source(&self) -> bool {
-        self.source.is_some() || !self.urls.is_empty() || self.path.is_some()
+    /// What the flags say, by the setting of a chain that each stands for.
+    fn settings(&self) -> Vec<(&'static str, &'static str, Value)> {
+        let texts = |list: &[String]| (!list.is_empty()).then(|| Value::from(list.to_vec()));
+        let number = |n: Option<i64>| n.map(Value::Integer);
+        let all = [
+            ("--source", "source", self.source.map(|source| Value::from(source.word()))),
+            ("--url", "urls", texts(&self.urls)),
+            ("--ws-url", "ws_url", self.ws_url.clone().map(Value::from)),
+            ("--file", "path", self.path.as_ref().map(|path| Value::from(path.to_string_lossy().into_owned()))),
+            ("--kind", "kind", self.kind.clone().map(Value::from)),
+            ("--token", "tokens", texts(&self.tokens)),
+            ("--event", "events", texts(&self.events)),
+            ("--wrapped-native", "wrapped_native", texts(&self.wrapped_native)),
+            ("--start-height", "start_height", number(self.start_height)),
+            ("--finality-depth", "finality_depth", number(self.finality_depth)),
+            ("--allow-reset", "allow_reset", self.allow_reset.then_some(Value::Boolean(true))),
+            ("--source-poll-ms", "poll_interval_ms", number(self.source_poll_ms)),
+            ("--seed", "seed", number(self.seed)),
+            ("--block-interval-ms", "block_interval_ms", number(self.block_interval_ms)),
+            ("--last-height", "last_height", number(self.last_height)),
+        ];
+        all.into_iter().filter_map(|(flag, setting, value)| Some((flag, setting, value?))).collect()
     }
 
-    /// Lays the flags over the file's chains. Flags without a source need a chain of that name in the file.
-    pub(super) fn add_to(&self, chains: &mut BTreeMap<String, ChainFile>) -> Result<(), ConfigError> {
-        let known = chains.contains_key(&self.chain);
-        if !self.names_a_source() && !known {
-            let stray = !self.tokens.is_empty() || !self.events.is_empty() || self.ws_url.is_some();
-            if stray {
-                return Err(ConfigError::Unfit(
-                    "--token, --event and --ws-url need a source: --source evm --url http://…".to_owned(),
-                ));
+    /// Lays the flags over the chain that they name. Where nobody names a source, that chain is a devnet, which is a first
+    /// look: whether this is one.
+    pub(super) fn lay_over(&self, given: &mut Given, faults: &mut Faults) -> bool {
+        let name = self.chain.as_deref().unwrap_or("main");
+        let chain = |setting| ["chains", name, setting];
+        let flags = self.settings();
+        let names_a_source = flags.iter().any(|(_, setting, _)| NAMING.contains(setting));
+        let others: Vec<String> = match given.at(&["chains"]) {
+            Some(Value::Table(chains)) => chains.keys().cloned().collect(),
+            _ => Vec::new(),
+        };
+        let is_known = others.iter().any(|other| other == name);
+        if !names_a_source && !is_known && !others.is_empty() {
+            if let Some(flag) = flags.first().map(|(flag, ..)| *flag).or(self.chain.as_ref().map(|_| "--chain")) {
+                faults.push(ConfigError::Unfit(format!(
+                    "{flag} is for chain {name}, which the settings do not name: say which one by --chain ({}), or name a \
+                     source for it",
+                    others.join(", ")
+                )));
             }
-            if chains.is_empty() {
-                return self.add_devnet(chains);
+            return false;
+        }
+        for (flag, setting, value) in flags {
+            if NAMING.contains(&setting) && given.is_of_the_file(&chain(setting)) {
+                faults.push(ConfigError::Unfit(format!(
+                    "chain {name} is named twice: {flag} stands beside {}; leave out one of them, or follow another chain by \
+                     --chain",
+                    given.name(&chain(setting))
+                )));
             }
-            return Ok(());
+            given.lay_over(flag, &chain(setting), value);
         }
-        let chain = chains.entry(self.chain.clone()).or_default();
-        self.lay_over(chain);
-        if chain.source.is_none() {
-            chain.source = if chain.path.is_some() { Some(SourceKind::File) } else { Some(SourceKind::Evm) };
-        }
-        Ok(())
-    }
-
-    fn add_devnet(&self, chains: &mut BTreeMap<String, ChainFile>) -> Result<(), ConfigError> {
-        let mut chain = ChainFile { source: Some(SourceKind::Devnet), ..ChainFile::default() };
-        self.lay_over(&mut chain);
-        chains.insert(self.chain.clone(), chain);
-        Ok(())
-    }
-
-    fn lay_over(&self, chain: &mut ChainFile) {
-        fn over<T: Clone>(flag: &Option<T>, setting: &mut Option<T>) {
-            if flag.is_some() {
-                setting.clone_from(flag);
-            }
-        }
-        fn over_list(flag: &[String], setting: &mut Vec<String>) {
-            if !flag.is_empty() {
-                *setting = flag.to_vec();
-            }
-        }
-        over(&self.source, &mut chain.source);
-        over_list(&self.urls, &mut chain.urls);
-        over(&self.ws_url, &mut chain.ws_url);
-        over(&self.path, &mut chain.path);
-        over(&self.kind, &mut chain.kind);
-        over_list(&self.tokens, &mut chain.tokens);
-        over_list(&self.events, &mut chain.events);
-        over_list(&self.wrapped_native, &mut chain.wrapped_native);
-        over(&self.start_height, &mut chain.start_height);
-        over(&self.finality_depth, &mut chain.finality_depth);
-        chain.allow_reset |= self.allow_reset;
-        over(&self.source_poll_ms, &mut chain.poll_interval_ms);
-        over(&self.seed, &mut chain.seed);
-        over(&self.block_interval_ms, &mut chain.block_interval_ms);
-        over(&self.last_height, &mut chain.last_height);
+        let source = match (given.at(&chain("source")), given.at(&chain("path"))) {
+            (Some(_), _) => return false,
+            _ if !names_a_source && !is_known => SourceKind::Devnet,
+            (None, Some(_)) => SourceKind::File,
+            (None, None) if names_a_source => SourceKind::Evm,
+            (None, None) => return false,
+        };
+        given.lay_over("the source taken for granted", &chain("source"), Value::from(source.word()));
+        !names_a_source && !is_known
     }
 }
+
+/// Settings that say where a chain's blocks come from.
+const NAMING: [&str; 3] = ["source", "urls", "path"];
 
 /// How blocks are applied.
 #[derive(Debug, Clone, Default, Args)]
@@ -236,14 +243,14 @@ pub struct ProcessArgs {
     #[arg(long)]
     pub once: bool,
     /// Most final blocks merged into one commit [default: as many as hold 10,000 events].
-    #[arg(long, value_name = "N")]
-    pub batch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = number())]
+    pub batch: Option<i64>,
     /// Pairs of connections to work with, for balances and again for functions and code [default: 4].
-    #[arg(long, value_name = "N")]
-    pub workers: Option<u64>,
-    /// What a negative balance means [default: zero].
-    #[arg(long, value_enum)]
-    pub negative_balances: Option<NegativeBalances>,
+    #[arg(long, value_name = "N", value_parser = number())]
+    pub workers: Option<i64>,
+    /// What a negative balance means.
+    #[command(flatten)]
+    pub shown: ShownArgs,
     /// What to do with an event that cannot be taken in [default: quarantine].
     #[arg(long, value_enum)]
     pub on_bad_event: Option<OnBadEvent>,
@@ -256,14 +263,37 @@ pub struct ProcessArgs {
 }
 
 impl ProcessArgs {
-    pub(super) fn over(&self, file: ProjectionFile) -> ProjectionFile {
-        ProjectionFile {
-            negative_balances: self.negative_balances.or(file.negative_balances),
-            on_bad_event: self.on_bad_event.or(file.on_bad_event),
-            on_deep_change: self.on_deep_change.or(file.on_deep_change),
-            history: self.history.or(file.history),
-            ..file
+    pub(super) fn lay_over(&self, given: &mut Given) {
+        let numbers = [("--batch", "batch", self.batch), ("--workers", "workers", self.workers)];
+        for (flag, setting, number) in numbers {
+            if let Some(number) = number {
+                given.lay_over(flag, &[setting], Value::Integer(number));
+            }
         }
+        lay_word(given, "--on-bad-event", "on_bad_event", self.on_bad_event);
+        lay_word(given, "--on-deep-change", "on_deep_change", self.on_deep_change);
+        lay_word(given, "--history", "history", self.history);
+        self.shown.lay_over(given);
+    }
+}
+
+/// What readers are shown.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ShownArgs {
+    /// What a negative balance means [default: zero].
+    #[arg(long, value_enum)]
+    pub negative_balances: Option<NegativeBalances>,
+}
+
+impl ShownArgs {
+    pub(super) fn lay_over(&self, given: &mut Given) {
+        lay_word(given, "--negative-balances", "negative_balances", self.negative_balances);
+    }
+}
+
+fn lay_word(given: &mut Given, flag: &str, setting: &str, word: Option<impl ValueEnum>) {
+    if let Some(word) = word.and_then(|word| Some(word.to_possible_value()?.get_name().to_owned())) {
+        given.lay_over(flag, &["projections", token_balances::NAME, setting], Value::from(word));
     }
 }
 
@@ -273,9 +303,53 @@ pub struct ServeArgs {
     /// Address of the REST API [default: 127.0.0.1:8080].
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
+    /// Where health is shown.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+impl ServeArgs {
+    pub(super) fn lay_over(&self, given: &mut Given) {
+        if let Some(listen) = &self.listen {
+            given.lay_over("--listen", &["api", "listen"], Value::from(listen.as_str()));
+        }
+        self.operator.lay_over(given);
+    }
+}
+
+/// Where health is shown.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OperatorArgs {
     /// Address of /health, /ready and /metrics [default: 127.0.0.1:6060].
     #[arg(long, value_name = "ADDR")]
     pub operator_listen: Option<String>,
+}
+
+impl OperatorArgs {
+    pub(super) fn lay_over(&self, given: &mut Given) {
+        if let Some(listen) = &self.operator_listen {
+            given.lay_over("--operator-listen", &["api", "operator_listen"], Value::from(listen.as_str()));
+        }
+    }
+}
+
+/// A number as a settings file can hold it, not below 0.
+fn number() -> impl clap::builder::TypedValueParser<Value = i64> {
+    clap::value_parser!(i64).range(0..)
+}
+
+/// Everything that a settings file can say, by flags.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AllArgs {
+    /// Where blocks come from.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// How they are applied.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Where answers are given.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// `status`.

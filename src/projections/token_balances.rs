@@ -4,7 +4,7 @@ mod cache;
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub use self::cache::Cache;
@@ -16,7 +16,7 @@ use crate::store::{Balance, Changes, Movement, Refused};
 pub const NAME: &str = "token_balances";
 
 /// What a negative balance means to the operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NegativeBalances {
     /// Kept exact; REST shows 0 and counts them. The default.
@@ -29,7 +29,7 @@ pub enum NegativeBalances {
 }
 
 /// What to do with an event that cannot be applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBadEvent {
     /// It goes to `rejected_events`, the rest of its block is applied. The default.
@@ -40,7 +40,7 @@ pub enum OnBadEvent {
 }
 
 /// What to do when the chain changed at or below its final height.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDeepChange {
     /// Undone and applied again in one transaction. The default.
@@ -51,7 +51,7 @@ pub enum OnDeepChange {
 }
 
 /// How much of `balance_history` (read as `balance_changes`) is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum History {
     /// All of it. The default.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use alloy_dyn_abi::DynSolType;
 use alloy_primitives::{Address, hex};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::parse_address;
 use super::signature::Signature;
@@ -13,7 +13,7 @@ use crate::chain::{Event, Height};
 use crate::sources::SourceError;
 
 /// One factory: whose events name contracts, and what of those is kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FactorySettings {
     /// The factory, or a list of them. Empty: anybody who says this event, strangers included.

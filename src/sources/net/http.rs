@@ -126,6 +126,14 @@ pub fn shown(url: &Url) -> String {
     format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or("?"))
 }
 
+/// A text that should be a URL, with nothing but scheme, host and port of it.
+pub fn redacted(text: &str) -> String {
+    match Url::parse(text.trim()) {
+        Ok(url) if url.has_host() => shown(&url) + "/…",
+        _ => "…".to_owned(),
+    }
+}
+
 /// The parts of a URL that may be a key: whatever a server sends back must not carry them into logs. Parts of fewer
 /// than 8 characters are words, not keys.
 pub fn secrets(url: &Url) -> Vec<String> {
