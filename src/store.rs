@@ -2,6 +2,7 @@
 
 mod chains;
 mod column;
+mod greeting;
 mod ledger;
 mod manifest;
 mod migrate;
@@ -24,10 +25,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use self::greeting::Greeting;
+
 pub(crate) use chains::stored_event;
 pub use chains::{
-    CaughtUp, ChainRow, ChainSettings, Claim, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock, Tip,
-    TokenDescription, Written,
+    CaughtUp, ChainRow, ChainSettings, Claim, LockHolder, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock,
+    Tip, TokenDescription, Written,
 };
 pub use column::Column;
 pub use ledger::{
@@ -150,6 +153,12 @@ pub enum StoreError {
         /// Whose.
         role: String,
     },
+    /// Connections share their sessions.
+    #[error(
+        "the database is reached through a pooler that gives each transaction another session: locks and LISTEN do not work so; \
+         give the address of the server itself, or of a pooler in session mode"
+    )]
+    Pooled,
     /// A projection's own code would not take a block.
     #[error("{reason}")]
     Refused {
@@ -270,6 +279,7 @@ pub struct Store {
     config: Config,
     tls: MakeRustlsConnect,
     settings: StoreSettings,
+    greeting: Greeting,
 }
 
 impl std::fmt::Debug for Store {
@@ -309,8 +319,9 @@ impl Store {
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(15));
         let tls = tls::connector(verify)?;
-        let pool = pool(&config, &tls, settings.pool_size, greeting(&settings));
-        Ok(Store { pool, config, tls, settings })
+        let greeting = Greeting::new(&settings);
+        let pool = pool(&config, &tls, settings.pool_size, greeting.clone());
+        Ok(Store { pool, config, tls, settings, greeting })
     }
 
     /// A pooled connection for short statements.
@@ -320,19 +331,24 @@ impl Store {
 
     /// A connection of its own, outside the pool, with its driver running in the background.
     pub(crate) async fn connect(&self) -> Result<Client, StoreError> {
+        self.connect_as(&self.greeting).await
+    }
+
+    /// The same with other settings.
+    async fn connect_as(&self, greeting: &Greeting) -> Result<Client, StoreError> {
         let (client, connection) = self.config.connect(self.tls.clone()).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "A connection to Postgres ended");
             }
         });
-        client.batch_execute(&greeting(&self.settings)).await?;
+        greeting.say(&client).await?;
         Ok(client)
     }
 }
 
 /// Connections that are opened when they are needed, up to `size`, and say `greeting` first.
-fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: String) -> Pool {
+fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: Greeting) -> Pool {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     Pool::builder(Manager::from_config(config.clone(), tls.clone(), recycling))
         .max_size(size)
@@ -342,7 +358,7 @@ fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: String)
         .runtime(Runtime::Tokio1)
         .post_create(Hook::async_fn(move |client, _| {
             let greeting = greeting.clone();
-            Box::pin(async move { client.batch_execute(&greeting).await.map_err(HookError::Backend) })
+            Box::pin(async move { greeting.say(client).await.map_err(HookError::Backend) })
         }))
         .build()
         .expect("a pool with timeouts has a runtime")
@@ -353,18 +369,4 @@ async fn connection(pool: &Pool) -> Result<Object, StoreError> {
         PoolError::Backend(error) => StoreError::Postgres(error),
         other => StoreError::NoConnection { reason: other.to_string() },
     })
-}
-
-/// What every connection says first. Not start-up options: poolers refuse those.
-fn greeting(settings: &StoreSettings) -> String {
-    // Settings are numbers of ours; nothing from outside gets in here.
-    [
-        "set search_path = ebbtide".to_owned(),
-        "set statement_timeout = ".to_owned() + &settings.statement_timeout.as_millis().to_string(),
-        "set lock_timeout = ".to_owned() + &settings.lock_timeout.as_millis().to_string(),
-        "set idle_in_transaction_session_timeout = 60000".to_owned(),
-        "set jit = off".to_owned(),
-        "set timezone = 'UTC'".to_owned(),
-    ]
-    .join("; ")
 }

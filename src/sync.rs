@@ -24,7 +24,9 @@ use self::following::Following;
 use self::lag::Lag;
 use crate::chain::{Block, BlockRef, ChainId, Height, Text};
 use crate::sources::{Head, Identity, Source, TokenMetadata};
-use crate::store::{ChainRow, ChainSettings, NewBlocks, Store, StoredChain, SyncLock, TokenDescription, Written};
+use crate::store::{
+    ChainRow, ChainSettings, LockHolder, NewBlocks, Store, StoredChain, SyncLock, TokenDescription, Written,
+};
 
 /// How the syncer goes about it.
 #[derive(Debug, Clone)]
@@ -116,6 +118,8 @@ pub async fn run(
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LASTING_PAUSE: Duration = Duration::from_secs(10);
+/// A COPY that has taken in nothing for so long is that of a process that stands still.
+const STALLED_AFTER: Duration = Duration::from_secs(9);
 
 fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)
@@ -154,17 +158,17 @@ impl Syncer {
         let id = self.store.ensure_chain(&self.settings.chain.name, identity.kind).await?;
         let Some((mut lock, waited)) = self.lock(id).await? else { return Ok(()) };
         if waited {
-            identity = self.source.identify().await?;
+            identity = lock.hold_during(self.source.identify()).await?;
         }
         let stored = self.settle(&mut lock, &identity).await?;
         let chain = &stored.chain;
         let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
         // Whom the source followed in an earlier session may be another's by now.
         self.following = Following::default();
-        self.tell_whom_to_follow(&stored, tip.as_ref()).await?;
+        self.tell_whom_to_follow(&lock, &stored, tip.as_ref()).await?;
         self.resume(&lock, chain, tip.as_ref()).await?;
         if tip.is_none() {
-            let opening = self.source.opening_balances().await?;
+            let opening = lock.hold_during(self.source.opening_balances()).await?;
             if !opening.is_empty() {
                 let rows: Vec<_> = opening.into_iter().map(|o| (o.token, o.address, o.amount)).collect();
                 lock.put_opening_balances(&rows).await?;
@@ -185,7 +189,7 @@ impl Syncer {
                 Ok(Round::Idle) => {
                     self.went_well(pause);
                     tokio::select! {
-                        () = self.source.wait(self.settings.poll_interval) => {}
+                        () = lock.hold_during(self.source.wait(self.settings.poll_interval)) => {}
                         () = self.shutdown.cancelled() => return Ok(()),
                     }
                 }
@@ -196,7 +200,7 @@ impl Syncer {
                         tracing::warn!(chain = %chain.name, %error, "The source failed; trying again");
                         self.watcher.troubled(&chain.name, &error.to_string(), error.is_for_a_person());
                         tokio::select! {
-                            () = tokio::time::sleep(wait) => {}
+                            () = lock.hold_during(tokio::time::sleep(wait)) => {}
                             () = self.shutdown.cancelled() => return Ok(()),
                         }
                         *pause = (*pause * 2).min(LONGEST_PAUSE);
@@ -223,16 +227,26 @@ impl Syncer {
 
     /// The chain's lock, and whether it was waited for while another syncer had it. None means it was told to stop meanwhile.
     async fn lock(&self, chain: ChainId) -> Result<Option<(SyncLock, bool)>, SyncError> {
-        let mut waited = false;
+        let (mut waited, mut stalled) = (false, None::<(LockHolder, Instant)>);
         loop {
-            if let Some(lock) = SyncLock::acquire(&self.store, chain).await? {
-                return Ok(Some((lock, waited)));
-            }
+            let holder = match SyncLock::acquire(&self.store, chain).await? {
+                Ok(lock) => return Ok(Some((lock, waited))),
+                Err(holder) => holder,
+            };
             let name = &self.settings.chain.name;
             if !std::mem::replace(&mut waited, true) {
-                tracing::info!(chain = %name, "Another syncer follows {name}; standing by");
+                tracing::info!(chain = %name, "Another syncer ({holder}) follows {name}; standing by");
             }
-            self.watcher.stands_by(name, "another syncer has the chain's lock");
+            self.watcher.stands_by(name, &format!("another one has the chain's lock ({holder})"));
+            stalled = match stalled.filter(|(before, _)| *before == holder) {
+                Some((_, since)) if since.elapsed() > STALLED_AFTER => {
+                    tracing::warn!(chain = %name, "The syncer of {name} ({holder}) stands still in the midst of a COPY; ending its session");
+                    SyncLock::end_stalled(&self.store, chain, &holder).await?;
+                    None
+                }
+                None if holder.copied.is_some() => Some((holder, Instant::now())),
+                same => same,
+            };
             tokio::select! {
                 () = tokio::time::sleep(self.settings.poll_interval) => {}
                 () = self.shutdown.cancelled() => return Ok(None),
@@ -270,9 +284,10 @@ impl Syncer {
         let recalls = self.source.recalls();
         if !recalls.is_empty() {
             let kinds: Vec<_> = recalls.iter().map(|r| (r.emitter.as_deref(), &*r.name)).collect();
-            self.source.recall(&lock.events_named(&kinds).await?).await?;
+            let said = lock.events_named(&kinds).await?;
+            lock.hold_during(self.source.recall(&said)).await?;
         }
-        Ok(self.source.resume(tip, chain.source_position.as_ref()).await?)
+        Ok(lock.hold_during(self.source.resume(tip, chain.source_position.as_ref())).await?)
     }
 
     /// What is new at the head, then a piece of what contracts said before they were followed.
@@ -283,11 +298,11 @@ impl Syncer {
     }
 
     async fn follow_head(&mut self, lock: &mut SyncLock) -> Result<Round, SyncError> {
-        let head = self.source.head().await?;
+        let head = lock.hold_during(self.source.head()).await?;
         let stored = lock.stored().await?;
         let StoredChain { chain, tip, .. } = &stored;
         let tip = tip.clone();
-        if self.tell_whom_to_follow(&stored, tip.as_ref()).await? {
+        if self.tell_whom_to_follow(lock, &stored, tip.as_ref()).await? {
             self.resume(lock, chain, tip.as_ref()).await?;
         }
         let tip_height = tip.as_ref().map(|tip| tip.height);
@@ -320,7 +335,7 @@ impl Syncer {
         let replace = down.is_some();
         let reset = replace && ancestor.as_ref().map(|a| a.height) < chain.final_height;
         if let Some(down) = down.filter(|down| !down.is_empty())
-            && !self.source.confirm_undo(&down, &head.block).await?
+            && !lock.hold_during(self.source.confirm_undo(&down, &head.block)).await?
         {
             tracing::warn!(
                 chain = %chain.name,
@@ -330,16 +345,16 @@ impl Syncer {
         }
         let from = match &ancestor {
             Some(ancestor) => ancestor.height.next(),
-            None => self.first_height(&stored).await?,
+            None => self.first_height(lock, &stored).await?,
         };
         let write = Write { chain, head: &head, reset };
         self.store_range(lock, write, ancestor, replace, from).await
     }
 
-    async fn first_height(&self, stored: &StoredChain) -> Result<Height, SyncError> {
+    async fn first_height(&self, lock: &SyncLock, stored: &StoredChain) -> Result<Height, SyncError> {
         match stored.chain.start_height.or(stored.lowest) {
             Some(start) => Ok(start),
-            None => Ok(self.source.first_height().await?),
+            None => Ok(lock.hold_during(self.source.first_height()).await?),
         }
     }
 
@@ -369,7 +384,7 @@ impl Syncer {
         let mut pending: Vec<Block> = Vec::new();
         // A replacement up to this size goes in at once, so that nobody sees a shorter chain in between.
         let at_once = if replace { REPLACEMENT_BLOCKS } else { 0 };
-        while let Some(blocks) = fetcher.next().await? {
+        while let Some(blocks) = lock.hold_during(fetcher.next()).await? {
             check_links(before_of(&pending, before.as_ref()), &blocks)?;
             pending.extend(blocks);
             let ended = pending.last().is_some_and(|b| b.link.height >= head_height);
@@ -474,7 +489,7 @@ impl Syncer {
         let result: Result<(), SyncError> = async {
             let unknown = lock.tokens_without_metadata(&fresh).await?;
             for tokens in unknown.chunks(50) {
-                let found = self.source.token_metadata(tokens).await?;
+                let found = lock.hold_during(self.source.token_metadata(tokens)).await?;
                 let described: Vec<_> = found.iter().map(description).collect();
                 lock.put_metadata(&described).await?;
             }

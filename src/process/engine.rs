@@ -191,7 +191,8 @@ impl Engine {
             Work::Code(code) => {
                 if tx.begin_blocks(run).await? {
                     let blocks: Vec<BlockRef> = run.blocks.iter().map(|(block, _)| block.clone()).collect();
-                    code.apply_range(&tx.range(&blocks)).await.map_err(BlockError::into_store)?;
+                    let range = tx.range(&blocks);
+                    tx.hold_during(code.apply_range(&range)).await.map_err(BlockError::into_store)?;
                     tx.leave_block().await?;
                     true
                 } else {

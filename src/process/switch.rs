@@ -218,7 +218,7 @@ impl Task {
                 return Ok(Applied::Contended);
             }
             let left = if first_only { 1 } else { most - branch.done.blocks };
-            let Some(Chunk { blocks, accounts }) = reader.next(left).await? else { break };
+            let Some(Chunk { blocks, accounts }) = tx.hold_during(reader.next(left)).await? else { break };
             if let Some(reason) = blocks.iter().find_map(|block| self.engine.bad_event(block)) {
                 return Ok(Applied::Bad(reason));
             }
@@ -259,14 +259,15 @@ impl Task {
                 branch.done.refused += now.iter().map(|b| b.netted.refused.len() as u64).sum::<u64>();
                 branch.tip = Some(run.last().clone());
                 if let Some(progress) = &mut progress {
-                    progress.tell(read, (self.engine.chain, &self.engine.name), run.last().height).await?;
+                    let told = progress.tell(read, (self.engine.chain, &self.engine.name), run.last().height);
+                    tx.hold_during(told).await?;
                 }
             }
             self.engine.keep(&accounts, &balances, &tx.base);
         }
         // All is taken out only while the chain still begins there, and not because its first block was just taken away.
         if is_rebuild && branch.tip.is_none() {
-            let now = read.look(self.engine.chain, &self.engine.name).await?;
+            let now = tx.hold_during(read.look(self.engine.chain, &self.engine.name)).await?;
             if now.is_none_or(|now| now.start() != look.start()) {
                 return Ok(Applied::Contended);
             }

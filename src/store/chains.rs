@@ -3,10 +3,13 @@
 mod following;
 mod write;
 
+use std::fmt;
+
 use futures::try_join;
 use serde_json::Value;
 use tokio_postgres::{Client, Row, Statement, Transaction};
 
+use super::greeting::{SILENT_AT_MOST, alive_during};
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::delta::Delta;
@@ -168,13 +171,14 @@ impl Store {
     /// one that holds its lock ([`SyncLock::claim`]).
     pub async fn ensure_chain(&self, name: &str, kind: Kind) -> Result<ChainId, StoreError> {
         let client = self.reader().await?;
-        client
-            .execute(
-                "insert into chains (name, kind) values ($1, $2) on conflict (name) do nothing",
-                &[&name, &kind.as_str()],
-            )
-            .await?;
-        let row = client.query_one("select chain_id from chains where name = $1", &[&name]).await?;
+        let find = "select chain_id from chains where name = $1";
+        // Looked for first: an insert waits for whoever writes the row, which a syncer does all the time.
+        if let Some(row) = client.query_opt(find, &[&name]).await? {
+            return Ok(ChainId(row.try_get(0)?));
+        }
+        let make = "insert into chains (name, kind) values ($1, $2) on conflict (name) do nothing";
+        client.execute(make, &[&name, &kind.as_str()]).await?;
+        let row = client.query_one(find, &[&name]).await?;
         Ok(ChainId(row.try_get(0)?))
     }
 }
@@ -223,11 +227,36 @@ impl Claim<'_> {
     }
 }
 
-/// The one syncer of a chain: holds its advisory lock as long as its connection lives.
+/// The one syncer of a chain: holds its advisory lock as long as its connection lives. What it writes goes through that same
+/// connection, so that a syncer that has lost the lock writes nothing.
+///
+/// The server ends a connection that says nothing for nine seconds, and with it the lock of a process that stands still: await
+/// whatever is not said to Postgres in [`hold_during`](SyncLock::hold_during).
 pub struct SyncLock {
     client: Client,
     chain: ChainId,
     statements: Statements,
+}
+
+/// Who has a chain's lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockHolder {
+    /// Its server process, by which `pg_terminate_backend` ends its session. None means it let go meanwhile.
+    pub pid: Option<i32>,
+    /// What it calls itself.
+    pub application_name: Option<String>,
+    /// Bytes that a COPY of it has taken in, while that waits for more. None means that it does not.
+    pub copied: Option<i64>,
+}
+
+impl fmt::Display for LockHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, self.application_name.as_deref().filter(|name| !name.is_empty())) {
+            (Some(pid), Some(name)) => write!(f, "pid {pid}, {name}"),
+            (Some(pid), None) => write!(f, "pid {pid}, which has no name"),
+            (None, _) => write!(f, "gone by now"),
+        }
+    }
 }
 
 /// Prepared once a connection.
@@ -250,22 +279,35 @@ const TAKE_TURN: &str = "update chains set writes = writes + 1 where chain_id = 
 /// Upper half of the syncers' advisory locks ("ebbs" in ASCII); the lower half is the chain.
 const SYNC_LOCK: i64 = 0x6562_6273 << 32;
 
+fn lock_key(chain: ChainId) -> i64 {
+    SYNC_LOCK | (chain.0 & 0xffff_ffff)
+}
+
 impl SyncLock {
-    /// The lock with a connection of its own; None means another syncer has it.
-    pub async fn acquire(store: &Store, chain: ChainId) -> Result<Option<SyncLock>, StoreError> {
-        let client = store.connect().await?;
-        let key = SYNC_LOCK | (chain.0 & 0xffff_ffff);
+    /// The lock with a connection of its own, or who has it.
+    ///
+    /// # Errors
+    /// Whatever Postgres says, and a pooler in between, which gives the lock to a session that others use too.
+    pub async fn acquire(store: &Store, chain: ChainId) -> Result<Result<SyncLock, LockHolder>, StoreError> {
+        let silent = SILENT_AT_MOST.as_millis().to_string();
+        let greeting = store.greeting.clone().and(&[("idle_session_timeout", &silent)]);
+        let client = store.connect_as(&greeting).await?;
+        let key = lock_key(chain);
         let held: bool = client.query_one("select pg_try_advisory_lock($1)", &[&key]).await?.get(0);
-        // Behind a pooler the lock may sit on another backend than the one that answers us.
-        let ours: bool = client
-            .query_one(
-                "select exists (select from pg_locks where locktype = 'advisory' and pid = pg_backend_pid())",
-                &[],
-            )
-            .await?
-            .get(0);
-        if !(held && ours) {
-            return Ok(None);
+        let holder = client.query_opt(include_str!("../../sql/queries/lock_holder.sql"), &[&key]).await?;
+        let is_ours = holder.as_ref().map(|row| row.try_get::<_, bool>("is_ours")).transpose()?;
+        if !held {
+            let Some(row) = holder else {
+                return Ok(Err(LockHolder { pid: None, application_name: None, copied: None }));
+            };
+            return Ok(Err(LockHolder {
+                pid: Some(row.try_get("pid")?),
+                application_name: row.try_get("application_name")?,
+                copied: row.try_get("copied")?,
+            }));
+        }
+        if is_ours != Some(true) {
+            return Err(StoreError::Pooled);
         }
         let (stored_chain, block_refs, note_head) = try_join!(
             client.prepare(include_str!("../../sql/queries/stored_chain.sql")),
@@ -275,7 +317,24 @@ impl SyncLock {
             client.prepare(include_str!("../../sql/queries/note_head.sql")),
         )?;
         let write = write::Statements::prepare(&client).await?;
-        Ok(Some(SyncLock { client, chain, statements: Statements { stored_chain, block_refs, note_head, write } }))
+        Ok(Ok(SyncLock { client, chain, statements: Statements { stored_chain, block_refs, note_head, write } }))
+    }
+
+    /// Ends the session of a holder whose COPY has taken in no more since it was seen: none of the server's limits ends one that
+    /// waits for its client. False: it has gone on, or this role may not.
+    pub async fn end_stalled(store: &Store, chain: ChainId, holder: &LockHolder) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "select pg_terminate_backend(h.pid) from (",
+            include_str!("../../sql/queries/lock_holder.sql"),
+            ") h where h.pid = $2 and h.copied = $3"
+        );
+        let ended = store.reader().await?.query_opt(sql, &[&lock_key(chain), &holder.pid, &holder.copied]).await?;
+        Ok(ended.map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
+    }
+
+    /// Awaits something that is not said to Postgres, and keeps the lock meanwhile.
+    pub async fn hold_during<T>(&self, other: impl Future<Output = T>) -> T {
+        alive_during(&self.client, other).await
     }
 
     /// Takes the writer's turn (sql/triggers/10_chain.sql) and says what is stored.

@@ -17,7 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row};
 
-use super::{Store, StoreError, StoreSettings, connection, greeting, pool};
+use super::greeting::Greeting;
+use super::{Store, StoreError, StoreSettings, connection, pool};
 use crate::chain::Kind;
 
 pub use balances::{Balance, TokenRange};
@@ -130,7 +131,7 @@ impl Store {
     /// than `timeout`. Nothing is connected yet.
     pub fn readers(&self, timeout: Duration) -> Readers {
         let settings = StoreSettings { statement_timeout: timeout, ..self.settings.clone() };
-        let greeting = [&greeting(&settings), include_str!("../../sql/queries/walk_indexes.sql")].join("; ");
+        let greeting = Greeting::new(&settings).then(include_str!("../../sql/queries/walk_indexes.sql"));
         let pool = pool(&self.config, &self.tls, CONNECTIONS, greeting);
         let places = |count| Arc::new(Semaphore::new(count));
         Readers { pool, places: places(CONNECTIONS), walks: places(WALKS) }

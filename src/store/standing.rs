@@ -13,8 +13,10 @@ use crate::chain::verdict::{
 };
 use crate::chain::{BlockRef, Hash};
 
-/// Longest a statement of the heartbeat may run: a database that needs longer does not answer, as far as one can see.
-const ANSWERS_WITHIN: &str = "set statement_timeout = 2000; set lock_timeout = 1000";
+/// How a heart speaks to Postgres. A database that needs longer for a look does not answer, as far as one can see; and a lost
+/// sign of life is followed by another one within a second, so the disk need not be waited for.
+const IMPATIENT: [(&str, &str); 3] =
+    [("statement_timeout", "2000"), ("lock_timeout", "1000"), ("synchronous_commit", "off")];
 
 /// A connection of its own for signs of life, and to see how everything is.
 #[derive(Debug)]
@@ -28,9 +30,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn pulse(&self) -> Result<Pulse, StoreError> {
-        let client = self.connect().await?;
-        // A lost sign of life is followed by another one within a second: the disk need not be waited for.
-        client.batch_execute(&[ANSWERS_WITHIN, "; set synchronous_commit = off"].concat()).await?;
+        let client = self.connect_as(&self.greeting.clone().and(&IMPATIENT)).await?;
         Ok(Pulse { client })
     }
 }

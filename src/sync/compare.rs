@@ -70,7 +70,7 @@ impl Syncer {
                     } else {
                         lock.block_refs(*heights.start(), *heights.end()).await?
                     };
-                    let links = self.source.links(heights.clone()).await?;
+                    let links = lock.hold_during(self.source.links(heights.clone())).await?;
                     // A node behind the one that named the head has no blocks there: that proves nothing.
                     let asked = heights.end().get() - heights.start().get() + 1;
                     if !head.truth && (links.len() as u64) < asked {

@@ -62,6 +62,7 @@ impl Syncer {
     /// Tells the source whom to follow, if that changed.
     pub(super) async fn tell_whom_to_follow(
         &mut self,
+        lock: &SyncLock,
         stored: &StoredChain,
         tip: Option<&BlockRef>,
     ) -> Result<bool, SyncError> {
@@ -78,7 +79,7 @@ impl Syncer {
         if self.following.followed.as_ref() == Some(&followed) {
             return Ok(false);
         }
-        source.follow(&followed).await?;
+        lock.hold_during(source.follow(&followed)).await?;
         self.following.followed = Some(followed);
         Ok(true)
     }
@@ -151,7 +152,7 @@ impl Syncer {
         let read = if begin > tip.height {
             Ok(Piece { blocks: Vec::new(), through: tip, named })
         } else {
-            self.history(source, vault, named, begin..=tip.height, attempt.span).await
+            lock.hold_during(self.history(source, vault, named, begin..=tip.height, attempt.span)).await
         };
         let piece = match read {
             Err(SourceError::RangeTooLarge { what, at_most }) => {

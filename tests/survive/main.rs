@@ -11,6 +11,7 @@
 mod cost;
 mod crash;
 mod flat;
+mod frozen;
 mod journal;
 mod psql;
 mod readers;

@@ -8,6 +8,7 @@ use super::{
 use crate::chain::decide::Base;
 use crate::chain::{BlockRef, ChainId, Height};
 use crate::store::Prepared;
+use crate::store::greeting::alive_during;
 
 /// Undo, then apply, all or nothing. Dropped without a commit it is rolled back.
 #[allow(missing_debug_implementations)]
@@ -157,6 +158,12 @@ impl<'a> Tx<'a> {
             )
             .await?;
         Ok(())
+    }
+
+    /// Awaits something that is not said on this connection, with signs of life in between: the server ends a transaction
+    /// that says nothing for nine seconds, so that a process that stands still holds up nobody.
+    pub async fn hold_during<T>(&self, other: impl Future<Output = T>) -> T {
+        alive_during(self.tx.client(), other).await
     }
 
     /// Makes it so. Returns the checkpoint as it is from then on.
