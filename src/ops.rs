@@ -2,14 +2,18 @@
 
 mod health;
 mod metrics;
+mod plain;
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 pub use health::{ComponentReport, Health, HealthReport, Readiness};
 pub use metrics::{ChainMetrics, Metrics, ProjectionMetrics};
+pub use plain::{plain, plain_lines};
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +54,12 @@ pub fn init_tracing(json: bool, default_level: tracing::Level) -> Result<(), Tra
     let set_up = if json {
         logs.json().flatten_event(true).with_ansi(false).try_init()
     } else {
-        logs.with_ansi(colours).try_init()
+        // Errors quote nodes, files and databases. (JSON has escapes of its own.)
+        let fields = debug_fn(|to, field, value| match field.name() {
+            "message" => write!(to, "{}", plain(&format!("{value:?}"))),
+            name => write!(to, "{name}={}", plain(&format!("{value:?}"))),
+        });
+        logs.fmt_fields(fields.delimited(" ")).with_ansi(colours).try_init()
     };
     set_up.map_err(|_| TracingError::Twice)
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use self::fault::Verdict;
 use self::linked::Form;
-use super::net::bell::{Heard, Manner, shortened};
+use super::net::bell::{Heard, Manner};
 use crate::chain::Link;
 
 /// What differs between kinds of chains.
@@ -39,7 +39,8 @@ pub(crate) const fn heads(subscribe: &'static str) -> Manner {
         hear,
         ping: None,
         missed_pings: 3,
-        between_wakes: Duration::from_millis(20),
+        // Whatever rings makes us ask: a node that never stops has us ask five times a second.
+        between_wakes: Duration::from_millis(200),
     }
 }
 
@@ -48,7 +49,7 @@ pub(crate) const fn heads(subscribe: &'static str) -> Manner {
 fn hear(text: &str) -> Result<Heard, String> {
     let answer: Value = serde_json::from_str(text).unwrap_or_default();
     match answer.get("error").filter(|error| !error.is_null()) {
-        Some(error) => Err(shortened(error.get("message").and_then(Value::as_str).unwrap_or("an error"))),
+        Some(error) => Err(error.get("message").and_then(Value::as_str).unwrap_or("an error").to_owned()),
         None => Ok(Heard { rings: true, ..Heard::default() }),
     }
 }

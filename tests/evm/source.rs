@@ -386,3 +386,29 @@ async fn settings_that_cannot_be_meant_are_refused_by_name() {
         assert!(error.to_string().contains(word) && !error.to_string().contains("SECRET"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_node_that_rings_without_end_is_asked_a_few_times_a_second() {
+    let node = FakeNode::start(31337, lively(20, "a")).await;
+    let source = EvmSource::new(EvmSettings { ws_url: Some(node.ws_url()), ..settings(&[&node]) }).unwrap();
+    source.head().await.unwrap();
+    source.wait(Duration::from_millis(1)).await;
+    until("it has subscribed", || node.subscribers() > 0).await;
+    let (before, begun) = (node.request_count(), Instant::now());
+    let asked = async {
+        while begun.elapsed() < Duration::from_secs(2) {
+            source.wait(Duration::from_secs(10)).await;
+            source.head().await.unwrap();
+        }
+        node.request_count() - before
+    };
+    let ringing = async {
+        loop {
+            node.ring();
+            tokio::task::yield_now().await;
+        }
+    };
+    let asked = tokio::select! { asked = asked => asked, () = ringing => 0 };
+    let most = (begun.elapsed().as_secs_f64() * 5.0) as u64 + 2;
+    assert!((2..=most).contains(&asked), "{asked} requests in {:?}", begun.elapsed());
+}

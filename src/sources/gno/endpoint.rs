@@ -10,7 +10,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::wire::{Answer, Query, WireError};
+use super::wire::{Answer, Query};
 use crate::sources::SourceError;
 use crate::sources::net::http::HttpFault;
 use crate::sources::net::server::Server;
@@ -91,7 +91,7 @@ impl Endpoint {
             return Err(self.permanent("answers with a web page: is the URL right? It ends with /graphql/query"));
         }
         let answer = serde_json::from_slice::<Answer<&RawValue>>(text);
-        let said = answer.as_ref().ok().and_then(|a| a.errors.as_ref()?.first().map(WireError::text));
+        let said = answer.as_ref().ok().and_then(|a| a.errors.as_ref()?.first().map(|e| self.quote(&e.words())));
         match (reply.status, said) {
             (422, said) => {
                 let said = said.unwrap_or_else(|| "nothing".to_owned());
@@ -108,9 +108,9 @@ impl Endpoint {
         let answer = answer.map_err(|e| later(format!("an answer that is not whole GraphQL JSON: {e}")))?;
         if let Some(errors) = answer.errors.filter(|errors| !errors.is_empty()) {
             if let Some(cap) = errors.iter().find(|error| error.is_cap()) {
-                return Err(too_large(format!("says {:?}", cap.text())));
+                return Err(too_large(format!("says {:?}", self.quote(&cap.words()))));
             }
-            return Err(self.refused(&errors[0].text(), query.patient));
+            return Err(self.refused(&self.quote(&errors[0].words()), query.patient));
         }
         let data = answer.data.ok_or_else(|| later("an answer without data".to_owned()))?;
         let data = serde_json::from_str(data.get()).map_err(|e| later(format!("an answer of another shape: {e}")))?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::sources::net::bell::{Heard, Manner, shortened};
+use crate::sources::net::bell::{Heard, Manner};
 
 const SUBSCRIBE: &str =
     r#"{"id":"1","type":"subscribe","payload":{"query":"subscription Wake { getBlocks(where: {}) { height hash } }"}}"#;
@@ -29,7 +29,7 @@ fn hear(text: &str) -> Result<Heard, String> {
         Some("ping") => Heard { answer: Some(r#"{"type":"pong"}"#), ..Heard::default() },
         Some("pong") => Heard { is_pong: true, ..Heard::default() },
         Some(end @ ("error" | "complete")) => {
-            return Err(format!("the server ended it ({end}): {}", shortened(&message["payload"].to_string())));
+            return Err(format!("the server ended it ({end}): {}", message["payload"]));
         }
         _ => Heard::default(),
     })

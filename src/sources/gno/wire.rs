@@ -110,18 +110,17 @@ pub struct WireError {
 }
 
 impl WireError {
-    /// Its words, on one line and not without end.
-    pub(super) fn text(&self) -> String {
-        let text = match &self.message {
+    /// Its words as they came: to be shown by [`Server::quote`](crate::sources::net::server::Server::quote) alone.
+    pub(super) fn words(&self) -> String {
+        match &self.message {
             Value::String(text) => text.clone(),
             Value::Null => "an error without a message".to_owned(),
             other => other.to_string(),
-        };
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+        }
     }
 
     pub(super) fn is_cap(&self) -> bool {
-        self.text().contains(CAP)
+        self.words().contains(CAP)
     }
 }
 

@@ -11,10 +11,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::http::shown;
+use super::http::{Secrets, shown};
+use super::server::shortened;
 use super::websocket::{self, Socket};
 
 const PING_EVERY: Duration = Duration::from_secs(15);
+/// Most messages that are read in a second, pings among them: a server that sends more waits. An indexer that catches up
+/// pushes hundreds.
+const MESSAGES_A_SECOND: u32 = 1_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -25,7 +29,7 @@ pub(crate) struct Manner {
     pub(crate) subprotocol: Option<&'static str>,
     /// What is said first.
     pub(crate) greeting: &'static str,
-    /// What a message means, or why it ends the subscription.
+    /// What a message means, or why it ends the subscription, in the server's own words.
     pub(crate) hear: fn(&str) -> Result<Heard, String>,
     /// A ping in the protocol's own words. None means WebSocket's, for which any message is a sign of life.
     pub(crate) ping: Option<&'static str>,
@@ -104,14 +108,14 @@ impl Drop for Listener {
 }
 
 async fn keep_listening(url: Url, manner: &'static Manner, bell: Arc<Notify>) {
-    let node = shown(&url);
+    let (node, secrets) = (shown(&url), Secrets::of(&url));
     let mut pause = FIRST_PAUSE;
     let mut told = false;
     loop {
         let since = Instant::now();
         let why = match listen_once(&url, manner, &bell, PING_EVERY).await {
             Ok(never) => match never {},
-            Err(why) => why,
+            Err(why) => shortened(&secrets, &why),
         };
         if since.elapsed() > LONGEST_PAUSE {
             (pause, told) = (FIRST_PAUSE, false);
@@ -146,9 +150,17 @@ pub(crate) async fn listen_once(
     say(&mut socket, Message::text(manner.greeting)).await?;
     let mut pings = interval(ping_every);
     let mut unanswered = 0;
+    let (mut second, mut messages) = (Instant::now(), 0);
     loop {
+        if messages >= MESSAGES_A_SECOND {
+            tokio::time::sleep_until(second + Duration::from_secs(1)).await;
+        }
+        if second.elapsed() >= Duration::from_secs(1) {
+            (second, messages) = (Instant::now(), 0);
+        }
         tokio::select! {
             message = socket.next() => {
+                messages += 1;
                 if manner.ping.is_none() {
                     unanswered = 0;
                 }
@@ -186,7 +198,79 @@ async fn say(socket: &mut Socket, message: Message) -> Result<(), String> {
     sent.map_err(|_| "stuck".to_owned())?.map_err(|e| e.to_string())
 }
 
-/// What a server said, fit to be shown.
-pub(crate) fn shortened(said: &str) -> String {
-    said.chars().take(200).filter(|c| !c.is_control()).collect()
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::tungstenite::Bytes;
+
+    use super::*;
+
+    static HEARD: AtomicU64 = AtomicU64::new(0);
+
+    static COUNTS: Manner = Manner {
+        subprotocol: None,
+        greeting: "{}",
+        hear: |_| {
+            HEARD.fetch_add(1, Ordering::Relaxed);
+            Ok(Heard { rings: true, ..Heard::default() })
+        },
+        ping: None,
+        missed_pings: 3,
+        between_wakes: Duration::from_millis(200),
+    };
+
+    /// A server that sends this without end, and reads nothing.
+    async fn flooding(message: Message) -> Url {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("ws://{}/", listener.local_addr().expect("an address"));
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let mut socket = tokio_tungstenite::accept_async(stream).await.expect("a handshake");
+            while socket.send(message.clone()).await.is_ok() {}
+        });
+        Url::parse(&url).expect("a URL")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_flood_of_messages_is_read_slowly_and_wakes_rarely() {
+        let bell = Bell::new(Some(flooding(Message::text("{}")).await), &COUNTS);
+        let begun = Instant::now();
+        let mut wakes = 0;
+        while begun.elapsed() < Duration::from_millis(1_500) {
+            bell.wait(Duration::from_secs(5)).await;
+            wakes += 1;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let heard = HEARD.load(Ordering::Relaxed);
+        assert!(heard <= u64::from(MESSAGES_A_SECOND) * (seconds as u64 + 1), "{heard} messages in {seconds} s");
+        assert!(wakes >= 5 && f64::from(wakes) <= seconds * 5.0 + 1.0, "{wakes} wakes in {seconds} s");
+    }
+
+    /// Memory of this process that is in use, in bytes; none where the system does not tell (it is not Linux).
+    fn resident_bytes() -> Option<u64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+        Some(kib.parse::<u64>().ok()? << 10)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_flood_of_pings_takes_no_memory() {
+        let url = flooding(Message::Ping(Bytes::from(vec![7; 125]))).await;
+        let bell = Bell::new(Some(url), &COUNTS);
+        bell.wait(Duration::from_millis(500)).await;
+        let Some(before) = resident_bytes() else { return };
+        bell.wait(Duration::from_secs(2)).await;
+        let grown = resident_bytes().expect("as before").saturating_sub(before);
+        assert!(grown < 8 << 20, "{grown} bytes more");
+    }
+
+    #[test]
+    fn what_is_said_of_a_subscription_holds_no_key_and_nothing_that_a_terminal_obeys() {
+        let url = Url::parse("wss://node.example/v1/0123456789abcdef").expect("a URL");
+        let said = format!("{}project 0123456789abcdef \u{1b}[31mis unknown\n", "x".repeat(285));
+        let shown = shortened(&Secrets::of(&url), &said);
+        assert!(!shown.contains("0123") && !shown.chars().any(char::is_control), "{shown}");
+    }
 }

@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::http::{HttpClient, HttpFault, Reply, secrets, shown};
+use super::http::{HttpClient, HttpFault, Reply, Secrets, shown};
+use crate::ops::plain;
 use crate::sources::SourceError;
+
+/// Longest text of a server that is passed on, in characters.
+const LONGEST_TEXT: usize = 300;
 
 /// One URL.
 #[derive(Debug)]
@@ -16,7 +20,7 @@ pub(crate) struct Server {
     /// Scheme, host and port: what errors may show.
     pub(crate) shown: String,
     /// What errors must not show, though a server may say it.
-    secrets: Vec<String>,
+    secrets: Secrets,
     client: HttpClient,
     /// Least patience with a server that counts requests, where it names none. None means none.
     after_too_many: Option<Duration>,
@@ -26,7 +30,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(url: Url, client: HttpClient, after_too_many: Option<Duration>) -> Server {
-        let (shown, secrets) = (shown(&url), secrets(&url));
+        let (shown, secrets) = (shown(&url), Secrets::of(&url));
         Server { url, shown, secrets, client, after_too_many, trusted: AtomicBool::new(false) }
     }
 
@@ -42,6 +46,9 @@ impl Server {
             status @ (408 | 425 | 500..) if !matches!(reply.text().first(), Some(b'{' | b'[')) => {
                 Some(self.later(format!("answers HTTP {status}"), reply.retry_after))
             }
+            status @ 300..=399 => Some(self.permanent(format!(
+                "redirects to another place (HTTP {status}), which is not followed: give the URL of that place"
+            ))),
             status @ 401..=403 => Some(self.permanent(format!("refuses access (HTTP {status}): is its key right?"))),
             _ => None,
         }
@@ -62,9 +69,18 @@ impl Server {
         SourceError::permanent(self.say(what))
     }
 
-    /// Names the server, and shows nothing of the URL that may be a key.
+    /// Names the server, and shows nothing of the URL that may be a key, nor anything that a terminal obeys.
     pub(crate) fn say(&self, what: impl Display) -> String {
-        let said = format!("{}: {what}", self.shown);
-        self.secrets.iter().fold(said, |text, secret| text.replace(secret, "***"))
+        plain(&self.secrets.hide(&format!("{}: {what}", self.shown))).into_owned()
     }
+
+    /// The server's own words: whole first, so that no key is cut in half and missed, then not without end.
+    pub(crate) fn quote(&self, words: &str) -> String {
+        shortened(&self.secrets, words)
+    }
+}
+
+/// What a server said, fit to be shown.
+pub(crate) fn shortened(secrets: &Secrets, said: &str) -> String {
+    plain(&secrets.hide(said)).chars().take(LONGEST_TEXT).collect()
 }

@@ -16,6 +16,8 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// Largest message that is read: pushes are small, and a server that sends more is not what we think it is.
 const LARGEST_MESSAGE: usize = 4 << 20;
+/// Most bytes that wait to be taken by the server: it owes us to read the answers to its pings.
+const LARGEST_BACKLOG: usize = 64 << 10;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a WebSocket runs over.
@@ -62,8 +64,11 @@ async fn open(url: &Url, protocol: Option<&'static str>) -> Result<Socket, Strin
     } else {
         Box::new(tcp)
     };
-    let config =
-        WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE)).max_frame_size(Some(LARGEST_MESSAGE));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(LARGEST_MESSAGE))
+        .max_frame_size(Some(LARGEST_MESSAGE))
+        .write_buffer_size(LARGEST_BACKLOG / 4)
+        .max_write_buffer_size(LARGEST_BACKLOG);
     let mut request = url.as_str().into_client_request().map_err(|e| e.to_string())?;
     if let Some(protocol) = protocol {
         request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));

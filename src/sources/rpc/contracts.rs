@@ -38,7 +38,7 @@ impl Presence {
                     Verdict::Busy | Verdict::NoAccess | Verdict::BatchRefused { .. } => endpoint.refused(call, &error),
                     _ => endpoint.permanent(format!(
                         "cannot tell where to begin, since it keeps no state of block {height} ({:?}): give --start-height",
-                        error.text()
+                        endpoint.quote(&error.words())
                     )),
                 }),
             })

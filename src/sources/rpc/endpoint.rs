@@ -25,8 +25,9 @@ use crate::sources::net::server::Server;
 const REQUESTS_AT_ONCE: usize = 4;
 /// A node that refused batches is offered them again after this: the refusal may have been a passing fault.
 const OFFER_AGAIN: Duration = Duration::from_secs(60);
-/// Longest text of a node that is passed on.
-const LONGEST_TEXT: usize = 300;
+
+/// What an error means stands in its first words, in characters.
+const LONGEST_JUDGED: usize = 600;
 
 /// One method call.
 #[derive(Debug, Clone)]
@@ -104,28 +105,26 @@ impl Call {
 }
 
 impl RpcError {
-    /// The node's words, fit to be shown: one line, bounded.
-    pub(crate) fn text(&self) -> String {
-        let message = match &self.message {
+    /// The node's words as they came: to be judged by, and to be shown by [`Server::quote`] alone.
+    pub(crate) fn words(&self) -> String {
+        let mut text = match &self.message {
             Value::String(text) => text.clone(),
             Value::Null => String::from("an error without a message"),
             other => other.to_string(),
         };
-        let mut text: String =
-            message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_TEXT).collect();
         // Some nodes keep the reason in `data` ("execution reverted", "block range …").
         if let Value::String(data) = &self.data
             && !data.starts_with("0x")
-            && text.len() < LONGEST_TEXT
         {
             text.push_str(": ");
-            text.extend(data.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_TEXT));
+            text.push_str(data);
         }
         text
     }
 
     pub(crate) fn verdict(&self, dialect: &Dialect, method: &str) -> Verdict {
-        (dialect.judge)(method, self.code.as_i64().unwrap_or_default(), &self.text())
+        let words: String = self.words().chars().take(LONGEST_JUDGED).collect();
+        (dialect.judge)(method, self.code.as_i64().unwrap_or_default(), &words)
     }
 }
 
@@ -279,8 +278,8 @@ impl Endpoint {
                 let at_most = at_most.and_then(|n| usize::try_from(n).ok()).unwrap_or(calls.len() / 2);
                 Ok(Sent::Fewer { at_most })
             }
-            Verdict::Busy => Err(later(format!("says {:?}", error.text()))),
-            Verdict::NoAccess => Err(self.permanent(format!("says {:?}", error.text()))),
+            Verdict::Busy => Err(later(format!("says {:?}", self.quote(&error.words())))),
+            Verdict::NoAccess => Err(self.permanent(format!("says {:?}", self.quote(&error.words())))),
             // It may not know batches, or be in trouble: the first single call will tell.
             _ => Ok(Sent::Fewer { at_most: 1 }),
         }
@@ -325,7 +324,7 @@ impl Endpoint {
         }
         if let Some(error) = unnamed {
             if self.verdict("", &error) == Verdict::Busy {
-                return Err(self.transient(format!("says {:?}", error.text())));
+                return Err(self.transient(format!("says {:?}", self.quote(&error.words()))));
             } else if let [only @ None] = answers.as_mut_slice() {
                 *only = Some(Err(error));
             } else if answers.iter().all(Option::is_none) {
@@ -346,7 +345,7 @@ impl Endpoint {
 
     /// What a call's error means.
     pub(crate) fn refused(&self, call: &Call, error: &RpcError) -> SourceError {
-        let what = self.say(format!("{} failed: {:?}", call.method, error.text()));
+        let what = self.say(format!("{} failed: {:?}", call.method, self.quote(&error.words())));
         let too_large = |at_most: Option<u64>| match call.divisible() {
             Some(asked) => {
                 SourceError::RangeTooLarge { what: what.clone(), at_most: at_most.filter(|n| *n > 0 && *n < asked) }
