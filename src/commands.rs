@@ -5,11 +5,12 @@ mod operate;
 mod run;
 mod verify;
 
-use std::ffi::OsStr;
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::config::{Cli, Command, ConfigError, RejectedCommand, Settings};
+use ebbtide::ops::{plain, plain_lines};
 use ebbtide::private_postgres::{self, Search};
 use ebbtide::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -99,18 +100,19 @@ fn stop_signal() -> Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Writes an answer to stdout. A reader that went away (`| head`) is no error.
-fn say(text: impl AsRef<OsStr>) -> Result<()> {
+/// Writes an answer to stdout, fit for a terminal. A reader that went away (`| head`) is no error.
+fn say(text: impl AsRef<str>) -> Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_ref().as_encoded_bytes()).and_then(|()| out.write_all(b"\n")) {
+    match out.write_all(plain_lines(text.as_ref()).as_bytes()).and_then(|()| out.write_all(b"\n")) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
 }
 
-/// Rows as columns for people.
+/// Rows as columns for people, each on one line whatever a cell holds.
 fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[Cow<'_, str>; N]> = rows.iter().map(|row| row.each_ref().map(|cell| plain(cell))).collect();
     let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let lines = rows.iter().map(|row| {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::config::{Cli, Command, ConfigError};
+use ebbtide::ops::plain_lines;
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -42,7 +43,7 @@ async fn answer(cli: Cli) -> ExitCode {
                     said.push_str(&text);
                 }
             }
-            eprintln!("ebbtide: {said}");
+            eprintln!("ebbtide: {}", plain_lines(&said));
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use warp::Filter;
-use warp::http::header::CONTENT_TYPE;
+use warp::http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONTENT_TYPE};
 use warp::http::{HeaderValue, Response, StatusCode};
 
 use super::listen::{Limits, serve_routes};
@@ -65,5 +65,10 @@ pub fn operator_routes(
         );
         answer
     });
-    answered(health.or(ready).unify().or(metrics).unify())
+    answered(health.or(ready).unify().or(metrics).unify()).map(|mut answer: Answer| {
+        // Not for pages in somebody's browser: it tells chains, faults and versions.
+        answer.headers_mut().remove(ACCESS_CONTROL_ALLOW_ORIGIN);
+        answer.headers_mut().remove(ACCESS_CONTROL_EXPOSE_HEADERS);
+        answer
+    })
 }

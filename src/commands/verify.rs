@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use ebbtide::chain::Kind;
 use ebbtide::chain::delta::Delta;
 use ebbtide::config::{Settings, VerifyArgs};
+use ebbtide::ops::plain;
 use ebbtide::projections::{option_vaults, token_balances};
 use ebbtide::sources::Source;
 use ebbtide::sources::evm::{EvmSettings, EvmSource};
@@ -71,7 +72,8 @@ pub(super) async fn verify(settings: &Settings, args: &VerifyArgs) -> Result<Exi
 /// Prints findings; how many differences there are.
 fn tell(findings: &Findings) -> Result<u64> {
     for line in &findings.lines {
-        say(line)?;
+        // One line a finding, whatever a token is called.
+        say(plain(line))?;
     }
     say(&findings.summary)?;
     Ok(findings.differences)

@@ -4,6 +4,7 @@
 mod clients;
 mod compose;
 mod first_look;
+mod output;
 mod private_postgres;
 mod readme;
 #[path = "../support/mod.rs"]
