@@ -2,6 +2,7 @@
 
 mod ledger;
 mod operate;
+mod psql;
 mod run;
 mod verify;
 
@@ -44,7 +45,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::OpeningBalances(args) => ledger::opening_balances(&settings, args).await,
         Command::Rejected(RejectedCommand::List(args)) => ledger::rejected_list(&settings, &args).await,
         Command::Rejected(RejectedCommand::Retry(args)) => ledger::rejected_retry(&settings, &args).await,
-        Command::Psql { args } => operate::psql(&settings, &args),
+        Command::Psql { args } => psql::psql(&settings, &args),
     }
 }
 

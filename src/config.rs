@@ -35,7 +35,7 @@ use crate::sources::evm::EvmSettings;
 use crate::sources::file::FileSettings;
 use crate::sources::gno::GnoSettings;
 use crate::sources::starknet::StarknetSettings;
-use crate::store::{StoreSettings, WakeMode};
+use crate::store::{Address, StoreSettings, WakeMode};
 use crate::sync::SyncSettings;
 
 /// A setting that cannot be used.
@@ -238,12 +238,15 @@ impl Settings {
             projections: Projections::default().with(OptionVaults::new(vaults.clone())),
         };
         let api: ApiFile = given.read_as(&["api"], &file.api, &mut faults).unwrap_or_default();
-        let database_url = cli
-            .database_url
-            .clone()
-            .or_else(|| ["EBBTIDE_DATABASE_URL", "DATABASE_URL", "DB_URL"].iter().find_map(|v| std::env::var(v).ok()))
-            .filter(|url| !url.trim().is_empty())
-            .or_else(|| file.database_url.clone());
+        let database_url = database_url(cli, given, &file);
+        if let Some((origin, url)) = &database_url
+            // A first look leaves a database of the environment alone.
+            && (!known.first_look || cli.database_url.is_some())
+            && let Err(error) = Address::parse(url)
+        {
+            faults.push(ConfigError::Malformed { origin: origin.clone(), reason: error.to_string() });
+        }
+        let database_url = database_url.map(|(_, url)| url);
         let mut address = |setting: &str, text: &str| {
             faults.keep(text.parse::<SocketAddr>().map_err(|_| ConfigError::OutOfBounds {
                 setting: setting.to_owned(),
@@ -298,6 +301,15 @@ impl Settings {
     pub fn store(&self, application_name: &str) -> StoreSettings {
         StoreSettings { application_name: application_name.to_owned(), ..StoreSettings::default() }
     }
+}
+
+/// The database that is named, and who names it.
+fn database_url(cli: &Cli, given: &Given, file: &File) -> Option<(String, String)> {
+    let flag = cli.database_url.clone().map(|url| ("--database-url".to_owned(), url));
+    let variables = ["EBBTIDE_DATABASE_URL", "DATABASE_URL", "DB_URL"];
+    let variable = || variables.iter().find_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
+    let named = flag.or_else(variable).filter(|(_, url)| !url.trim().is_empty());
+    named.or_else(|| Some((given.name(&["database_url"]), file.database_url.clone()?)))
 }
 
 fn bounded(setting: &str, value: u64, bounds: std::ops::RangeInclusive<u64>) -> Result<u64, ConfigError> {

@@ -1,5 +1,6 @@
 //! Postgres: connections, migrations, and one function per query. `verify` alone reads it by statements of its own.
 
+mod address;
 mod chains;
 mod column;
 mod greeting;
@@ -20,13 +21,14 @@ mod wake;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::greeting::Greeting;
+use crate::ops::plain;
 
+pub use address::Address;
 pub(crate) use chains::stored_event;
 pub use chains::{
     CaughtUp, ChainRow, ChainSettings, Claim, LockHolder, Missed, NewBlocks, RegisteredVault, StoredChain, SyncLock,
@@ -90,9 +92,17 @@ pub enum StoreError {
     },
     /// A statement failed, or the connection did.
     #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
+    Postgres(tokio_postgres::Error),
+    /// The server could not be reached, or did not let us in.
+    #[error("there is no connection to Postgres at {place}: {}", why_not(.error))]
+    Connect {
+        /// Its host and port.
+        place: String,
+        /// Why. No source: its words are in ours already.
+        error: tokio_postgres::Error,
+    },
     /// No connection could be had in time.
-    #[error("no connection to Postgres: {reason}")]
+    #[error("there is no connection to Postgres: {reason}")]
     NoConnection {
         /// Why.
         reason: String,
@@ -173,16 +183,32 @@ pub enum StoreError {
     },
 }
 
-/// Postgres' own words, with its detail and hint: tokio-postgres shows only "db error".
+impl From<tokio_postgres::Error> for StoreError {
+    fn from(error: tokio_postgres::Error) -> StoreError {
+        StoreError::Postgres(error)
+    }
+}
+
+/// Why a connection was not made, and what to do where that is known.
+fn why_not(error: &tokio_postgres::Error) -> String {
+    let text = describe(error);
+    let text = text.strip_prefix("error connecting to server: ").unwrap_or(&text);
+    let hint = match text {
+        text if text.contains("UnknownIssuer") => {
+            "; name the authority that signed its certificate by sslrootcert=FILE"
+        }
+        _ => "",
+    };
+    format!("{text}{hint}")
+}
+
+/// Postgres' own words, with its detail and hint: tokio-postgres shows only "db error". On one line, since anybody's function
+/// may have worded it.
 fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
+    let text = match error.as_db_error() {
         Some(db) => {
-            let mut text = db.message().to_owned();
-            for more in [db.detail(), db.hint()].into_iter().flatten() {
-                text.push_str("; ");
-                text.push_str(more);
-            }
-            text
+            let more = [db.detail(), db.hint()].into_iter().flatten();
+            std::iter::once(db.message()).chain(more).collect::<Vec<_>>().join("; ")
         }
         None => {
             let mut text = error.to_string();
@@ -194,7 +220,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
             }
             text
         }
-    }
+    };
+    plain(&text).into_owned()
 }
 
 /// What to do about a [`StoreError`].
@@ -216,7 +243,7 @@ impl StoreError {
         match self {
             StoreError::NoConnection { .. } | StoreError::Busy { .. } => StoreFault::Unavailable,
             StoreError::Held { .. } => StoreFault::Contended,
-            StoreError::Postgres(error) => {
+            StoreError::Postgres(error) | StoreError::Connect { error, .. } => {
                 let Some(code) = error.code() else {
                     // No answer from the server at all: the connection broke. But a value that cannot be written or
                     // read as its column's type is ours to fix.
@@ -277,6 +304,7 @@ impl StoreError {
 pub struct Store {
     pool: Pool,
     config: Config,
+    place: String,
     tls: MakeRustlsConnect,
     settings: StoreSettings,
     greeting: Greeting,
@@ -289,27 +317,14 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// A database by its address (`postgres://…` or `key=value …`). Nothing is connected yet.
+    /// A database by its address, as [`Address`] reads it. Nothing is connected yet.
     ///
     /// # Errors
-    /// An address that cannot be read.
+    /// An address, or a certificate that it names, that cannot be read.
     pub fn open(address: &str, settings: StoreSettings) -> Result<Store, StoreError> {
-        // tokio-postgres knows disable, prefer and require; libpq's verify-* are require with a check.
-        let verify = address.contains("sslmode=verify-full") || address.contains("sslmode=verify-ca");
-        let address =
-            address.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
-        let mut config: Config = address.parse().map_err(|error: tokio_postgres::Error| {
-            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            StoreError::Address { reason }
-        })?;
-        if config.get_hosts().is_empty() {
-            return Err(StoreError::Address { reason: "it names no host".to_owned() });
-        }
-        if config.get_ssl_mode() == SslMode::Prefer
-            && config.get_hosts().iter().all(|h| matches!(h, tokio_postgres::config::Host::Unix(_)))
-        {
-            config.ssl_mode(SslMode::Disable);
-        }
+        let read = Address::parse(address)?;
+        let (place, tls) = (read.place(), tls::connector(&read.tls)?);
+        let mut config = read.config;
         config
             .application_name(&settings.application_name)
             .connect_timeout(Duration::from_secs(10))
@@ -318,15 +333,14 @@ impl Store {
             .keepalives_interval(Duration::from_secs(5))
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(15));
-        let tls = tls::connector(verify)?;
         let greeting = Greeting::new(&settings);
         let pool = pool(&config, &tls, settings.pool_size, greeting.clone());
-        Ok(Store { pool, config, tls, settings, greeting })
+        Ok(Store { pool, config, place, tls, settings, greeting })
     }
 
     /// A pooled connection for short statements.
     pub(crate) async fn reader(&self) -> Result<Object, StoreError> {
-        connection(&self.pool).await
+        connection(&self.pool, &self.place).await
     }
 
     /// A connection of its own, outside the pool, with its driver running in the background.
@@ -336,7 +350,9 @@ impl Store {
 
     /// The same with other settings.
     async fn connect_as(&self, greeting: &Greeting) -> Result<Client, StoreError> {
-        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        let connected = self.config.connect(self.tls.clone()).await;
+        let unconnected = |error| StoreError::Connect { place: self.place.clone(), error };
+        let (client, connection) = connected.map_err(unconnected)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "A connection to Postgres ended");
@@ -364,9 +380,10 @@ fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: Greetin
         .expect("a pool with timeouts has a runtime")
 }
 
-async fn connection(pool: &Pool) -> Result<Object, StoreError> {
+/// One of the pool's connections, which lead to this place.
+async fn connection(pool: &Pool, place: &str) -> Result<Object, StoreError> {
     pool.get().await.map_err(|error| match error {
-        PoolError::Backend(error) => StoreError::Postgres(error),
-        other => StoreError::NoConnection { reason: other.to_string() },
+        PoolError::Backend(error) => StoreError::Connect { place: place.to_owned(), error },
+        other => StoreError::NoConnection { reason: format!("{place}: {other}") },
     })
 }

@@ -1,15 +1,13 @@
 //! Commands that look or steer, and end.
 
-use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ebbtide::chain::verdict::{State, Verdict, duration};
 use ebbtide::config::{PauseArgs, ReplayArgs, ResumeArgs, Settings, StatusArgs};
-use ebbtide::private_postgres::{self, Search};
 use ebbtide::store::Standing;
 
-use super::{aligned, database_url, migrated_store, open, refused, say};
+use super::{aligned, migrated_store, open, refused, say};
 
 pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
     let store = open(settings, "ebbtide migrate")?;
@@ -125,21 +123,4 @@ pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<Exi
     store.resume(&args.chain, args.projection.as_deref()).await.map_err(refused)?;
     say(format!("Chain {} resumed.", args.chain))?;
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
-    let url = database_url(settings)?;
-    let private =
-        settings.database_url.is_none().then(|| private_postgres::running(&settings.private_dir, &Search::Installed));
-    let program = match private.flatten() {
-        Some(running) => running.bin_dir.join("psql"),
-        None => "psql".into(),
-    };
-    let path = "-c search_path=ebbtide,public";
-    let options = match std::env::var("PGOPTIONS") {
-        Ok(theirs) => [&theirs, " ", path].concat(),
-        Err(_) => path.to_owned(),
-    };
-    let error = std::process::Command::new(&program).env("PGOPTIONS", options).arg(url).args(args).exec();
-    Err(anyhow!("{} cannot be started: {error}; install PostgreSQL's client programs", program.display()))
 }

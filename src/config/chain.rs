@@ -151,9 +151,12 @@ impl ChainFile {
             } else {
                 let theirs = SourceKind::ALL.iter().filter(|other| other.settings().contains(&key.as_str()));
                 let words: Vec<String> = theirs.map(|other| format!("\"{}\"", other.word())).collect();
+                let said = match given.origin(&[at[0], at[1], key]) {
+                    Some(origin) => format!("{origin}: {key}"),
+                    None => named(key),
+                };
                 faults.push(ConfigError::Unfit(format!(
-                    "{} is for source = {}, and chain {name} has source = \"{}\"",
-                    named(key),
+                    "{said} is for source = {}, and chain {name} has source = \"{}\"",
                     words.join(" or "),
                     kind.word()
                 )));

@@ -118,13 +118,18 @@ impl Given {
 
     /// Whether the file says what stands at a path.
     pub(super) fn is_of_the_file(&self, path: &[&str]) -> bool {
-        self.at(path).is_some() && !self.origins.keys().any(|known| known == path)
+        self.at(path).is_some() && self.origin(path).is_none()
+    }
+
+    /// The variable or flag that says what stands at a path; none where it is the file.
+    pub(super) fn origin(&self, path: &[&str]) -> Option<&str> {
+        self.origins.iter().find(|(known, _)| *known == path).map(|(_, origin)| origin.as_str())
     }
 
     /// How errors call a setting: by its variable or flag, else by its place in the file.
     pub(super) fn name(&self, path: &[&str]) -> String {
-        if let Some((_, origin)) = self.origins.iter().find(|(known, _)| *known == path) {
-            return origin.clone();
+        if let Some(origin) = self.origin(path) {
+            return origin.to_owned();
         }
         let Some((last, parents)) = path.split_last() else { return String::new() };
         let file = self.file.as_deref().unwrap_or(Path::new("ebbtide.toml")).display();

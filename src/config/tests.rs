@@ -47,11 +47,11 @@ fn a_setting_of_another_source_is_refused() {
         assert!(error.contains(&format!("and chain a has source = \"{source}\"")), "{error}");
     }
     for (args, flag) in [
-        (&["--source", "evm", "--url", "http://127.0.0.1", "--seed", "3"][..], "--seed"),
-        (&["--source", "evm", "--url", "http://127.0.0.1", "--kind", "other"], "--kind"),
-        (&["--file", "x", "--ws-url", "ws://127.0.0.1"], "--ws-url"),
-        (&["--source", "devnet", "--url", "http://127.0.0.1"], "--url"),
-        (&["--token", "0x1"], "--token"),
+        (&["--source", "evm", "--url", "http://127.0.0.1", "--seed", "3"][..], "--seed: seed"),
+        (&["--source", "evm", "--url", "http://127.0.0.1", "--kind", "other"], "--kind: kind"),
+        (&["--file", "x", "--ws-url", "ws://127.0.0.1"], "--ws-url: ws_url"),
+        (&["--source", "devnet", "--url", "http://127.0.0.1"], "--url: urls"),
+        (&["--token", "0x1"], "--token: tokens"),
     ] {
         let error = fault(&[&["run"], args].concat(), "", &[]);
         assert!(error.starts_with(&format!("{flag} is for source = ")), "{error}");

@@ -38,6 +38,7 @@ const WAIT: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Readers {
     pool: Pool,
+    place: Arc<str>,
     /// One for each connection: whoever has one need not wait for the pool.
     places: Arc<Semaphore>,
     walks: Arc<Semaphore>,
@@ -134,7 +135,7 @@ impl Store {
         let greeting = Greeting::new(&settings).then(include_str!("../../sql/queries/walk_indexes.sql"));
         let pool = pool(&self.config, &self.tls, CONNECTIONS, greeting);
         let places = |count| Arc::new(Semaphore::new(count));
-        Readers { pool, places: places(CONNECTIONS), walks: places(WALKS) }
+        Readers { pool, place: self.place.as_str().into(), places: places(CONNECTIONS), walks: places(WALKS) }
     }
 }
 
@@ -159,7 +160,7 @@ impl Readers {
 
     async fn place(&self, walk: Option<OwnedSemaphorePermit>) -> Result<Reader, StoreError> {
         let place = place(&self.places, "all connections for reading are in use").await?;
-        Ok(Reader { client: connection(&self.pool).await?, _place: place, _walk: walk })
+        Ok(Reader { client: connection(&self.pool, &self.place).await?, _place: place, _walk: walk })
     }
 }
 

@@ -1,28 +1,116 @@
-//! TLS to Postgres as libpq means it: `require` encrypts without asking who answers, `verify-full` asks.
+//! TLS to Postgres as libpq means it: `require` encrypts without asking who answers, `verify-ca` asks for an authority,
+//! `verify-full` for the host's name as well.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::StoreError;
+use super::address::{Asked, SYSTEM, TlsWishes};
 
-/// A connector; `verify`: the server must show a certificate of its name that the system trusts.
-pub(crate) fn connector(verify: bool) -> Result<MakeRustlsConnect, StoreError> {
+/// A connector that does this.
+///
+/// # Errors
+/// [`StoreError::Address`] for a file that cannot be read as what it should be, [`StoreError::Tls`] for the rest.
+pub(super) fn connector(wishes: &TlsWishes) -> Result<MakeRustlsConnect, StoreError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|source| StoreError::Tls { source })?;
-    let config = if verify {
-        builder.with_platform_verifier().map_err(|source| StoreError::Tls { source })?.with_no_client_auth()
-    } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unasked(provider))).with_no_client_auth()
+    let tls = |source| StoreError::Tls { source };
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(tls)?;
+    let builder = match (wishes.asked, &wishes.authorities) {
+        (Asked::Nothing, _) => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unasked(provider))),
+        (_, None) => builder.with_platform_verifier().map_err(tls)?,
+        (_, Some(file)) if file == Path::new(SYSTEM) => builder.with_platform_verifier().map_err(tls)?,
+        (asked, Some(file)) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("sslrootcert", file)? {
+                roots.add(certificate).map_err(|e| unusable("sslrootcert", file, &e))?;
+            }
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = verifier.map_err(|e| unusable("sslrootcert", file, &e))?;
+            match asked {
+                Asked::Name => builder.with_webpki_verifier(verifier),
+                _ => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName(verifier))),
+            }
+        }
+    };
+    let config = match &wishes.own {
+        Some((certificate, key)) => {
+            let read = std::fs::read(key).map_err(|e| unusable("sslkey", key, &e))?;
+            let read = PrivateKeyDer::from_pem_slice(&read).map_err(|e| unusable("sslkey", key, &e))?;
+            builder.with_client_auth_cert(certificates("sslcert", certificate)?, read).map_err(tls)?
+        }
+        None => builder.with_no_client_auth(),
     };
     Ok(MakeRustlsConnect::new(config))
+}
+
+fn unusable(option: &str, file: &Path, why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Address { reason: format!("its {option} {} cannot be used: {why}", file.display()) }
+}
+
+/// The certificates of a PEM file, at least one.
+fn certificates(option: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, StoreError> {
+    let bytes = std::fs::read(file).map_err(|e| unusable(option, file, &e))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(unusable(option, file, &"it holds no certificate in PEM form")),
+        Ok(found) => Ok(found),
+        Err(error) => Err(unusable(option, file, &error)),
+    }
+}
+
+/// Takes a certificate of the right authority for any name, as `sslmode=verify-ca` does.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The name is looked at last: everything else was in order.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Takes any certificate, as `sslmode=require` does; signatures are still checked.

@@ -3,10 +3,12 @@
 
 mod clients;
 mod compose;
+mod databases;
 mod first_look;
 mod output;
 mod private_postgres;
 mod readme;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 
