@@ -84,21 +84,40 @@ fn open(settings: &Settings, name: &str) -> Result<Store> {
     Ok(Store::open(&database_url(settings)?, settings.store(name))?)
 }
 
-/// Ends with the first SIGINT or SIGTERM; a second one ends the process at once.
+/// Ends with the first SIGINT, SIGTERM or SIGHUP (the terminal is gone); a second one ends the process at once.
 fn stop_signal() -> Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
     let token = stop.clone();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // `nohup` has it ignored: a terminal that is closed is not to stop us then.
+    let mut hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+    let mut next = async move || {
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hung_up => {} }
+    };
     tokio::spawn(async move {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        next().await;
         tracing::info!("Stopping: finishing the block in hand");
         token.cancel();
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        next().await;
         std::process::exit(130);
     });
     Ok(stop)
+}
+
+/// Whether this process was started with SIGHUP ignored; where the system does not tell (it is not Linux), it was not.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    // Signal 1 is the lowest bit.
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Writes an answer to stdout, fit for a terminal. A reader that went away (`| head`) is no error.

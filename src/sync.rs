@@ -97,10 +97,12 @@ pub async fn run(
     };
     let mut pause = FIRST_PAUSE;
     while !shutdown.is_cancelled() {
-        let error = match syncer.session(&mut pause).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
+        let session = tokio::select! {
+            session = syncer.session(&mut pause) => session,
+            // Between two transactions, or rolled back inside one: nothing is half done.
+            () = shutdown.cancelled() => return Ok(()),
         };
+        let Err(error) = session else { return Ok(()) };
         let name = &syncer.settings.chain.name;
         let lasting = matches!(error.fault(), Fault::Lasting);
         if lasting && (!syncer.started_well || syncer.settings.ends) {
@@ -175,23 +177,11 @@ impl Syncer {
             }
         }
         loop {
-            if self.shutdown.is_cancelled() {
-                return Ok(());
-            }
-            let shutdown = self.shutdown.clone();
-            let round = tokio::select! {
-                round = self.round(&mut lock) => round,
-                // Between two transactions, or rolled back inside one: nothing is half done.
-                () = shutdown.cancelled() => return Ok(()),
-            };
-            match round {
+            match self.round(&mut lock).await {
                 Ok(Round::Moved) => self.went_well(pause),
                 Ok(Round::Idle) => {
                     self.went_well(pause);
-                    tokio::select! {
-                        () = lock.hold_during(self.source.wait(self.settings.poll_interval)) => {}
-                        () = self.shutdown.cancelled() => return Ok(()),
-                    }
+                    lock.hold_during(self.source.wait(self.settings.poll_interval)).await;
                 }
                 Ok(Round::Ended) => return Ok(()),
                 Err(error) => match error.fault() {
@@ -199,10 +189,7 @@ impl Syncer {
                         let wait = jitter(*pause).max(at_least.unwrap_or_default());
                         tracing::warn!(chain = %chain.name, %error, "The source failed; trying again");
                         self.watcher.troubled(&chain.name, &error.to_string(), error.is_for_a_person());
-                        tokio::select! {
-                            () = lock.hold_during(tokio::time::sleep(wait)) => {}
-                            () = self.shutdown.cancelled() => return Ok(()),
-                        }
+                        lock.hold_during(tokio::time::sleep(wait)).await;
                         *pause = (*pause * 2).min(LONGEST_PAUSE);
                     }
                     Fault::Again => {

@@ -53,9 +53,12 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
                     "DATABASE_URL is ignored and left untouched: no source is named, so this is a first look"
                 );
             }
-            let started = PrivatePostgres::start(&settings.private_dir, Options::default())
-                .await
-                .context("the private Postgres did not start")?;
+            // After a crash it may take minutes. Given up half way, it is stopped.
+            let started = tokio::select! {
+                started = PrivatePostgres::start(&settings.private_dir, Options::default()) => started,
+                () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
+            };
+            let started = started.context("the private Postgres did not start")?;
             let url = started.url();
             tracing::info!("A private Postgres runs in {}; look with `ebbtide psql`", settings.private_dir.display());
             private = Some(started);
@@ -77,7 +80,11 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
 async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) -> Result<ExitCode> {
     let store = Store::open(url, settings.store("ebbtide"))?;
     reachable(&store, &stop).await?;
-    store.migrate().await.context("the schema could not be brought up to date")?;
+    tokio::select! {
+        migrated = store.migrate() => migrated.context("the schema could not be brought up to date")?,
+        // Another may hold the migration lock for hours. A migration is one transaction: it is whole, or not there.
+        () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
+    };
     let mut parts = Parts::new(stop.clone());
     if settings.process.once {
         let syncing = Parts::sync_all(&mut parts, settings, &store)?;

@@ -210,20 +210,32 @@ impl FileSource {
         .await?
     }
 
-    /// Reads the file from its start, away from the runtime's own threads.
+    /// Reads the file from its start, on a thread of its own that ends with the last line that is waited for.
+    ///
+    /// # Cancel safety
+    /// Dropped half way, it stops reading.
     async fn scan<T: Send + 'static>(
         &self,
         look: impl FnOnce(&mut Lines) -> Result<T, line::BadLine> + Send + 'static,
     ) -> Result<T, SourceError> {
-        let origin = self.origin.clone();
-        let name = origin.name();
-        let scanned = tokio::task::spawn_blocking(move || {
-            let mut lines =
-                Lines::open(&origin).map_err(|e| SourceError::permanent(format!("cannot open {name}: {e}")))?;
+        let (origin, name) = (self.origin.clone(), self.origin.name());
+        let waiting = Arc::new(());
+        let wanted = Arc::downgrade(&waiting);
+        let (done, scanned) = tokio::sync::oneshot::channel();
+        let read = move || {
+            let lines = Lines::open(&origin).map_err(|e| SourceError::permanent(format!("cannot open {name}: {e}")))?;
+            let mut lines = lines.while_wanted(wanted);
             look(&mut lines)
                 .map_err(|bad| SourceError::permanent(format!("{name}, line {}: {}", lines.number(), bad.reason)))
-        });
-        scanned.await.map_err(|e| SourceError::permanent(format!("reading {} failed: {e}", self.origin.name())))?
+        };
+        let failed =
+            |e: &dyn std::fmt::Display| SourceError::permanent(format!("reading {} failed: {e}", self.origin.name()));
+        // Nobody waits any more, if the answer cannot be sent.
+        let thread = std::thread::Builder::new().name("ebbtide-file".into()).spawn(move || drop(done.send(read())));
+        thread.map_err(|e| failed(&e))?;
+        let answer = scanned.await.map_err(|e| failed(&e))?;
+        drop(waiting);
+        answer
     }
 
     async fn begin(&self, feed: &mut Feed, tip: &BlockRef, position: Option<&Value>) -> Result<(), SourceError> {

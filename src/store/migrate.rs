@@ -49,15 +49,29 @@ pub struct Migrated {
 }
 
 impl Store {
-    /// Brings the schema to this version. Safe from several processes at once; the others wait and find it done.
+    /// Brings the schema to this version. Safe from several processes at once; the others wait, say for whom, and find it done.
     ///
     /// # Errors
     /// [`StoreError::TooNew`] for a database of a newer version, and [`StoreError::SchemaOfOthers`] for a schema that others
     /// may change, which are left as they are; [`StoreError::Migration`] for tables that were changed by hand.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         let holder = self.connect().await?;
-        holder.batch_execute("set lock_timeout = '10min'; set statement_timeout = '10min'").await?;
-        holder.query_one("select pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
+        // However long it takes: whoever has the lock may be migrating a large database.
+        holder.batch_execute("set lock_timeout = 0; set statement_timeout = 0").await?;
+        if !holder.query_one("select pg_try_advisory_lock($1)", &[&MIGRATION_LOCK]).await?.get::<_, bool>(0) {
+            let other = holder.query_opt(include_str!("../../sql/queries/lock_holder.sql"), &[&MIGRATION_LOCK]).await?;
+            if let Some(other) = other {
+                let pid: i32 = other.try_get("pid")?;
+                let role: Option<String> = other.try_get("role")?;
+                let program: Option<String> = other.try_get("application_name")?;
+                let (role, program) = (role.unwrap_or_default(), program.unwrap_or_default());
+                tracing::info!(
+                    "Waiting for the migration lock, which process {pid} of the server holds (role {role:?}, program \
+                     {program:?})"
+                );
+            }
+            holder.query_one("select pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
+        }
         let done = self.migrate_alone().await;
         // Ends with the connection anyway; letting go early spares the next one the wait for our socket to close.
         holder.query_one("select pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
@@ -201,11 +215,12 @@ fn reason_of(error: &refinery::Error) -> String {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text.push_str(": ");
-        text.push_str(&cause.to_string());
         if let Some(db) = cause.downcast_ref::<tokio_postgres::Error>() {
-            text.push_str(": ");
+            // All that stands behind it as well.
             text.push_str(&super::describe(db));
+            break;
         }
+        text.push_str(&cause.to_string());
         source = cause.source();
     }
     text

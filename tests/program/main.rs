@@ -9,6 +9,7 @@ mod output;
 mod private_postgres;
 mod readme;
 mod settings;
+mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 

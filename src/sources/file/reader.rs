@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
@@ -61,6 +61,8 @@ impl Origin {
 pub(super) struct Lines {
     reader: Box<dyn BufRead + Send>,
     number: u64,
+    /// Dropped by whoever waits for what is read: without them no further line is given.
+    wanted: Option<Weak<()>>,
 }
 
 impl Lines {
@@ -82,11 +84,20 @@ impl Lines {
         } else {
             Box::new(input)
         };
-        Ok(Lines { reader, number: 0 })
+        Ok(Lines { reader, number: 0, wanted: None })
+    }
+
+    /// As it is, for as long as someone holds on to the other end of `wanted`: gigabytes of empty lines, which are passed by
+    /// without a word, come out of megabytes.
+    pub(super) fn while_wanted(self, wanted: Weak<()>) -> Lines {
+        Lines { wanted: Some(wanted), ..self }
     }
 
     /// The next line without its end, and its number from 1; none at the end of the stream.
     pub(super) fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, BadLine> {
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.strong_count() == 0) {
+            return Err(BadLine::new("is not waited for any more".to_owned()));
+        }
         let mut line = Vec::new();
         let read = self.reader.by_ref().take(LONGEST_LINE as u64 + 1).read_until(b'\n', &mut line);
         if matches!(read, Ok(0)) {
@@ -179,6 +190,10 @@ fn run(
     let shares = Arc::new(Semaphore::new(KIB_AHEAD as usize));
     let send = |read| to.blocking_send(read).map_err(|_| Gone);
     loop {
+        // Of empty lines nothing is sent, by which it would be noticed.
+        if to.is_closed() {
+            return Err(Gone);
+        }
         let (number, raw) = match lines.next() {
             Ok(Some(line)) => line,
             Ok(None) if lines.number() < start.after_line => {
