@@ -222,8 +222,12 @@ impl Settings {
             history: Some(token_balances.history),
             ..ProjectionFile::default()
         };
+        let is_alone = file.chains.len() == 1;
         for chain in chains.values_mut() {
             chain.sync.halt_on_bad_event = token_balances.on_bad_event == token_balances::OnBadEvent::Halt;
+            // What is to end by itself cannot wait for a person. Else one chain's node ends neither the API nor other chains.
+            let is_to_end = known.once || chain.sync.ends && matches!(cli.command, Command::Sync { .. });
+            chain.sync.fails_fast = is_alone || is_to_end;
         }
         let others = projections.iter().filter(|(name, _)| *name != token_balances::NAME);
         let on_deep_change = others.map(|(name, read)| (name.clone(), read.settings().on_deep_change)).collect();

@@ -43,8 +43,11 @@ pub struct SyncSettings {
     pub allow_reset: bool,
     /// Whether a rejected event stops the syncer before its block.
     pub halt_on_bad_event: bool,
-    /// Whether the source ends by itself (a file): a fault that a person must fix ends the run then.
+    /// Whether the source ends by itself (a file).
     pub ends: bool,
+    /// Whether a fault that a person must fix ends the run, if it shows before the first block was taken or the source ends
+    /// by itself; otherwise it is shown, and asked about again. Defaults to true: beside other chains it is false.
+    pub fails_fast: bool,
     /// Whether to draw a progress bar.
     pub progress: bool,
 }
@@ -74,8 +77,7 @@ impl SyncWatcher for Unwatched {}
 /// Follows a source until `shutdown`, or until a source that ends has ended.
 ///
 /// # Errors
-/// Faults that a person must fix, if they show before the first block was taken in this run or if the source ends
-/// by itself (a file); later ones are shown, and asked about again and again.
+/// Faults that a person must fix, where [`fails_fast`](SyncSettings::fails_fast) says so.
 pub async fn run(
     store: Store,
     source: Arc<dyn Source>,
@@ -105,7 +107,7 @@ pub async fn run(
         let Err(error) = session else { return Ok(()) };
         let name = &syncer.settings.chain.name;
         let lasting = matches!(error.fault(), Fault::Lasting);
-        if lasting && (!syncer.started_well || syncer.settings.ends) {
+        if lasting && syncer.settings.fails_fast && (!syncer.started_well || syncer.settings.ends) {
             return Err(error);
         }
         let wait = if lasting { LASTING_PAUSE } else { pause };

@@ -91,6 +91,7 @@ async fn measure(server: &Server, kind: Kind, source: impl Fn() -> Arc<dyn Sourc
         allow_reset: false,
         halt_on_bad_event: false,
         ends: false,
+        fails_fast: true,
         progress: false,
     };
     let stop = CancellationToken::new();

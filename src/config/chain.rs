@@ -234,6 +234,7 @@ impl ChainFile {
             allow_reset: common.allow_reset,
             halt_on_bad_event: false,
             ends: matches!(source, SourceConfig::File(_)),
+            fails_fast: true,
             progress: true,
         };
         Some(ChainConfig { source, sync })

@@ -94,6 +94,10 @@ mod tests {
         let net = Some("net-a");
         let (empty, three, from_5) = (stored(None, Some(5)), stored(Some((5, 9)), None), stored(Some((5, 9)), Some(5)));
         let refused = |text: &str, words: &[&str]| assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        let mut unnamed = stored(Some((5, 9)), None);
+        unnamed.chain.network_id = None;
+        // Kept at first sight, whenever that is.
+        assert_eq!(said(&unnamed, Kind::Other, net, None, false), "goes on");
         for allow in [false, true] {
             // Without blocks everything may change but the network that was seen.
             assert_eq!(said(&empty, Kind::Evm, net, Some(7), allow), "goes on");

@@ -77,6 +77,7 @@ async fn a_live_block_and_an_idle_round_are_few_statements_in_few_round_trips() 
         allow_reset: false,
         halt_on_bad_event: false,
         ends: false,
+        fails_fast: true,
         progress: false,
     };
     let stop = CancellationToken::new();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::follow::{Run, blocks, forked, rate};
 
 use crate::support::fake_node::{FakeNode, Fault};
+use crate::support::{Ebbtide, Pg, free_addr, wait_until};
 
 /// Each fault strikes while the chain grows and loses its newest block.
 async fn outlives(faults: &[Fault]) {
@@ -151,4 +152,53 @@ async fn limits_of_ranges_are_kept_to_and_outgrown() {
         println!("{what}: {} calls for logs", node.call_count("eth_getLogs"));
         run.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_chain_whose_node_refuses_ends_neither_the_others_nor_the_interface() {
+    let served = blocks(12);
+    let (node, foreign) = (FakeNode::start(31337, served.clone()).await, FakeNode::start(5, blocks(3)).await);
+    node.fault(Fault::Http(401, "who are you"));
+    let pg = Pg::new().await;
+    let db = pg.client().await;
+    db.batch_execute("insert into chains (name, kind, network_id) values ('another', 'evm', '7')").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ebbtide.toml");
+    let chain = |name: &str, url: String| {
+        format!("[chains.{name}]\nsource = 'evm'\nurls = [{url:?}]\nstart_height = 0\npoll_interval_ms = 50\n")
+    };
+    let devnet = "[chains.good]\nsource = 'devnet'\nblock_interval_ms = 50\n".to_owned();
+    std::fs::write(&file, [chain("refused", node.url()), chain("another", foreign.url()), devnet].concat()).unwrap();
+    let (listen, operator) = (free_addr(), free_addr());
+    let (api, port, config) = (listen.to_string(), operator.to_string(), file.to_str().unwrap());
+    let args = ["--config", config, "--database-url", &pg.url, "--operator-listen", &port];
+    let mut ebbtide = Ebbtide::spawn(&[&["run", "--listen", &api], &args[..]].concat(), &[]);
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://{listen}/tokens/balances?chain=good");
+    wait_until("the healthy chain is served", async || {
+        http.get(&url).send().await.ok().filter(|answer| answer.status().is_success())
+    })
+    .await;
+    wait_until("both faults are shown", async || {
+        let (ready, said) = crate::support::http::ready(operator).await;
+        (!ready && said.contains("HTTP 401") && said.contains("network 5")).then_some(())
+    })
+    .await;
+    node.heal();
+    wait_until("the chain is followed once its node lets us in", async || {
+        let sql = "select count(*) from blocks join chains using (chain_id) where name = 'refused'";
+        (db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 12).then_some(())
+    })
+    .await;
+    assert!(ebbtide.is_running());
+    ebbtide.terminate();
+    let status = ebbtide.wait(Duration::from_secs(15)).await;
+    assert!(status.success(), "{}", ebbtide.stderr().join("\n"));
+    // By itself there is nobody to go on for.
+    node.fault(Fault::Http(401, "who are you"));
+    let url = node.url();
+    let alone = ["sync", "--source", "evm", "--url", &url, "--database-url", &pg.url, "--chain", "alone"];
+    let output = Ebbtide::output(&alone, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
 }
