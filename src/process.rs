@@ -208,13 +208,23 @@ pub async fn run_on(
             }
         };
         pause = Pause::default();
-        watcher.well(None);
+        let mut is_well = true;
+        for (key, task) in tasks.extract_if(|_, task| task.is_finished()) {
+            if let Err(error) = ended(task.await) {
+                tracing::error!(chain = key.0.0, projection = %key.1, %error, "A projection's task ended; starting it again");
+                watcher.troubled(None, &error.to_string());
+                is_well = false;
+            }
+        }
+        if is_well {
+            watcher.well(None);
+        }
         // Those that follow another come last: with `once`, when it is where it goes.
         for follows in [false, true] {
             let wave = found.iter().filter(|found| found.follows == follows);
             for Found { chain, name, work, .. } in wave {
                 let key = (*chain, name.clone());
-                if tasks.get(&key).is_none_or(|task| task.is_finished() && !settings.once) {
+                if !tasks.contains_key(&key) {
                     let on_deep_change = match work {
                         Work::Balances => settings.token_balances.on_deep_change,
                         Work::Function | Work::Code(_) => {

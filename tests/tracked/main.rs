@@ -13,6 +13,7 @@ mod fence;
 mod follow;
 mod harness;
 mod order;
+mod panics;
 mod random;
 mod refused;
 mod rights;
