@@ -24,7 +24,7 @@
 
 -- A table's name as tracked_tables keeps it.
 create or replace function relation_name(given regclass) returns text
-language plpgsql stable set search_path = ebbtide, pg_temp as $$
+language plpgsql stable set search_path = ebbtide, pg_temp set quote_all_identifiers = off as $$
 begin
     return (select format('%I.%I', n.nspname, c.relname)
             from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = given);
@@ -73,7 +73,7 @@ end $$;
 -- All that the triggers and the restore depend on, in words that survive a dump: columns, primary key, triggers (those of
 -- foreign keys included, incoming ones too) and whether they fire, and what check_trackable refuses.
 create or replace function table_shape(given oid) returns text
-language plpgsql stable set search_path = ebbtide, pg_temp as $$
+language plpgsql stable set search_path = ebbtide, pg_temp set quote_all_identifiers = off as $$
 begin
     return
         (select string_agg(format('%s:%s:%s:%s:%s:%s%s', a.attnum, a.attname, a.atttypid::regtype, a.atttypmod,
@@ -119,11 +119,11 @@ begin
             'Use a plain table.');
     end if;
     if c.relpersistence <> 'p' then
-        perform refuse_tracking(given, 'it is temporary or unlogged, so a crash would empty it', 'alter table … set logged');
+        perform refuse_tracking(given, 'it is temporary or unlogged, so a crash would empty it', 'alter table ... set logged');
     end if;
     if not (is_trusted(c.relowner) and pg_has_role(current_user, c.relowner, 'usage')) then
         perform refuse_tracking(given, format('its owner is %s, and Ebbtide runs as %s', c.relowner::regrole, current_user),
-            format('alter table … owner to %s', current_user));
+            format('alter table ... owner to %s', current_user));
     end if;
     found_text := code_of_others(given);
     if found_text is not null then
@@ -131,13 +131,13 @@ begin
             format('Make %s its owner, or take it off the table.', current_user));
     end if;
     if c.relforcerowsecurity then
-        perform refuse_tracking(given, 'row security is forced on its owner', 'alter table … no force row level security');
+        perform refuse_tracking(given, 'row security is forced on its owner', 'alter table ... no force row level security');
     end if;
     if exists (select from pg_rewrite r where r.ev_class = given) then
         perform refuse_tracking(given, 'it has rules', 'Drop them; a trigger can do the same.');
     end if;
     if not exists (select from pg_index i where i.indrelid = given and i.indisprimary) then
-        perform refuse_tracking(given, 'it has no primary key', 'alter table … add primary key (…)');
+        perform refuse_tracking(given, 'it has no primary key', 'alter table ... add primary key (...)');
     end if;
     select format('%s of %s', k.conname, relation_name(k.conrelid)) into found_text
     from pg_constraint k

@@ -2,7 +2,7 @@
 
 -- What is compared to find that a function changed.
 create or replace function apply_digest(apply text) returns text
-language plpgsql stable set search_path = ebbtide, pg_temp as $$
+language plpgsql stable set search_path = ebbtide, pg_temp set quote_all_identifiers = off as $$
 begin
     return (select md5(pg_get_functiondef(p.oid)) from pg_proc p where p.oid = to_regprocedure(apply));
 end $$;
@@ -108,7 +108,7 @@ create or replace function create_projection(
     name text, apply regprocedure, tables regclass[], after text default null, chain text default null,
     start_height bigint default null
 ) returns void
-language plpgsql set search_path = ebbtide, pg_temp as $$
+language plpgsql set search_path = ebbtide, pg_temp set quote_all_identifiers = off set standard_conforming_strings = on as $$
 #variable_conflict use_column
 declare
     f pg_proc%rowtype;
@@ -155,7 +155,7 @@ begin
                 using errcode = 'feature_not_supported', constraint = 'after_names_token_balances';
         end if;
         if f.prosqlbody is not null or coalesce(array_to_string(f.proconfig, ' '), '') ~ 'search_path'
-            or f.prosrc ~* '\mebbtide"?\s*\.\s*"?balance' then
+            or f.prosrc ~* '[[:<:]]ebbtide"?[[:space:]]*[.][[:space:]]*"?balance' then
             raise exception '% follows %: it must find `balances` by that name alone', shown, create_projection.after
                 using errcode = 'feature_not_supported', constraint = 'followers_read_balances_by_its_short_name',
                       hint = 'Write `balances` and `balance_changes` without a schema, no `set search_path`, and a body in quotes: '
@@ -333,7 +333,7 @@ begin
         if found then
             raise exception 'the projection % wrote %, which is not one of its tables: that could not be undone', name, other
                 using errcode = 'object_not_in_prerequisite_state', constraint = 'projections_write_their_own_tables',
-                      hint = 'Name that table in create_projection(…, tables => …), or write it elsewhere.';
+                      hint = 'Name that table in create_projection(..., tables => ...), or write it elsewhere.';
         end if;
     end if;
     perform set_config('ebbtide.settled', 'on', true), set_config('ebbtide.projection', '', true),
@@ -467,6 +467,45 @@ begin
                         where k.projection = p.name and c.relnamespace <> 'ebbtide'::regnamespace))) s);
 end $$;
 
+-- Settings that change what code computes or whether it may, as they are now, or put back: the code of a block finds them as
+-- that of the first one in its transaction did, whatever was left behind by another. What else a function sets lasts until the
+-- end of its transaction (reset_session).
+create or replace function block_settings(back text[] default null) returns text[]
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    names constant text[] := '{session_replication_role,statement_timeout,lock_timeout,idle_in_transaction_session_timeout,
+        idle_session_timeout,timezone,datestyle,intervalstyle,extra_float_digits,bytea_output,xmloption,xmlbinary,
+        standard_conforming_strings,escape_string_warning,backslash_quote,quote_all_identifiers,array_nulls,
+        transform_null_equals,client_encoding,client_min_messages,lc_monetary,lc_numeric,lc_time,
+        default_transaction_isolation,default_transaction_read_only,default_transaction_deferrable,
+        default_text_search_config,default_tablespace,default_table_access_method,temp_tablespaces,row_security,
+        check_function_bodies,synchronous_commit,plan_cache_mode}';
+    found text[] := array(select current_setting(n) from unnest(names) n);
+begin
+    if back <> found then
+        perform set_config(s.name, s.setting, false)
+        from unnest(names, back, found) s (name, setting, left_behind)
+        where s.setting <> s.left_behind;
+    end if;
+    return found;
+end $$;
+
+-- Before the end of a transaction that ran code of people: the session is what its first words made it again. No setting is
+-- left behind, known or not, but for what `surroundings` keeps.
+create or replace function reset_session(names text[], settings text[]) returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    kept record;
+begin
+    select array_agg(g.name) as names, array_agg(g.setting) as settings into kept
+    from (select 'ebbtide.around_' || p.name as name, current_setting('ebbtide.around_' || p.name, true) as setting
+          from projections p) g
+    where g.setting <> '';
+    reset all;
+    perform set_config(s.name, s.setting, false)
+    from unnest(reset_session.names || kept.names, reset_session.settings || kept.settings) s (name, setting);
+end $$;
+
 -- The function of a projection on blocks, one after the other, with their undo: for the caller, who moved the checkpoint over them, or
 -- compares and moves none. What does not change between them is asked once. `on_replica`: balances stand elsewhere, and it
 -- finds them as of each block.
@@ -477,6 +516,8 @@ language plpgsql set search_path = ebbtide, pg_temp as $$
 declare
     call constant text := apply_call(name);
     path constant text := enter_block(name, chain, heights[1], case when record then 'on' else 'final' end);
+    who constant text[] := array[current_setting('session_authorization'), current_setting('role')];
+    settings constant text[] := block_settings();
     reads bigint;
 begin
     for at in 1..cardinality(heights) loop
@@ -494,6 +535,12 @@ begin
         execute call using chain, heights[at];
         set constraints all immediate;
         perform pg_catalog.set_config('search_path', 'ebbtide, pg_temp', true);
+        -- Another role may not even look into this schema.
+        if array[current_setting('session_authorization'), current_setting('role')] <> who then
+            perform set_config('session_authorization', who[1], false);
+            perform set_config('role', who[2], false);
+        end if;
+        perform block_settings(settings);
         if on_replica and live_reads() > reads then
             raise exception 'the projection % reads ebbtide.balances by its full name, or through a view: while it catches up, that is not at its block',
                 name

@@ -429,7 +429,7 @@ impl Task {
         self.caution.stuck_at = failed.at;
         let noted = async {
             let mut lent = self.workers.lend().await?;
-            lent.session().write.note_failure(self.engine.chain, &name, &failed.base, failed.at, reason).await
+            lent.session().read.note_failure(self.engine.chain, &name, &failed.base, failed.at, reason).await
         };
         if let Err(error) = noted.await {
             self.wait_out(&error, pause).await;

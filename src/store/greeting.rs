@@ -46,6 +46,11 @@ impl Greeting {
         Greeting { then: sql, ..self }
     }
 
+    /// The names, and what each is set to.
+    pub(super) fn columns(&self) -> (Vec<String>, Vec<String>) {
+        self.settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).unzip()
+    }
+
     /// Says it. Not as start-up options: poolers refuse those.
     pub(super) async fn say(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
         // Names and values are ours; nothing from outside gets in here.

@@ -12,6 +12,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 use super::column::Column;
+use super::greeting::Greeting;
 use super::numeric::Numeric;
 use super::{Store, StoreError};
 use crate::chain::decide::{Base, Checkpoint};
@@ -189,8 +190,15 @@ fn count(row: &Row, column: &str) -> Result<u64, StoreError> {
 /// How a processor's connections plan: rows are looked up by their keys whatever the statistics say, since a plan is kept for
 /// as long as its connection, and may have been made while the tables were empty. Materialized, all rows of a chain would be
 /// compared with each key that is asked for.
-pub const BY_THEIR_KEYS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
-    set enable_hashjoin = off; set enable_mergejoin = off; set enable_material = off";
+pub const BY_THEIR_KEYS: &[(&str, &str)] = &[
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_material", "off"),
+];
+/// Checkpoint and effects are lost or kept together, so a commit need not wait for the disk.
+const NO_WAIT_FOR_DISK: &[(&str, &str)] = &[("synchronous_commit", "off")];
 
 /// The writing side of a processor.
 #[derive(Debug)]
@@ -199,18 +207,26 @@ pub struct LedgerWrite {
     statements: Statements,
 }
 
+/// What makes a session again what it was before code of people ran on it.
+#[derive(Debug)]
+struct Reset {
+    names: Vec<String>,
+    settings: Vec<String>,
+    alone: Statement,
+}
+
 #[derive(Debug)]
 struct Statements {
     apply: ApplyStatements,
     pass_empty: Statement,
     halt: Statement,
-    note_failure: Statement,
     hold_checkpoint: Statement,
     hold_block: Statement,
     undo: Statement,
     begin_again: Statement,
     note_reorg: Statement,
     tracked: tracked::TrackedStatements,
+    reset: Reset,
 }
 
 /// What writes `balances` and `balance_history`, under whatever tables these names mean when it is prepared.
@@ -235,27 +251,27 @@ impl ApplyStatements {
 impl LedgerWrite {
     /// A connection of its own.
     pub async fn connect(store: &Store) -> Result<LedgerWrite, StoreError> {
-        let client = store.connect().await?;
-        // Checkpoint and effects are lost or kept together, so a commit need not wait for the disk.
-        client.batch_execute("set synchronous_commit = off").await?;
-        client.batch_execute(BY_THEIR_KEYS).await?;
-        LedgerWrite::prepare(client).await
+        LedgerWrite::connect_as(store, store.greeting.clone().and(NO_WAIT_FOR_DISK).and(BY_THEIR_KEYS)).await
     }
 
     /// A connection of its own for functions of people: the planner is left as they know it.
     pub async fn connect_for_functions(store: &Store) -> Result<LedgerWrite, StoreError> {
-        let client = store.connect().await?;
-        client.batch_execute("set synchronous_commit = off").await?;
-        LedgerWrite::prepare(client).await
+        LedgerWrite::connect_as(store, store.greeting.clone().and(NO_WAIT_FOR_DISK)).await
+    }
+
+    async fn connect_as(store: &Store, greeting: Greeting) -> Result<LedgerWrite, StoreError> {
+        let client = store.connect_as(&greeting).await?;
+        let (names, settings) = greeting.columns();
+        let alone = client.prepare("select reset_session($1, $2)").await?;
+        LedgerWrite::prepare(client, Reset { names, settings, alone }).await
     }
 
     /// All statements are sent at once: a connection costs few round trips.
-    async fn prepare(client: Client) -> Result<LedgerWrite, StoreError> {
+    async fn prepare(client: Client, reset: Reset) -> Result<LedgerWrite, StoreError> {
         let several = async {
             Ok(try_join!(
                 client.prepare(include_str!("../../sql/queries/pass_empty_blocks.sql")),
                 client.prepare(include_str!("../../sql/queries/halt.sql")),
-                client.prepare(include_str!("../../sql/queries/note_failure.sql")),
                 client.prepare(include_str!("../../sql/queries/hold_checkpoint.sql")),
                 client.prepare(include_str!("../../sql/queries/hold_block.sql")),
                 client.prepare(include_str!("../../sql/queries/undo.sql")),
@@ -263,22 +279,19 @@ impl LedgerWrite {
                 client.prepare(include_str!("../../sql/queries/note_reorg.sql")),
             )?)
         };
-        let (
-            (pass_empty, halt, note_failure, hold_checkpoint, hold_block, undo, begin_again, note_reorg),
-            apply,
-            tracked,
-        ) = try_join!(several, ApplyStatements::prepare(&client), tracked::TrackedStatements::prepare(&client),)?;
+        let ((pass_empty, halt, hold_checkpoint, hold_block, undo, begin_again, note_reorg), apply, tracked) =
+            try_join!(several, ApplyStatements::prepare(&client), tracked::TrackedStatements::prepare(&client),)?;
         let statements = Statements {
             apply,
             pass_empty,
             halt,
-            note_failure,
             hold_checkpoint,
             hold_block,
             undo,
             begin_again,
             note_reorg,
             tracked,
+            reset,
         };
         Ok(LedgerWrite { client, statements })
     }
@@ -359,23 +372,6 @@ impl LedgerWrite {
         let (height, hash) = columns(base);
         self.client
             .execute(&self.statements.halt, &[&chain.0, &projection, &base.seq, &height, &hash, &reason])
-            .await?;
-        Ok(())
-    }
-
-    /// Notes that a block could not be applied; the next one that can be takes the note away.
-    pub async fn note_failure(
-        &self,
-        chain: ChainId,
-        projection: &str,
-        base: &Base,
-        at: Option<Height>,
-        reason: &str,
-    ) -> Result<(), StoreError> {
-        let (height, hash) = columns(base);
-        let at = at.map(Height::to_sql);
-        self.client
-            .execute(&self.statements.note_failure, &[&chain.0, &projection, &base.seq, &height, &hash, &at, &reason])
             .await?;
         Ok(())
     }

@@ -18,6 +18,7 @@ mod random;
 mod refused;
 mod rights;
 mod run;
+mod sessions;
 #[path = "../support/mod.rs"]
 mod support;
 mod survive;

@@ -4,7 +4,7 @@ use futures::{TryStreamExt, pin_mut, try_join};
 use tokio_postgres::{Client, Row, Statement};
 
 use super::{Balance, Keys, count, height, needed_height};
-use crate::chain::decide::{After, Checkpoint, Look};
+use crate::chain::decide::{After, Base, Checkpoint, Look};
 use crate::chain::delta::Delta;
 use crate::chain::plan::StoredBlock;
 use crate::chain::{BlockRef, ChainId, Hash, Height, Kind};
@@ -28,8 +28,7 @@ const BLOCKS_AHEAD: i64 = 16;
 impl LedgerRead {
     /// A connection of its own.
     pub async fn connect(store: &Store) -> Result<LedgerRead, StoreError> {
-        let client = store.connect().await?;
-        client.batch_execute(super::BY_THEIR_KEYS).await?;
+        let client = store.connect_as(&store.greeting.clone().and(super::BY_THEIR_KEYS)).await?;
         // All at once: a connection costs few round trips.
         let (look, stored_blocks, movements, range_end, balances_of_keys) = try_join!(
             client.prepare(include_str!("../../../sql/queries/look.sql")),
@@ -62,6 +61,23 @@ impl LedgerRead {
     pub async fn look(&self, chain: ChainId, projection: &str) -> Result<Option<Look>, StoreError> {
         let row = self.client.query_opt(&self.look, &[&chain.0, &projection, &BLOCKS_AHEAD]).await?;
         row.map(|row| look(&row)).transpose()
+    }
+
+    /// Notes that a block could not be applied; the next one that can be takes the note away. On this side: nothing that failed
+    /// ran here.
+    pub async fn note_failure(
+        &self,
+        chain: ChainId,
+        projection: &str,
+        base: &Base,
+        at: Option<Height>,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let (height, hash) = super::columns(base);
+        let at = at.map(Height::to_sql);
+        let sql = include_str!("../../../sql/queries/note_failure.sql");
+        self.client.execute(sql, &[&chain.0, &projection, &base.seq, &height, &hash, &at, &reason]).await?;
+        Ok(())
     }
 
     /// First statistics after the first blocks: plans made on empty tables are bad ones. Later ones are the server's affair.

@@ -4,7 +4,7 @@ use futures::try_join;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
-use super::{LedgerWrite, RangeTransaction, Run, Tx, Undone, count, height};
+use super::{LedgerWrite, RangeTransaction, Reset, Run, Tx, Undone, count, height};
 use crate::chain::decide::Base;
 use crate::chain::{BlockRef, ChainId, Height, Kind};
 use crate::store::{Prepared, Store, StoreError};
@@ -28,6 +28,8 @@ pub struct ProjectionRow {
 #[derive(Debug)]
 pub(super) struct TrackedStatements {
     apply_sql_blocks: Statement,
+    /// The same as a whole transaction, after which the session is what it was.
+    apply_and_reset: Statement,
     follow_block: Statement,
     undo_followers: Statement,
     leave_followers_behind: Statement,
@@ -41,8 +43,11 @@ pub(super) struct TrackedStatements {
 
 impl TrackedStatements {
     pub(super) async fn prepare(client: &Client) -> Result<TrackedStatements, StoreError> {
-        let (apply_sql_blocks, follow_block, leave_followers_behind, undo_followers) = try_join!(
+        let (apply_sql_blocks, apply_and_reset, follow_block, leave_followers_behind, undo_followers) = try_join!(
             client.prepare("select apply_sql_blocks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"),
+            client.prepare(
+                "select apply_sql_blocks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13), reset_session($14, $15)"
+            ),
             client.prepare("select follow_block($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
             client.prepare("select leave_followers_behind($1, $2, $3)"),
             client.prepare("select undo_followers($1, $2, $3, $4, $5, $6)"),
@@ -56,6 +61,7 @@ impl TrackedStatements {
         )?;
         Ok(TrackedStatements {
             apply_sql_blocks,
+            apply_and_reset,
             follow_block,
             undo_followers,
             leave_followers_behind,
@@ -101,8 +107,10 @@ impl LedgerWrite {
     /// Applies a run of an SQL projection, block by block, in a transaction of its own; may be sent before earlier ones were
     /// answered. False: the fence did not hold, nothing was written.
     pub async fn apply_function(&self, chain: ChainId, projection: &str, run: &Run) -> Result<bool, StoreError> {
-        let statement = &self.statements.tracked.apply_sql_blocks;
-        let seq = move_over(&self.client, statement, (chain, projection), run, &[&run.on_replica]).await?;
+        let Reset { names, settings, .. } = &self.statements.reset;
+        let statement = &self.statements.tracked.apply_and_reset;
+        let more: [&(dyn ToSql + Sync); 3] = [&run.on_replica, names, settings];
+        let seq = move_over(&self.client, statement, (chain, projection), run, &more).await?;
         Ok(seq.is_some())
     }
 

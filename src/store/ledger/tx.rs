@@ -3,7 +3,8 @@
 use tokio_postgres::{Row, Transaction};
 
 use super::{
-    ApplyStatements, Balance, Changes, Keys, ReorgNote, Run, Statements, StoreError, Undone, apply, balances_of, count,
+    ApplyStatements, Balance, Changes, Keys, ReorgNote, Reset, Run, Statements, StoreError, Undone, apply, balances_of,
+    count,
 };
 use crate::chain::decide::Base;
 use crate::chain::{BlockRef, ChainId, Height};
@@ -168,6 +169,8 @@ impl<'a> Tx<'a> {
 
     /// Makes it so. Returns the checkpoint as it is from then on.
     pub async fn commit(self) -> Result<Base, StoreError> {
+        let Reset { names, settings, alone } = &self.statements.reset;
+        self.tx.execute(alone, &[names, settings]).await?;
         self.tx.commit().await?;
         Ok(self.base)
     }
