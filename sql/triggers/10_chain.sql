@@ -8,6 +8,32 @@
 -- The functions run with their joins forced to index lookups: a statement that deleted a million rows leaves
 -- statistics behind that would make the next ten rows scan the table.
 
+-- Rings, where there is room. Any role that listens and does not read fills the queue that all notifications share, and what
+-- writes to a full one fails. A notification is a hint: whoever does not get it looks a little later.
+create or replace function tell(channel text, payload text, most_full double precision default 0.5) returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+begin
+    if pg_notification_queue_usage() <= most_full then
+        perform pg_notify(channel, payload);
+    end if;
+end $$;
+
+-- Revisions never return, or a change would look like what was applied already: above all that were given where a copy of the
+-- tables came without their sequence, or with an older one. That shows in the newest blocks and in the journal.
+create or replace function lift_revisions() returns void
+language plpgsql set search_path = ebbtide, pg_temp as $$
+declare
+    given constant bigint := (select s.last_value - case when s.is_called then 0 else 1 end from blocks_revision_seq s);
+begin
+    if exists (select from applied_blocks a where a.revision > given) or exists (
+        select from chains c
+        cross join lateral (select b.revision from blocks b where b.chain_id = c.chain_id order by b.height desc limit 1000) b
+        where b.revision > given) then
+        perform setval('blocks_revision_seq', greatest((select max(b.revision) from blocks b),
+            (select max(a.revision) from applied_blocks a)));
+    end if;
+end $$;
+
 -- Rows of blocks came, went or changed: take the writer's turn, lower complete_to, send changes below the undo
 -- horizon to redo_from, ring.
 create or replace function blocks_touched(chain bigint, lowest_height bigint) returns void
@@ -40,7 +66,7 @@ begin
       and k.projection <> all (coalesce(nullif(current_setting('ebbtide.not_concerned', true), ''), '{}')::text[])
       and (not k.deep_change or k.redo_from is null or k.changed_seq is distinct from k.seq
            or lowest_height < greatest(k.redo_from, k.changed_from));
-    perform pg_notify('ebbtide_blocks', chain::text);
+    perform tell('ebbtide_blocks', chain::text);
 end $$;
 
 create or replace function blocks_written() returns trigger

@@ -4,7 +4,7 @@ create or replace function ring() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
     -- A chain or a projection that is new has no task yet: 0 is heard by all.
-    perform pg_notify('ebbtide_blocks', case when tg_table_name = 'projections' or tg_table_name = 'chains' and tg_op = 'INSERT' then '0'
+    perform tell('ebbtide_blocks', case when tg_table_name = 'projections' or tg_table_name = 'chains' and tg_op = 'INSERT' then '0'
         else coalesce(to_jsonb(new) ->> 'chain_id', '0') end);
     return null;
 end $$;

@@ -220,7 +220,7 @@ begin
     delete from rejected_events where chain_id = cid;
     delete from orphaned_blocks where chain_id = cid;
     delete from chains where chain_id = cid;
-    perform pg_notify('ebbtide_blocks', cid::text);
+    perform tell('ebbtide_blocks', cid::text);
 end $$;
 comment on function drop_chain is 'Removes a chain with all that follows from it, its evidence included.';
 
@@ -282,7 +282,7 @@ begin
     update checkpoints k set paused = false, pause_at = null, halted_reason = null, deep_change = false
     where k.chain_id = cid and (k.projection = resume.projection or resume.projection is null);
     -- Also where nothing was paused: whoever says so wants it looked at now.
-    perform pg_notify('ebbtide_blocks', cid::text);
+    perform tell('ebbtide_blocks', cid::text);
 end $$;
 comment on function resume is 'Goes on after pause(), and after a halt whose cause is fixed.';
 

@@ -40,7 +40,7 @@ begin
         changed := array(select to_jsonb(n) from new_rows n except all select to_jsonb(o) from old_rows o);
     end if;
     if cardinality(changed) > most_rows then
-        perform pg_notify(channel, jsonb_build_object(
+        perform tell(channel, jsonb_build_object(
             'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id',
             'key', jsonb_build_object(key_columns[1], r -> key_columns[1]),
             'height', max((r ->> 'latest_block')::bigint), 'rows', count(*))::text)
@@ -48,7 +48,7 @@ begin
         group by r -> 'chain_id', r -> key_columns[1];
         return null;
     end if;
-    perform pg_notify(channel, vault_payload(
+    perform tell(channel, vault_payload(
         jsonb_build_object(
             'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id',
             'key', (select jsonb_object_agg(c, r ->> c) from unnest(key_columns) c), 'height', r -> 'latest_block'),
@@ -78,14 +78,14 @@ begin
             where o.state is distinct from n.state);
     end if;
     if cardinality(moved) > most_rows then
-        perform pg_notify(channel, jsonb_build_object(
+        perform tell(channel, jsonb_build_object(
             'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id', 'vault', r -> 'vault_address',
             'height', max((r ->> 'latest_block')::bigint), 'rows', count(*))::text)
         from unnest(moved) r
         group by r -> 'chain_id', r -> 'vault_address';
         return null;
     end if;
-    perform pg_notify(channel, jsonb_build_object(
+    perform tell(channel, jsonb_build_object(
         'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id', 'vault', r -> 'vault_address',
         'round_id', r ->> 'round_id', 'round', r -> 'address', 'from', r -> 'from', 'to', r -> 'to',
         'height', r -> 'latest_block')::text)
@@ -152,7 +152,7 @@ begin
     set redo_from = least(k.redo_from, lowest_height)
     where k.chain_id = chain and k.projection = 'option_vaults';
     -- For the source: there is something to fetch.
-    perform pg_notify('ebbtide_blocks', chain::text);
+    perform tell('ebbtide_blocks', chain::text);
 end $$;
 
 create or replace function vault_registry_changed() returns trigger
@@ -170,7 +170,7 @@ begin
             perform vault_registry_touched(new.chain_id, coalesce(new.from_height, 0));
         else
             -- Nothing follows from it yet: the source brings its history first.
-            perform pg_notify('ebbtide_blocks', new.chain_id::text);
+            perform tell('ebbtide_blocks', new.chain_id::text);
         end if;
     end if;
     return null;

@@ -206,7 +206,7 @@ begin
     delete from rebuilds r where r.projection = drop_projection.name;
     delete from rejected_events r where r.projection = drop_projection.name;
     delete from projections p where p.name = drop_projection.name;
-    perform pg_notify('ebbtide_blocks', '0');
+    perform tell('ebbtide_blocks', '0');
 end $$;
 comment on function drop_projection is 'Ends a projection; its tables stay as they are and are ordinary tables again.';
 
@@ -732,7 +732,7 @@ create or replace function note_rebuilt(chain bigint, name text, at_height bigin
 language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
     delete from rebuilds r where r.chain_id = chain and r.projection = name;
-    perform pg_notify('ebbtide_notices', jsonb_build_object('type', 'ebbtide.projection.rebuilt', 'chain',
+    perform tell('ebbtide_notices', jsonb_build_object('type', 'ebbtide.projection.rebuilt', 'chain',
         (select c.name from chains c where c.chain_id = chain), 'projection', name, 'height', at_height, 'hash', at_hash,
         'reason', why)::text);
 end $$;

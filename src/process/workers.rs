@@ -146,6 +146,9 @@ impl Lookout {
         if let Some(open) = read.as_ref().filter(|read| !read.is_closed()) {
             return Ok(open.clone());
         }
-        Ok(read.insert(Arc::new(LedgerRead::connect(&self.store).await?)).clone())
+        let opened = LedgerRead::connect(&self.store).await?;
+        // It may lead to another server by now, which was a copy.
+        opened.lift_revisions().await?;
+        Ok(read.insert(Arc::new(opened)).clone())
     }
 }

@@ -14,7 +14,7 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed, or what they made.
-const TRIGGERS: [&str; 11] = [
+const TRIGGERS: [&str; 12] = [
     include_str!("../../sql/triggers/05_manifest.sql"),
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
@@ -26,6 +26,7 @@ const TRIGGERS: [&str; 11] = [
     include_str!("../../sql/triggers/70_projections.sql"),
     include_str!("../../sql/triggers/75_verify.sql"),
     include_str!("../../sql/triggers/80_followers.sql"),
+    include_str!("../../sql/triggers/85_always.sql"),
 ];
 
 /// Who may do what; granted each time, since roles come and go.
@@ -110,6 +111,7 @@ impl Store {
             make(&mut client, kept, &repaired).await?;
         }
         client.batch_execute(RIGHTS).await?;
+        client.batch_execute("select lift_revisions()").await?;
         let left = drift(&client).await?;
         if !left.is_empty() {
             let reason = format!(

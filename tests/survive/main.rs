@@ -8,6 +8,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod copies;
 mod cost;
 mod crash;
 mod flat;

@@ -231,18 +231,24 @@ async fn verify_finds_and_names_every_kind_of_damage() {
         ),
         // The events themselves, behind the back of their triggers.
         (
-            "set session_replication_role = replica; update token_events set amount = 31 where height = 6; reset session_replication_role",
-            "set session_replication_role = replica; update token_events set amount = 30 where height = 6; reset session_replication_role",
+            "alter table token_events disable trigger updated, disable trigger respelt; update token_events set amount = 31 where height = 6;
+             alter table token_events enable always trigger updated, enable always trigger respelt",
+            "alter table token_events disable trigger updated, disable trigger respelt; update token_events set amount = 30 where height = 6;
+             alter table token_events enable always trigger updated, enable always trigger respelt",
             &["balance alice in gold: ours 70, changed at 6; recomputed 69, changed at 6", "change alice in gold at 6"],
         ),
         (
-            "set session_replication_role = replica; update blocks set parent_hash = 'x' where height = 7; reset session_replication_role",
-            "set session_replication_role = replica; update blocks set parent_hash = 'b' where height = 7; reset session_replication_role",
+            "alter table blocks disable trigger rewritten, disable trigger edited; update blocks set parent_hash = 'x' where height = 7;
+             alter table blocks enable always trigger rewritten, enable always trigger edited",
+            "alter table blocks disable trigger rewritten, disable trigger edited; update blocks set parent_hash = 'b' where height = 7;
+             alter table blocks enable always trigger rewritten, enable always trigger edited",
             &["checkpoint: ours 7 is c; recomputed 7 is no block", "applied block 7", "change bob in gold at 7"],
         ),
         (
-            "set session_replication_role = replica; update blocks set event_count = 3 where height = 7; reset session_replication_role",
-            "set session_replication_role = replica; update blocks set event_count = null where height = 7; reset session_replication_role",
+            "alter table blocks disable trigger rewritten, disable trigger edited; update blocks set event_count = 3 where height = 7;
+             alter table blocks enable always trigger rewritten, enable always trigger edited",
+            "alter table blocks disable trigger rewritten, disable trigger edited; update blocks set event_count = null where height = 7;
+             alter table blocks enable always trigger rewritten, enable always trigger edited",
             &["checkpoint: ours 7 is c; recomputed 7 is no block"],
         ),
     ];

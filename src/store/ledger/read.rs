@@ -63,6 +63,11 @@ impl LedgerRead {
         row.map(|row| look(&row)).transpose()
     }
 
+    /// Puts the revisions to come above all that were given: before a change is compared with what was applied.
+    pub async fn lift_revisions(&self) -> Result<(), StoreError> {
+        Ok(self.client.batch_execute("select lift_revisions()").await?)
+    }
+
     /// Notes that a block could not be applied; the next one that can be takes the note away. On this side: nothing that failed
     /// ran here.
     pub async fn note_failure(
