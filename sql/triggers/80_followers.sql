@@ -133,6 +133,7 @@ end $$;
 create or replace function fill_replica(chain bigint, at_height bigint, at_hash text) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_variable
+declare is_filled boolean;
 begin
     create temp table if not exists ebbtide_replica (chain_id bigint, height bigint, hash text);
     if to_regclass('pg_temp.balances') is null then
@@ -146,23 +147,52 @@ begin
             primary key (chain_id, token, address));
     end if;
     truncate pg_temp.balances, pg_temp.balance_changes, pg_temp.ebbtide_replica;
-    insert into pg_temp.balances (chain_id, token, address, amount, height)
-    select chain, m.token, m.address, sum(m.amount), max(m.height)
-    from (
-        select o.token, o.address, o.amount, -1 as height from ebbtide.opening_balances o where o.chain_id = chain
-        union all
-        select t.token, s.address, s.amount, t.height
-        from ebbtide.chains c
-        -- What lies below the start, or at a height without a block, is in no balance.
-        join ebbtide.blocks b on b.chain_id = c.chain_id and b.height >= coalesce(c.start_height, 0) and b.height <= at_height
-        join ebbtide.token_events t on t.chain_id = b.chain_id and t.height = b.height
-        cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
-        where c.chain_id = chain and s.address is not null
-          and not exists (select from ebbtide.rejected_events r
-                          where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
-                            and r.event_index = t.event_index and r.projection = 'token_balances')
-    ) m
-    group by m.token, m.address;
+    -- From the balances as they stand, less what changed above the height: no more than there are accounts, and one snapshot.
+    -- Only while they follow from the blocks that stand, and their history reaches down to there.
+    with stands as materialized (
+        select k.chain_id
+        from ebbtide.checkpoints k
+        join ebbtide.blocks b on b.chain_id = k.chain_id and b.height = k.height and b.hash = k.hash
+        where k.chain_id = chain and k.projection = 'token_balances' and k.redo_from is null and k.through_height >= at_height
+          and (k.history_from is null or k.history_from <= at_height)
+          and not exists (
+              select from ebbtide.applied_blocks a
+              left join ebbtide.blocks s on s.chain_id = a.chain_id and s.height = a.height
+              where a.chain_id = chain and a.projection = k.projection
+                and (s.hash is distinct from a.hash or s.revision is distinct from a.revision))
+    ), filled as (
+        insert into pg_temp.balances (chain_id, token, address, amount, height)
+        select chain, b.token, b.address, coalesce(above.amount_before, b.amount), coalesce(above.prev_height, b.height)
+        from stands
+        join ebbtide.balances b on b.chain_id = stands.chain_id
+        left join lateral (
+            select h.balance_after - h.delta as amount_before, h.prev_height
+            from ebbtide.balance_history h
+            where b.height > at_height and h.balance_id = b.balance_id and h.height > at_height
+            order by h.height limit 1
+        ) above on true
+        where b.height <= at_height or above.prev_height is not null
+    )
+    select exists (select from stands) into is_filled;
+    if not is_filled then
+        insert into pg_temp.balances (chain_id, token, address, amount, height)
+        select chain, m.token, m.address, sum(m.amount), max(m.height)
+        from (
+            select o.token, o.address, o.amount, -1 as height from ebbtide.opening_balances o where o.chain_id = chain
+            union all
+            select t.token, s.address, s.amount, t.height
+            from ebbtide.chains c
+            -- What lies below the start, or at a height without a block, is in no balance.
+            join ebbtide.blocks b on b.chain_id = c.chain_id and b.height >= coalesce(c.start_height, 0) and b.height <= at_height
+            join ebbtide.token_events t on t.chain_id = b.chain_id and t.height = b.height
+            cross join lateral (values (t.from_address, -t.amount), (t.to_address, t.amount)) s (address, amount)
+            where c.chain_id = chain and s.address is not null
+              and not exists (select from ebbtide.rejected_events r
+                              where r.chain_id = chain and r.height = t.height and r.tx_index = t.tx_index
+                                and r.event_index = t.event_index and r.projection = 'token_balances')
+        ) m
+        group by m.token, m.address;
+    end if;
     analyze pg_temp.balances;
     insert into pg_temp.ebbtide_replica values (chain, at_height, at_hash);
 end $$;

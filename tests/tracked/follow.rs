@@ -357,3 +357,60 @@ async fn a_follower_is_not_left_on_a_block_that_was_edited_under_its_name() {
     once();
     assert_eq!(gold.holders().await, Some(2), "of b and c; a is gone with the edit");
 }
+
+/// The replica of the balances is made from them and their history: no event is read, however many there are.
+#[tokio::test]
+async fn a_replica_is_filled_without_a_look_at_the_events() {
+    let mut gold = Gold::new().await;
+    gold.client
+        .batch_execute("insert into opening_balances select chain_id, 'gold', 'old', 7 from chains")
+        .await
+        .unwrap();
+    for (height, block) in [
+        (1, vec![(None, "a", 10), (None, "b", 5)]),
+        (2, vec![(Some("a"), "c", 10)]),
+        (3, vec![(Some("b"), "a", 1), (Some("old"), "d", 7)]),
+        (4, vec![(Some("c"), "e", 2)]),
+    ] {
+        gold.put(height, &block).await;
+    }
+    Ebbtide::succeed(&["process", "--once", "--database-url", &gold.pg.url], &[]);
+    let chain: i64 = gold.client.query_one("select chain_id from chains", &[]).await.unwrap().get(0);
+    let rows =
+        "select string_agg(token || ' ' || address || ' ' || amount, ', ' order by address) from pg_temp.balances";
+    let reads = "select pg_stat_get_xact_numscans('ebbtide.token_events'::regclass)
+        + pg_stat_get_xact_numscans('ebbtide.token_events_pkey'::regclass)";
+    let fill = async |height: i64| -> (Option<String>, i64) {
+        gold.client.batch_execute("begin").await.unwrap();
+        let hash = gold.hashes[usize::try_from(height).unwrap()].clone();
+        gold.client.execute("select fill_replica($1, $2, $3)", &[&chain, &height, &hash]).await.unwrap();
+        let filled = gold.client.query_one(rows, &[]).await.unwrap().get(0);
+        let read = gold.client.query_one(reads, &[]).await.unwrap().get(0);
+        gold.client.batch_execute("rollback").await.unwrap();
+        (filled, read)
+    };
+    let expected = [
+        (1, "gold a 10, gold b 5, gold old 7"),
+        (2, "gold a 0, gold b 5, gold c 10, gold old 7"),
+        (3, "gold a 1, gold b 4, gold c 10, gold d 7, gold old 0"),
+        (4, "gold a 1, gold b 4, gold c 8, gold d 7, gold e 2, gold old 0"),
+    ];
+    for (height, balances) in expected {
+        assert_eq!(fill(height).await, (Some(balances.to_owned()), 0), "at {height}");
+    }
+    // Where the balances do not follow from what stands, or their history ends above, the events say the same.
+    for (otherwise, back) in [
+        ("update checkpoints set history_from = 4", "update checkpoints set history_from = null"),
+        ("update checkpoints set redo_from = 9", "update checkpoints set redo_from = null"),
+        (
+            "update applied_blocks set revision = -revision where height = 2",
+            "update applied_blocks set revision = abs(revision)",
+        ),
+    ] {
+        gold.client.batch_execute(otherwise).await.unwrap();
+        let (filled, read) = fill(3).await;
+        assert_eq!(filled.as_deref(), Some(expected[2].1), "{otherwise}");
+        assert!(read > 0, "{otherwise}");
+        gold.client.batch_execute(back).await.unwrap();
+    }
+}
