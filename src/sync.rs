@@ -4,29 +4,28 @@
 //! the head the same code fetches a block at a time.
 
 mod compare;
+mod describe;
 mod error;
 mod fetch;
 mod following;
 mod lag;
 mod settle;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use self::compare::{Move, final_height};
+use self::describe::Descriptions;
 use self::error::Fault;
 pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use self::following::Following;
 use self::lag::Lag;
-use crate::chain::{Block, BlockRef, ChainId, Height, Text};
-use crate::sources::{Head, Identity, Source, TokenMetadata};
-use crate::store::{
-    ChainRow, ChainSettings, LockHolder, NewBlocks, Store, StoredChain, SyncLock, TokenDescription, Written,
-};
+use crate::chain::{Block, BlockRef, ChainId, Height};
+use crate::sources::{Head, Identity, Source};
+use crate::store::{ChainRow, ChainSettings, LockHolder, NewBlocks, Store, StoredChain, SyncLock, Written};
 
 /// How the syncer goes about it.
 #[derive(Debug, Clone)]
@@ -91,7 +90,7 @@ pub async fn run(
         settings,
         watcher,
         shutdown: shutdown.clone(),
-        described: HashSet::new(),
+        descriptions: None,
         following: Following::default(),
         started_well: false,
         lag: Lag::default(),
@@ -135,8 +134,8 @@ struct Syncer {
     settings: SyncSettings,
     watcher: Arc<dyn SyncWatcher>,
     shutdown: CancellationToken,
-    /// Tokens whose metadata was asked for.
-    described: HashSet<Text>,
+    /// None outside of a session.
+    descriptions: Option<Descriptions>,
     following: Following,
     /// Whether a round went well in this run: from then on faults are waited out.
     started_well: bool,
@@ -167,6 +166,7 @@ impl Syncer {
         let stored = self.settle(&mut lock, &identity).await?;
         let chain = &stored.chain;
         let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
+        self.descriptions = Some(Descriptions::start(self.store.clone(), self.source.clone(), id));
         // Whom the source followed in an earlier session may be another's by now.
         self.following = Following::default();
         self.tell_whom_to_follow(&lock, &stored, tip.as_ref()).await?;
@@ -185,7 +185,12 @@ impl Syncer {
                     self.went_well(pause);
                     lock.hold_during(self.source.wait(self.settings.poll_interval)).await;
                 }
-                Ok(Round::Ended) => return Ok(()),
+                Ok(Round::Ended) => {
+                    if let Some(descriptions) = self.descriptions.take() {
+                        descriptions.finish().await;
+                    }
+                    return Ok(());
+                }
                 Err(error) => match error.fault() {
                     Fault::Wait(at_least) => {
                         let wait = jitter(*pause).max(at_least.unwrap_or_default());
@@ -383,7 +388,9 @@ impl Syncer {
             if !self.store_blocks(lock, &write, before.as_ref(), replace, &pending, ended).await? {
                 return Ok(Round::Moved);
             }
-            fetcher.beside(self.describe(lock, &pending)).await;
+            if let Some(descriptions) = &mut self.descriptions {
+                descriptions.ask_for(&pending);
+            }
             replace = false;
             before = pending.last().map(|b| b.link.block_ref()).or(before);
             progress.at(before.as_ref().map_or(from, |b| b.height));
@@ -462,44 +469,6 @@ impl Syncer {
             self.watcher.rejected(chain, &reject.reason);
         }
         Ok(())
-    }
-
-    /// Reads what new tokens say of themselves, once. A token that does not answer holds nobody up.
-    async fn describe(&mut self, lock: &SyncLock, blocks: &[Block]) {
-        let mut fresh: Vec<Text> = Vec::new();
-        for event in blocks.iter().flat_map(|b| &b.token_events) {
-            if self.described.insert(event.token.clone()) {
-                fresh.push(event.token.clone());
-            }
-        }
-        if fresh.is_empty() {
-            return;
-        }
-        let result: Result<(), SyncError> = async {
-            let unknown = lock.tokens_without_metadata(&fresh).await?;
-            for tokens in unknown.chunks(50) {
-                let found = lock.hold_during(self.source.token_metadata(tokens)).await?;
-                let described: Vec<_> = found.iter().map(description).collect();
-                lock.put_metadata(&described).await?;
-            }
-            Ok(())
-        }
-        .await;
-        if let Err(error) = result {
-            tracing::warn!(%error, "Token metadata could not be read; asking again when the token moves");
-            for token in &fresh {
-                self.described.remove(token);
-            }
-        }
-    }
-}
-
-fn description(found: &TokenMetadata) -> TokenDescription<'_> {
-    TokenDescription {
-        token: &found.token,
-        symbol: found.symbol.as_deref(),
-        name: found.name.as_deref(),
-        decimals: found.decimals,
     }
 }
 

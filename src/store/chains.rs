@@ -181,6 +181,32 @@ impl Store {
         let row = client.query_one(find, &[&name]).await?;
         Ok(ChainId(row.try_get(0)?))
     }
+
+    /// Tokens that have events among `tokens` but no metadata row yet.
+    pub async fn tokens_without_metadata(&self, chain: ChainId, tokens: &[Text]) -> Result<Vec<Text>, StoreError> {
+        let tokens: Vec<&str> = tokens.iter().map(|t| &**t).collect();
+        let rows = self
+            .reader()
+            .await?
+            .query(
+                "select t.token from unnest($2::text[]) t (token) where not exists \
+                 (select from token_metadata m where m.chain_id = $1 and m.token = t.token)",
+                &[&chain.0, &tokens],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| Text::from(row.get::<_, &str>(0))).collect())
+    }
+
+    /// Keeps what tokens say of themselves; what was read first stays.
+    pub async fn put_metadata(&self, chain: ChainId, tokens: &[TokenDescription<'_>]) -> Result<(), StoreError> {
+        let names: Vec<&str> = tokens.iter().map(|t| t.token).collect();
+        let symbols: Vec<Option<&str>> = tokens.iter().map(|t| t.symbol).collect();
+        let long_names: Vec<Option<&str>> = tokens.iter().map(|t| t.name).collect();
+        let decimals: Vec<Option<i16>> = tokens.iter().map(|t| t.decimals).collect();
+        let sql = include_str!("../../sql/queries/put_metadata.sql");
+        self.reader().await?.execute(sql, &[&chain.0, &names, &symbols, &long_names, &decimals]).await?;
+        Ok(())
+    }
 }
 
 /// What is stored of a chain, held against other writers until the settings are written or this is dropped.
@@ -408,31 +434,6 @@ impl SyncLock {
                 &[&self.chain.0, &tokens, &addresses, &amounts],
             )
             .await?;
-        Ok(())
-    }
-
-    /// Tokens that have events among `tokens` but no metadata row yet.
-    pub async fn tokens_without_metadata(&self, tokens: &[Text]) -> Result<Vec<Text>, StoreError> {
-        let tokens: Vec<&str> = tokens.iter().map(|t| &**t).collect();
-        let rows = self
-            .client
-            .query(
-                "select t.token from unnest($2::text[]) t (token) where not exists \
-                 (select from token_metadata m where m.chain_id = $1 and m.token = t.token)",
-                &[&self.chain.0, &tokens],
-            )
-            .await?;
-        Ok(rows.iter().map(|row| Text::from(row.get::<_, &str>(0))).collect())
-    }
-
-    /// Keeps what tokens say of themselves; what was read first stays.
-    pub async fn put_metadata(&self, tokens: &[TokenDescription<'_>]) -> Result<(), StoreError> {
-        let names: Vec<&str> = tokens.iter().map(|t| t.token).collect();
-        let symbols: Vec<Option<&str>> = tokens.iter().map(|t| t.symbol).collect();
-        let long_names: Vec<Option<&str>> = tokens.iter().map(|t| t.name).collect();
-        let decimals: Vec<Option<i16>> = tokens.iter().map(|t| t.decimals).collect();
-        let sql = include_str!("../../sql/queries/put_metadata.sql");
-        self.client.execute(sql, &[&self.chain.0, &names, &symbols, &long_names, &decimals]).await?;
         Ok(())
     }
 }

@@ -1,8 +1,6 @@
 //! Fetching a run of heights: several ranges under way, handed on in order, their size found by trying.
 
-use std::collections::VecDeque;
 use std::ops::RangeInclusive;
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -20,8 +18,8 @@ type Answer = (RangeInclusive<Height>, Result<Vec<Block>, SourceError>);
 /// Hands out the blocks of a run of heights, ascending, without holes.
 ///
 /// # Invariants
-/// Requests under way hold permits of the source's concurrency limit and progress only while they are polled. Any other call to
-/// the source between two ranges must go through [`beside`](Fetcher::beside): alone, it could wait forever for such a permit.
+/// Requests under way hold permits of the source's concurrency limit and progress only while they are polled: whoever polls them
+/// makes no other call to the source between two ranges, which could wait forever for such a permit.
 pub(super) struct Fetcher {
     source: Arc<dyn Source>,
     /// The next height to hand out.
@@ -34,8 +32,6 @@ pub(super) struct Fetcher {
     most_range_blocks: u64,
     clean: u32,
     under_way: FuturesOrdered<BoxFuture<'static, Answer>>,
-    /// Answers that came during [`beside`](Fetcher::beside), in order, before those under way.
-    answered: VecDeque<Answer>,
 }
 
 impl Fetcher {
@@ -57,18 +53,6 @@ impl Fetcher {
             most_range_blocks: range_blocks.max(1),
             clean: 0,
             under_way: FuturesOrdered::new(),
-            answered: VecDeque::new(),
-        }
-    }
-
-    /// Awaits another future while polling the requests under way.
-    pub(super) async fn beside<T>(&mut self, other: impl Future<Output = T>) -> T {
-        let mut other = pin!(other);
-        loop {
-            tokio::select! {
-                result = &mut other => return result,
-                Some(answer) = self.under_way.next(), if !self.under_way.is_empty() => self.answered.push_back(answer),
-            }
         }
     }
 
@@ -78,7 +62,7 @@ impl Fetcher {
             if self.next > self.to {
                 return Ok(None);
             }
-            while self.under_way.len() + self.answered.len() < self.concurrency && self.ask <= self.to {
+            while self.under_way.len() < self.concurrency && self.ask <= self.to {
                 let last = self.ask.plus(self.range_blocks - 1).min(self.to);
                 let heights = self.ask..=last;
                 let source = self.source.clone();
@@ -88,11 +72,7 @@ impl Fetcher {
                 }));
                 self.ask = last.next();
             }
-            let answered = match self.answered.pop_front() {
-                Some(answer) => Some(answer),
-                None => self.under_way.next().await,
-            };
-            let Some((heights, answer)) = answered else { return Ok(None) };
+            let Some((heights, answer)) = self.under_way.next().await else { return Ok(None) };
             if *heights.start() != self.next {
                 // Left over from before a range was split.
                 continue;
@@ -143,7 +123,6 @@ impl Fetcher {
     /// Forgets what is under way: it is not what is needed any more.
     fn ask_again(&mut self) {
         self.under_way = FuturesOrdered::new();
-        self.answered.clear();
         self.ask = self.next;
     }
 
@@ -186,68 +165,5 @@ impl Progress {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use serde_json::Value;
-    use tokio::sync::Semaphore;
-
-    use super::*;
-    use crate::chain::{BlockRef, Hash, Link};
-    use crate::sources::{Head, Identity};
-
-    /// Answers one request at a time.
-    struct OneAtATime(Semaphore);
-
-    #[async_trait::async_trait]
-    impl Source for OneAtATime {
-        async fn identify(&self) -> Result<Identity, SourceError> {
-            unreachable!("only blocks are asked for")
-        }
-
-        async fn resume(&self, _: Option<&BlockRef>, _: Option<&Value>) -> Result<(), SourceError> {
-            unreachable!("only blocks are asked for")
-        }
-
-        async fn first_height(&self) -> Result<Height, SourceError> {
-            unreachable!("only blocks are asked for")
-        }
-
-        async fn head(&self) -> Result<Head, SourceError> {
-            unreachable!("only blocks are asked for")
-        }
-
-        async fn links(&self, _: RangeInclusive<Height>) -> Result<Vec<Link>, SourceError> {
-            unreachable!("only blocks are asked for")
-        }
-
-        async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
-            let _permit = self.0.acquire().await.expect("the semaphore is open");
-            tokio::task::yield_now().await;
-            let (height, hash) = (*heights.start(), Hash::new("0x01"));
-            let link = Link { height, hash: hash.clone(), parent_hash: hash };
-            let (transactions, token_events, events, rejects) = (vec![], vec![], vec![], vec![]);
-            Ok(vec![Block { link, time: None, transactions, token_events, events, rejects }])
-        }
-
-        async fn wait(&self, _: Duration) {}
-    }
-
-    #[tokio::test]
-    async fn a_call_between_two_ranges_is_answered_while_requests_hold_every_permit() {
-        let source = Arc::new(OneAtATime(Semaphore::new(1)));
-        let mut fetcher = Fetcher::new(source.clone(), Height::from(1), Height::from(9), 4, 1);
-        for height in 1..=9 {
-            let blocks = fetcher.next().await.expect("it answers").expect("more is to come");
-            assert_eq!(blocks[0].link.height, Height::from(height));
-            // Requests for the next ranges are under way, and one of them was handed the permit.
-            let permit = tokio::time::timeout(Duration::from_secs(10), source.0.acquire());
-            drop(fetcher.beside(permit).await.expect("a permit is free in time").expect("the semaphore is open"));
-        }
-        assert!(fetcher.next().await.expect("it answers").is_none());
     }
 }

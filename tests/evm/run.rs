@@ -7,3 +7,4 @@ mod faults;
 mod finality;
 mod follow;
 mod settings;
+mod tokens;

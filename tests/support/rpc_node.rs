@@ -44,6 +44,8 @@ pub enum Fault {
     RetryAfter(u64),
     /// 200 with this body.
     Body(&'static str),
+    /// No answer at all to requests that call this method.
+    HangOn(&'static str),
     /// No answer at all.
     Hang,
     /// Half of the body, then the connection is closed.
@@ -277,6 +279,7 @@ fn said(faults: &[Fault], request: &Value, result: impl Fn(&Value) -> Answer) ->
             }
             Fault::Body(body) => return whole(200, body),
             Fault::Hang => return Reply::Hang,
+            Fault::HangOn(method) if calls.iter().any(|call| call["method"] == *method) => return Reply::Hang,
             Fault::DropSocket => return Reply::Drop,
             Fault::BatchRefused(code, message) if request.is_array() => {
                 return whole(
