@@ -343,6 +343,26 @@ impl Store {
         connection(&self.pool, &self.place).await
     }
 
+    /// Whether each connection has a session of its own, as locks and LISTEN need it.
+    ///
+    /// # Errors
+    /// [`StoreError::Pooled`] where a pooler gives each transaction another one.
+    pub async fn check_sessions(&self) -> Result<(), StoreError> {
+        let backend = "select pg_backend_pid()";
+        let (one, mut other) = (self.connect().await?, self.connect().await?);
+        let mut seen = Vec::<i32>::new();
+        for _ in 0..2 {
+            seen.push(one.query_one(backend, &[]).await?.try_get(0)?);
+        }
+        let is_shared = seen[0] != seen[1] || {
+            // Held in a transaction, what the first one was just given is given to nobody else.
+            let held = other.transaction().await?;
+            held.query_one(backend, &[]).await?.try_get::<_, i32>(0)? == seen[0]
+                || one.query_one(backend, &[]).await?.try_get::<_, i32>(0)? != seen[0]
+        };
+        if is_shared { Err(StoreError::Pooled) } else { Ok(()) }
+    }
+
     /// A connection of its own, outside the pool, with its driver running in the background.
     pub(crate) async fn connect(&self) -> Result<Client, StoreError> {
         self.connect_as(&self.greeting).await

@@ -80,6 +80,7 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
 async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) -> Result<ExitCode> {
     let store = Store::open(url, settings.store("ebbtide"))?;
     reachable(&store, &stop).await?;
+    store.check_sessions().await?;
     tokio::select! {
         migrated = store.migrate() => migrated.context("the schema could not be brought up to date")?,
         // Another may hold the migration lock for hours. A migration is one transaction: it is whole, or not there.
@@ -111,6 +112,7 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
     }
     let stop = stop_signal()?;
     let store = migrated_store(&settings, "ebbtide sync").await?;
+    store.check_sessions().await?;
     let mut parts = Parts::new(stop);
     let operator = optional_operator(&settings).await?;
     let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
@@ -125,6 +127,7 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
 pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
     let stop = stop_signal()?;
     let store = migrated_store(&settings, "ebbtide process").await?;
+    store.check_sessions().await?;
     let mut parts = Parts::new(stop);
     if settings.process.once {
         return parts.process_once(&settings, store).await;
