@@ -14,6 +14,7 @@ mod memory;
 mod node;
 mod ponder;
 mod report;
+mod rest;
 mod server;
 mod size;
 #[path = "../../tests/support/mod.rs"]
@@ -94,6 +95,9 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("backfill") {
         lines.extend(backfill::lines(server, size).await);
+    }
+    if size.wants("rest") {
+        lines.extend(rest::reads(server, size).await);
     }
     if size.wants("node") {
         lines.extend(node::to_balances(server, size).await);
