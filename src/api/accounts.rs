@@ -1,5 +1,6 @@
 //! `/accounts/{address}`: what one account has on a chain, whichever projection knows.
 
+use futures::try_join;
 use serde::Serialize;
 use warp::{Filter, Rejection};
 
@@ -14,6 +15,7 @@ use super::vaults::items::{BidItem, BuyerItem, ProviderItem};
 use super::vaults::key;
 use super::{Context, query, reading};
 use crate::projections::{option_vaults, token_balances};
+use crate::store::StoreError;
 use crate::store::reads::{At, Balance, TokenRange};
 
 /// `/accounts/{address}`.
@@ -73,6 +75,11 @@ impl<'a, T> Section<'a, T> {
     }
 }
 
+/// What is read, if the answer wants it.
+async fn asked<T>(wanted: bool, read: impl Future<Output = Result<T, StoreError>>) -> Result<Option<T>, Failure> {
+    Ok(if wanted { Some(read.await?) } else { None })
+}
+
 /// GET /accounts/{address}.
 async fn account(context: &Context, address: &str, query: &str) -> Result<Answer, Failure> {
     use VaultList::{AccountBids, AccountOptions, AccountVaults};
@@ -83,7 +90,11 @@ async fn account(context: &Context, address: &str, query: &str) -> Result<Answer
     let mut page = Page::new(limit, query.flag("zero")?, context.settings.shows_negative);
     let mut reader = context.store.walk().await?;
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
-    let chain = moment::chain(&snapshot, name, token_balances::NAME).await?;
+    // What does not depend on each other is sent together: one round trip for all.
+    let (chain, vaults) = try_join!(
+        moment::chain(&snapshot, name, token_balances::NAME),
+        moment::chain(&snapshot, name, option_vaults::NAME)
+    )?;
     let address = request::address(chain.kind, &address)?;
 
     // The cursor of balances is the one of /tokens/balances: it is the same list.
@@ -100,28 +111,32 @@ async fn account(context: &Context, address: &str, query: &str) -> Result<Answer
     };
     let paging = Paging::new(lists, chain.chain_id, &address, paged, limit)?;
 
-    let mut balances_at = None;
-    if let Some(tokens) = tokens {
-        let state = State::of(&snapshot, &chain, &at).await?;
-        state.has_balances(&chain)?;
-        fill_by_token(&snapshot, &chain, tokens, Some(&address), &state, &mut page).await?;
-        balances_at = Some(state);
-    }
-    let vaults = moment::chain(&snapshot, name, option_vaults::NAME).await?;
     // A chain without the projection has nothing of it at any block.
-    let at = if vaults.through_height.is_none() || lists.is_empty() { &At::Now } else { &at };
-    let state = State::of(&snapshot, &vaults, at).await?;
+    let vaults_at = if vaults.through_height.is_none() || lists.is_empty() { &At::Now } else { &at };
+    let balances_at = match tokens {
+        Some(_) => Some(State::of(&snapshot, &chain, &at).await?),
+        None => None,
+    };
+    if let Some(state) = &balances_at {
+        state.has_balances(&chain)?;
+    }
+    let state = State::of(&snapshot, &vaults, vaults_at).await?;
     let (after, wanted) = (paging.after(), paging.wanted());
-    let (mut provided, mut options, mut bids) = (None, None, None);
-    if paging.wants(AccountVaults) {
-        provided = Some(snapshot.vaults_of_account(&vaults, state.height, &address, after.0, wanted).await?);
-    }
-    if paging.wants(AccountOptions) {
-        options = Some(snapshot.options_of_account(&vaults, &address, after.0, wanted).await?);
-    }
-    if paging.wants(AccountBids) {
-        bids = Some(snapshot.bids_of_account(&vaults, &address, after, wanted).await?);
-    }
+    let balances = async {
+        match tokens.zip(balances_at.as_ref()) {
+            Some((tokens, at)) => fill_by_token(&snapshot, &chain, tokens, Some(&address), at, &mut page).await,
+            None => Ok(()),
+        }
+    };
+    let provided = snapshot.vaults_of_account(&vaults, state.height, &address, after.0, wanted);
+    let options = snapshot.options_of_account(&vaults, &address, after.0, wanted);
+    let bids = snapshot.bids_of_account(&vaults, &address, after, wanted);
+    let ((), provided, options, bids) = try_join!(
+        balances,
+        asked(paging.wants(AccountVaults), provided),
+        asked(paging.wants(AccountOptions), options),
+        asked(paging.wants(AccountBids), bids)
+    )?;
 
     let amounts = page.rows.iter().map(|row| TokenAmount::of(row, AmountForm::Text)).collect();
     let after_last = |row: &Balance| Cursor::Token(chain.chain_id, row.token.clone()).encode();
