@@ -199,6 +199,8 @@ async fn a_chain_whose_node_refuses_ends_neither_the_others_nor_the_interface() 
     node.fault(Fault::Http(401, "who are you"));
     let url = node.url();
     let alone = ["sync", "--source", "evm", "--url", &url, "--database-url", &pg.url, "--chain", "alone"];
-    let output = Ebbtide::output(&alone, &[]);
-    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut alone = Ebbtide::spawn(&alone, &[]);
+    let status = alone.wait(Duration::from_secs(15)).await;
+    let said = alone.stderr().join("\n");
+    assert!(status.code() == Some(1) && said.contains("HTTP 401"), "{status}: {said}");
 }
