@@ -13,6 +13,7 @@ mod task;
 mod workers;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -224,7 +225,7 @@ pub async fn run_on(
             let wave = found.iter().filter(|found| found.follows == follows);
             for Found { chain, name, work, .. } in wave {
                 let key = (*chain, name.clone());
-                if !tasks.contains_key(&key) {
+                if let Entry::Vacant(place) = tasks.entry(key) {
                     let on_deep_change = match work {
                         Work::Balances => settings.token_balances.on_deep_change,
                         Work::Function | Work::Code(_) => {
@@ -248,7 +249,7 @@ pub async fn run_on(
                         shutdown: shutdown.child_token(),
                         caution: Caution::default(),
                     };
-                    tasks.insert(key, tokio::spawn(task.run()));
+                    place.insert(tokio::spawn(task.run()));
                 }
             }
             if settings.once {

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::greeting::Greeting;
@@ -343,23 +343,17 @@ impl Store {
         connection(&self.pool, &self.place).await
     }
 
-    /// Whether each connection has a session of its own, as locks and LISTEN need it.
+    /// Whether each connection has a session of its own, as locks, LISTEN and prepared statements need it.
     ///
     /// # Errors
     /// [`StoreError::Pooled`] where a pooler gives each transaction another one.
     pub async fn check_sessions(&self) -> Result<(), StoreError> {
-        let backend = "select pg_backend_pid()";
-        let (one, mut other) = (self.connect().await?, self.connect().await?);
-        let mut seen = Vec::<i32>::new();
-        for _ in 0..2 {
-            seen.push(one.query_one(backend, &[]).await?.try_get(0)?);
-        }
-        let is_shared = seen[0] != seen[1] || {
+        let (one, other) = (self.connect().await?, self.connect().await?);
+        let first = backend(&one, "").await?;
+        let is_shared = backend(&one, "").await? != first
             // Held in a transaction, what the first one was just given is given to nobody else.
-            let held = other.transaction().await?;
-            held.query_one(backend, &[]).await?.try_get::<_, i32>(0)? == seen[0]
-                || one.query_one(backend, &[]).await?.try_get::<_, i32>(0)? != seen[0]
-        };
+            || backend(&other, "begin; ").await? == first
+            || backend(&one, "").await? != first;
         if is_shared { Err(StoreError::Pooled) } else { Ok(()) }
     }
 
@@ -406,4 +400,13 @@ async fn connection(pool: &Pool, place: &str) -> Result<Object, StoreError> {
         PoolError::Backend(error) => StoreError::Connect { place: place.to_owned(), error },
         other => StoreError::NoConnection { reason: format!("{place}: {other}") },
     })
+}
+
+/// The server process that answers, by the simple protocol: nothing is prepared, which a pooler might lose.
+async fn backend(client: &Client, before: &str) -> Result<Option<String>, StoreError> {
+    let messages = client.simple_query(&[before, "select pg_backend_pid()"].concat()).await?;
+    Ok(messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
 }

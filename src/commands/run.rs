@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{migrated_store, stop_signal};
+use super::{migrated_store, open, stop_signal};
 
 /// More open files than all connections of all parts can be; some systems allow a billion, and programs that we start count
 /// them one by one.
@@ -80,7 +80,7 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
 async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) -> Result<ExitCode> {
     let store = Store::open(url, settings.store("ebbtide"))?;
     reachable(&store, &stop).await?;
-    store.check_sessions().await?;
+    store.check_sessions().await.context("the database cannot be used")?;
     tokio::select! {
         migrated = store.migrate() => migrated.context("the schema could not be brought up to date")?,
         // Another may hold the migration lock for hours. A migration is one transaction: it is whole, or not there.
@@ -111,8 +111,7 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
         )));
     }
     let stop = stop_signal()?;
-    let store = migrated_store(&settings, "ebbtide sync").await?;
-    store.check_sessions().await?;
+    let store = writing_store(&settings, "ebbtide sync").await?;
     let mut parts = Parts::new(stop);
     let operator = optional_operator(&settings).await?;
     let syncing = Parts::sync_all(&mut parts, &settings, &store)?;
@@ -126,8 +125,7 @@ pub(super) async fn sync(settings: Settings) -> Result<ExitCode> {
 
 pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
     let stop = stop_signal()?;
-    let store = migrated_store(&settings, "ebbtide process").await?;
-    store.check_sessions().await?;
+    let store = writing_store(&settings, "ebbtide process").await?;
     let mut parts = Parts::new(stop);
     if settings.process.once {
         return parts.process_once(&settings, store).await;
@@ -152,6 +150,12 @@ pub(super) async fn serve(settings: Settings) -> Result<ExitCode> {
     parts.api(api, &settings, store.clone());
     parts.heart(&store, "serve");
     parts.end().await
+}
+
+/// For what holds locks and listens.
+async fn writing_store(settings: &Settings, name: &str) -> Result<Store> {
+    open(settings, name)?.check_sessions().await.context("the database cannot be used")?;
+    migrated_store(settings, name).await
 }
 
 async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener> {

@@ -14,6 +14,7 @@ mod crash;
 mod flat;
 mod frozen;
 mod journal;
+mod pooler;
 mod psql;
 mod readers;
 mod rebuild;
