@@ -244,8 +244,8 @@ impl Settings {
         let api: ApiFile = given.read_as(&["api"], &file.api, &mut faults).unwrap_or_default();
         let database_url = database_url(cli, given, &file);
         if let Some((origin, url)) = &database_url
-            // A first look leaves a database of the environment alone.
-            && (!known.first_look || cli.database_url.is_some())
+            // A first look leaves a database of the environment alone; `config` speaks of every command.
+            && (!known.first_look || cli.database_url.is_some() || matches!(cli.command, Command::Config { .. }))
             && let Err(error) = Address::parse(url)
         {
             faults.push(ConfigError::Malformed { origin: origin.clone(), reason: error.to_string() });

@@ -1,7 +1,11 @@
--- All stored events of some kinds ($2 emitters, null: any; $3 names), in chain order. Read once, when a syncer begins.
-select e.height, e.tx_index, e.event_index, e.emitter, e.name, e.keys, e.data, e.attributes
-from events e
-where e.chain_id = $1
-  and exists (select from unnest($2::text[], $3::text[]) as k (emitter, name)
-              where k.name = e.name and coalesce(k.emitter, e.emitter) = e.emitter)
+-- All stored events of some kinds ($2 emitters, null: any; $3 names), in chain order. Read once, when a syncer begins, along the
+-- index of events by name.
+select distinct on (e.height, e.tx_index, e.event_index)
+    e.height, e.tx_index, e.event_index, e.emitter, e.name, e.keys, e.data, e.attributes
+from unnest($2::text[], $3::text[]) k (emitter, name)
+cross join lateral (
+    select e.*
+    from events e
+    where e.chain_id = $1 and e.name = k.name and (k.emitter is null or e.emitter = k.emitter)
+) e
 order by e.height, e.tx_index, e.event_index

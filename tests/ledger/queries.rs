@@ -45,6 +45,35 @@ async fn a_statement_with_a_parameter_of_no_type_is_refused() {
     assert!(client.prepare("select no_such_column from blocks").await.is_err());
 }
 
+#[tokio::test]
+async fn the_events_that_a_syncer_begins_with_are_found_by_their_names() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    client
+        .batch_execute(
+            "insert into chains (name, kind) values ('main', 'evm');
+             insert into blocks (chain_id, height, hash, parent_hash) select chain_id, 1, '0x01', '0x00' from chains;
+             insert into events (chain_id, height, tx_index, event_index, emitter, name)
+             select chain_id, 1, 0, n, '0xe' || n % 7, case when n % 10000 = 0 then 'PairCreated' else 'Swap' || n % 50 end
+             from chains, generate_series(1, 50000) n;
+             analyze events",
+        )
+        .await
+        .unwrap();
+    let sql = include_str!("../../sql/queries/events_named.sql");
+    let chain: i64 = client.query_one("select chain_id from chains", &[]).await.unwrap().get(0);
+    let kinds = |emitters: &[Option<&'static str>]| (emitters.to_vec(), vec!["PairCreated"; emitters.len()]);
+    // Named twice, it is found once; an emitter narrows it.
+    for (emitters, found) in [(&[None, None][..], 5), (&[Some("0xe4")], 1), (&[Some("0xdead")], 0)] {
+        let (emitters, names) = kinds(emitters);
+        let rows = client.query(sql, &[&chain, &emitters, &names]).await.unwrap();
+        assert_eq!(rows.len(), found, "{emitters:?}");
+    }
+    let text = sql.replace("$1", &chain.to_string()).replace("$2", "'{NULL}'").replace("$3", "'{PairCreated}'");
+    let plan: Value = client.query_one(&format!("explain (analyze, format json) {text}"), &[]).await.unwrap().get(0);
+    assert!(plan.to_string().contains("events_named"), "{plan:#}");
+}
+
 /// Statements of a processor that are prepared when it connects.
 const KEPT: [&str; 12] = [
     "apply",
