@@ -7,10 +7,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ebbtide::process::{self, ProcessSettings, Projections, Unwatched};
+use ebbtide::chain::verdict::Ended;
+use ebbtide::heart::Heart;
+use ebbtide::ops::{Health, Metrics};
+use ebbtide::process::{self, ProcessSettings, Projections};
 use ebbtide::projections::Projection;
 use ebbtide::store::numeric::Numeric;
 use ebbtide::store::{BlockError, BlockTransaction, Store, StoreError, StoreSettings, Wake, WakeMode};
+use ebbtide::watch::{ProcessWatch, Voices};
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 struct LargestTransfer;
@@ -68,7 +73,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         projections: Projections::default().with(LargestTransfer),
         ..ProcessSettings::default()
     };
+    // Tells `ebbtide status` and others that this program is alive, and how it is.
+    let (voices, metrics) = (Voices::default(), Metrics::new());
+    let watch = Arc::new(ProcessWatch::new(settings.poll_interval, &voices, &metrics));
+    let heart = Heart::new(&store, "largest_transfer", &voices, &Health::new(), &metrics);
+    let (done, is_done) = tokio::sync::oneshot::channel();
+    let beating = tokio::spawn(heart.beat(is_done.map(|_| Ended::Done)));
     let wake = Wake::start(&store, WakeMode::Listen);
-    process::run(store, settings, wake, Arc::new(Unwatched), CancellationToken::new()).await?;
+    process::run(store, settings, wake, watch, CancellationToken::new()).await?;
+    let _ = done.send(());
+    beating.await??;
     Ok(())
 }
