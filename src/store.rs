@@ -364,7 +364,11 @@ impl Store {
 
     /// The same with other settings.
     async fn connect_as(&self, greeting: &Greeting) -> Result<Client, StoreError> {
-        let connected = self.config.connect(self.tls.clone()).await;
+        self.connect_by(&self.config, greeting).await
+    }
+
+    async fn connect_by(&self, config: &Config, greeting: &Greeting) -> Result<Client, StoreError> {
+        let connected = config.connect(self.tls.clone()).await;
         let unconnected = |error| StoreError::Connect { place: self.place.clone(), error };
         let (client, connection) = connected.map_err(unconnected)?;
         tokio::spawn(async move {

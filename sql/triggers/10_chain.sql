@@ -27,7 +27,7 @@ declare
 begin
     if exists (select from applied_blocks a where a.revision > given) or exists (
         select from chains c
-        cross join lateral (select b.revision from blocks b where b.chain_id = c.chain_id order by b.height desc limit 1000) b
+        cross join lateral (select b.revision from blocks b where b.chain_id = c.chain_id order by b.height desc limit 16) b
         where b.revision > given) then
         perform setval('blocks_revision_seq', greatest((select max(b.revision) from blocks b),
             (select max(a.revision) from applied_blocks a)));

@@ -83,7 +83,7 @@ pub enum Command {
     },
     /// Apply schema migrations.
     Migrate,
-    /// Show where every chain and projection stands. Exit code 1 if one needs a person.
+    /// Show how every source and projection is, since when, why, and what to do. Exit code 1 unless all of them are ok.
     Status(StatusArgs),
     /// Compute everything again from the chain tables and print every difference. Exit code 1 if there is one.
     ///

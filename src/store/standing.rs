@@ -30,7 +30,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn pulse(&self) -> Result<Pulse, StoreError> {
-        let client = self.connect_as(&self.greeting.clone().and(&IMPATIENT)).await?;
+        let mut config = self.config.clone();
+        // Told from the connections that work: its statements come by the clock.
+        config.application_name("ebbtide heart");
+        let client = self.connect_by(&config, &self.greeting.clone().and(&IMPATIENT)).await?;
         Ok(Pulse { client })
     }
 }

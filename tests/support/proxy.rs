@@ -418,6 +418,10 @@ async fn carry_answers(
 impl Shared {
     /// Counts a message and says whether it is the one.
     fn count(&self, frame: &Frame, write: u64, application: &str) -> Option<Fault> {
+        // A heart's messages come by the clock: counted, they would put another message in each place every time.
+        if application == "ebbtide heart" {
+            return None;
+        }
         let message = frame.counted()?;
         let mut counted = self.counted.lock().unwrap();
         counted.messages.push(message);

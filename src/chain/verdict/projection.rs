@@ -114,10 +114,14 @@ impl Case<'_> {
         if self.processors().any(|(beat, _)| beat.is_alive()) {
             return None;
         }
-        let waiting = match self.lag.stored {
+        let mut waiting = match self.lag.stored {
             0 => String::new(),
-            lag => format!("; {} wait", blocks(lag)),
+            1 => "; 1 block waits".to_owned(),
+            lag => format!("; {lag} blocks wait"),
         };
+        if let Some(failure) = self.failure() {
+            waiting = format!("{waiting}; before that it failed: {failure}");
+        }
         let start = "start `ebbtide process` or `ebbtide run`";
         let Some((last, says)) = self.processors().next() else {
             let reason = format!("no processor has told that it is alive{waiting}");
@@ -249,7 +253,7 @@ impl Case<'_> {
             beat.says.projections.get(&self.chain.name).is_some_and(|all| all.contains_key(&self.projection.name))
         });
         if !runs_it {
-            let reason = format!("no running program applies it; {lag} wait");
+            let reason = format!("no running program applies it, and it is {lag} behind");
             let remedy = format!(
                 "start the program that does, or remove it with select drop_projection('{}')",
                 self.projection.name
