@@ -18,7 +18,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// News is told at once, but not more often than this.
 const SHORTEST: Duration = Duration::from_millis(100);
 /// Between two looks at the schema: one is a query of the catalog, of tens of milliseconds.
-const SCHEMA_LOOKED_AT: Duration = Duration::from_secs(4);
+const SCHEMA_LOOKED_AT: Duration = Duration::from_secs(3);
 /// Longest wait for the last beat.
 const LAST_BEAT: Duration = Duration::from_secs(1);
 
@@ -37,7 +37,7 @@ pub struct Heart {
     /// What is shown as metrics.
     shown: BTreeSet<Series>,
     beaten_at: Instant,
-    schema_looked_at: Option<Instant>,
+    schema_looked_at: Instant,
 }
 
 impl Heart {
@@ -58,7 +58,8 @@ impl Heart {
             seen: Vec::new(),
             shown: BTreeSet::new(),
             beaten_at: Instant::now(),
-            schema_looked_at: None,
+            // Whoever starts one has just looked.
+            schema_looked_at: Instant::now(),
         }
     }
 
@@ -123,9 +124,9 @@ impl Heart {
             self.pulse = Some(self.store.pulse().await?);
         }
         let Some(pulse) = &self.pulse else { return Ok(Facts::default()) };
-        if self.schema_looked_at.is_none_or(|at| at.elapsed() >= SCHEMA_LOOKED_AT) {
+        if self.schema_looked_at.elapsed() >= SCHEMA_LOOKED_AT {
             pulse.check_schema().await?;
-            self.schema_looked_at = Some(Instant::now());
+            self.schema_looked_at = Instant::now();
         }
         if !self.voices.are_none() {
             let mut says = self.voices.say();
