@@ -15,5 +15,6 @@ comment on column heartbeats.instance is 'The process: its machine, its number t
 comment on column heartbeats.ended is 'done: there was nothing left to do; stopped: by a signal; null: it runs, or was killed.';
 comment on column heartbeats.says is 'What it says of its syncers and of its processor, and since when it sees things as they are.';
 
--- A syncer that begins asks for all events of a few names: factories, announcements. Without this it read all events of the chain.
-create index events_named on events (chain_id, name, emitter);
+-- A syncer that begins asks for all events of a few names. Without this it read all events of the chain. Announcements of tokens are
+-- left out, or one token's would be looked for among all of them: they have an index of their own.
+create index events_named on events (chain_id, name) where name <> 'NewToken';
