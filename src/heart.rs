@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::chain::verdict::{ChainVerdict, Ended, Facts, Seen, State, Verdict, judge};
+use crate::chain::verdict::{ChainVerdict, Ended, Facts, Says, Seen, State, Verdict, judge};
 use crate::ops::{ComponentReport, Health, HealthReport, Metrics};
 use crate::projections::token_balances;
 use crate::store::{Pulse, Store, StoreError};
@@ -58,7 +58,7 @@ impl Heart {
             seen: Vec::new(),
             shown: BTreeSet::new(),
             beaten_at: Instant::now(),
-            // Whoever starts one has just looked.
+            // The program has compared it before it starts a heart.
             schema_looked_at: Instant::now(),
         }
     }
@@ -70,24 +70,18 @@ impl Heart {
     /// replaced, and what follows would be wrong. A process that only reads is unready meanwhile, and goes on.
     pub async fn beat(mut self, stop: impl Future<Output = Ended>) -> Result<(), StoreError> {
         let mut stop = std::pin::pin!(stop);
-        loop {
-            let ended = tokio::select! {
-                ended = &mut stop => Some(ended),
-                beaten = self.beat_once() => {
-                    beaten?;
-                    None
-                }
-            };
-            let ended = match ended {
-                Some(ended) => ended,
-                None => tokio::select! {
-                    ended = &mut stop => ended,
-                    () = self.pause() => continue,
-                },
-            };
-            self.last_beat(ended).await;
-            return Ok(());
-        }
+        let ended = loop {
+            tokio::select! {
+                ended = &mut stop => break ended,
+                beaten = self.beat_once() => beaten?,
+            }
+            tokio::select! {
+                ended = &mut stop => break ended,
+                () = self.pause() => {}
+            }
+        };
+        self.last_beat(ended).await;
+        Ok(())
     }
 
     async fn pause(&self) {
@@ -104,44 +98,49 @@ impl Heart {
                 self.show(&facts);
                 Ok(())
             }
-            Err(error) if !error.is_unavailable() && error.is_about_the_schema() && !self.voices.are_none() => {
-                Err(error)
-            }
+            Err(error) if error.is_about_the_schema() && !self.voices.are_none() => Err(error),
             Err(error) => {
-                // A lock that somebody holds leaves the connection as it was.
-                if !matches!(error, StoreError::Held { .. }) {
-                    self.pulse = None;
-                    self.is_lost = true;
-                }
+                self.is_lost |= self.pulse.is_none();
                 self.health.publish(HealthReport::of_one("database", State::Failing.as_str(), &error.to_string()));
                 Ok(())
             }
         }
     }
 
+    /// On the connection that is kept, or on another one. A lock that somebody holds leaves it as it was; after any other error
+    /// it is not used again.
     async fn look(&mut self) -> Result<Facts, StoreError> {
-        if self.pulse.is_none() {
-            self.pulse = Some(self.store.pulse().await?);
+        let pulse = match self.pulse.take() {
+            Some(pulse) => pulse,
+            None => self.store.pulse().await?,
+        };
+        let looked = self.look_by(&pulse).await;
+        if matches!(looked, Ok(_) | Err(StoreError::Held { .. })) {
+            self.pulse = Some(pulse);
         }
-        let Some(pulse) = &self.pulse else { return Ok(Facts::default()) };
+        looked
+    }
+
+    async fn look_by(&mut self, pulse: &Pulse) -> Result<Facts, StoreError> {
         if self.schema_looked_at.elapsed() >= SCHEMA_LOOKED_AT {
             pulse.check_schema().await?;
             self.schema_looked_at = Instant::now();
         }
         if !self.voices.are_none() {
-            let mut says = self.voices.say();
-            says.seen = self.seen_until_now();
-            pulse.beat(&self.instance, &self.program, None, &says).await?;
+            pulse.beat(&self.instance, &self.program, None, &self.says()).await?;
         }
         pulse.facts().await
+    }
+
+    fn says(&self) -> Says {
+        Says { seen: self.seen_until_now(), ..self.voices.say() }
     }
 
     async fn last_beat(&mut self, ended: Ended) {
         if self.voices.are_none() {
             return;
         }
-        let mut says = self.voices.say();
-        says.seen = self.seen_until_now();
+        let says = self.says();
         let told = async {
             let pulse = match self.pulse.take() {
                 Some(pulse) => pulse,

@@ -89,8 +89,8 @@ impl Default for ProcessSettings {
 
 /// What the processor tells whoever watches it (metrics, readiness). Called often; must be quick.
 pub trait Watcher: Send + Sync {
-    /// A task looked at its chain and knows where it stands.
-    fn looked(&self, _seen: &Seen<'_>) {}
+    /// A task looked at its chain.
+    fn looked(&self, _of: Of<'_>) {}
     /// Blocks were applied.
     fn applied(&self, _of: Of<'_>, _done: Done) {}
     /// One branch was left for another.
@@ -133,31 +133,6 @@ pub struct Done {
     pub refused: u64,
     /// How long it took.
     pub took: Duration,
-}
-
-/// Where a projection stands on a chain.
-#[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
-    /// Which.
-    pub of: Of<'a>,
-    /// Applied up to here.
-    pub applied: Option<u64>,
-    /// Our newest block.
-    pub tip: Option<u64>,
-    /// The source's head.
-    pub head: Option<u64>,
-    /// Final up to here.
-    pub final_height: Option<u64>,
-    /// Paused by an operator.
-    pub paused: bool,
-    /// Why it does not go on.
-    pub halted: Option<&'a str>,
-    /// Why its next block cannot be applied; tried again.
-    pub failed: Option<&'a str>,
-    /// Blocks are stored above what counts: the chain has a break.
-    pub broken: bool,
-    /// Nothing is left to do for now.
-    pub idle: bool,
 }
 
 /// Processes every chain of the database until `shutdown`, or with `once` until nothing is left to do.

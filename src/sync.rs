@@ -53,8 +53,8 @@ pub struct SyncSettings {
 
 /// What the syncer tells whoever watches it. Called often; must be quick.
 pub trait SyncWatcher: Send + Sync {
-    /// The head was seen.
-    fn head(&self, _chain: &str, _head: u64, _tip: Option<u64>, _final_height: Option<u64>) {}
+    /// The source named its newest block.
+    fn looked(&self, _chain: &str) {}
     /// Blocks were written.
     fn written(&self, _chain: &str, _blocks: u64, _events: u64, _removed: u64) {}
     /// Events were rejected.
@@ -301,12 +301,7 @@ impl Syncer {
         }
         let tip_height = tip.as_ref().map(|tip| tip.height);
         let final_height = final_height(&head, tip_height, chain.finality_depth);
-        self.watcher.head(
-            &chain.name,
-            head.block.height.get(),
-            tip_height.map(Height::get),
-            final_height.max(chain.final_height).map(Height::get),
-        );
+        self.watcher.looked(&chain.name);
         let lag = self.lag.look(tip_height, chain.final_height, &head, Instant::now());
         self.trouble = lag.map(|(reason, is_first)| {
             if is_first {

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::chain::verdict::{PartSays, Says, Trouble};
 use crate::ops::{ChainMetrics, Metrics, ProjectionMetrics};
-use crate::process::{Done, Of, Seen, Watcher};
+use crate::process::{Done, Of, Watcher};
 use crate::sync::SyncWatcher;
 
 /// A round may take so much longer than the pause before it, until its silence is news.
@@ -181,7 +181,7 @@ impl SyncWatch {
 }
 
 impl SyncWatcher for SyncWatch {
-    fn head(&self, chain: &str, _head: u64, _tip: Option<u64>, _final_height: Option<u64>) {
+    fn looked(&self, chain: &str) {
         self.metrics.source_looks.inc();
         self.voices.on_source(chain, |part| {
             part.heard();
@@ -239,8 +239,8 @@ impl ProcessWatch {
 }
 
 impl Watcher for ProcessWatch {
-    fn looked(&self, seen: &Seen<'_>) {
-        self.voices.on_projection(seen.of, |part| {
+    fn looked(&self, of: Of<'_>) {
+        self.voices.on_projection(of, |part| {
             part.heard();
             false
         });

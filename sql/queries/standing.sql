@@ -4,7 +4,7 @@ select c.name as chain, c.start_height, c.head_height, c.final_height, c.complet
     b.lowest, t.height as tip_height, t.hash as tip_hash,
     p.name as projection, p.after, p.start_height as projection_start,
     k.height, k.hash, k.through_height, coalesce(k.seq, 0) as seq, k.redo_from, coalesce(k.paused, false) as paused, k.pause_at,
-    k.halted_reason, k.failed_height, k.failed_reason, coalesce(k.failures, 0) as failures,
+    k.history_from, k.updated_at, k.halted_reason, k.failed_height, k.failed_reason, coalesce(k.failures, 0) as failures,
     -- What stands on the applied height may be another block, and final blocks are in no journal.
     least(d.height, case when k.hash <> a.hash or k.height is not null and a.hash is null then k.height end) as differs_from,
     coalesce(extract(epoch from clock_timestamp() - coalesce(case when isfinite(a.time) then a.time end, k.updated_at)), 0)::float8

@@ -8,7 +8,7 @@ use super::reply::{self, Answer, Failure};
 use super::request::Query;
 use super::{Context, exactly, query, reading};
 use crate::chain::verdict::{ChainFacts, ChainVerdict, Rebuilding, State, Verdict, judge};
-use crate::store::reads::{ChainStatus, NamedBlock, ProjectionStatus, ReorgRow};
+use crate::store::reads::{ChainStatus, NamedBlock, ReorgRow};
 
 /// `/chains`, `/status`, `/reorgs`.
 pub(super) fn routes(context: Context) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
@@ -176,30 +176,24 @@ impl<'a> RebuildingItem<'a> {
 }
 
 impl<'a> StatusItem<'a> {
-    fn of(
-        chain: &'a ChainStatus,
-        rows: &'a [ProjectionStatus],
-        facts: &'a ChainFacts,
-        judged: &'a ChainVerdict,
-    ) -> Self {
+    fn of(chain: &'a ChainStatus, facts: &'a ChainFacts, judged: &'a ChainVerdict) -> StatusItem<'a> {
         let projections = facts.projections.iter().zip(&judged.projections).map(|(facts, verdict)| {
-            // None means no processor has looked at it yet.
-            let row = rows.iter().find(|row| row.chain == chain.name && row.projection == facts.name);
+            let block = facts.block.as_ref().map(|(height, hash)| BlockItem { height: *height, hash });
             ProjectionItem {
                 projection: &facts.name,
                 verdict: VerdictItem::of(&verdict.verdict),
-                block: row.and_then(|row| row.block.as_ref()).map(BlockItem::of),
+                block,
                 through_height: facts.through,
                 lag: facts.through.map(|_| verdict.lag_blocks),
                 lag_seconds: verdict.lag_seconds,
-                history_from: row.and_then(|row| row.history_from),
+                history_from: facts.history_from,
                 redo_from: facts.redo_from,
                 paused: facts.paused,
                 pause_at: facts.pause_at,
                 halted: facts.halted_reason.as_deref(),
                 failed: facts.failed_reason.as_deref(),
                 rebuilding: facts.rebuilding.as_ref().map(RebuildingItem::of),
-                updated_at: row.map(|row| row.updated_at),
+                updated_at: facts.updated_at,
             }
         });
         StatusItem {
@@ -285,13 +279,12 @@ async fn status(context: &Context, query: &str) -> Result<Answer, Failure> {
     let snapshot = reader.snapshot(context.settings.read_timeout).await?;
     let chains = snapshot.chains(name).await?;
     known(name, &chains)?;
-    let projections = snapshot.projections(name).await?;
     let facts = snapshot.facts(name).await?;
 
     let judged = judge(&facts);
     let all = chains.iter().filter_map(|chain| {
         let (facts, judged) = facts.chains.iter().zip(&judged).find(|(facts, _)| facts.name == chain.name)?;
-        Some(StatusItem::of(chain, &projections, facts, judged))
+        Some(StatusItem::of(chain, facts, judged))
     });
     Ok(reply::json(&Statuses { chains: all.collect() }))
 }

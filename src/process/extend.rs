@@ -244,7 +244,6 @@ impl Task {
             "Applied {blocks} blocks of {} up to {last}", look.chain_name
         );
         self.went_through();
-        self.show(look, Some(last.height), true);
     }
 }
 

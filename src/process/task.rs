@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::engine::Engine;
 use super::switch::Undo;
 use super::workers::{Lent, Lookout, Session, Workers};
-use super::{Of, Pause, ProcessError, ProcessSettings, Seen, Watcher};
+use super::{Of, Pause, ProcessError, ProcessSettings, Watcher};
 use crate::chain::Height;
 use crate::chain::decide::{Base, Look, Move, Wait, decide};
 use crate::store::{LedgerWrite, Run, StoreError, StoreFault, Wake};
@@ -175,6 +175,7 @@ impl Task {
             let checkpoint = &look.checkpoint;
             let failed = checkpoint.failed.as_ref().map(|(_, reason)| reason.clone());
             self.caution.seen = Some((look.chain_name.clone(), checkpoint.halted_reason.clone().or(failed)));
+            self.watcher.looked(Of { chain: &look.chain_name, projection: &self.engine.name });
         }
         Ok(look)
     }
@@ -183,7 +184,6 @@ impl Task {
         if let Move::Wait(wait) = decided {
             return self.settle(look, wait).await;
         }
-        self.show(look, look.checkpoint.through, false);
         let mut lent = self.session(look).await?;
         let outcome = self.carry_out_on(lent.session(), look, decided).await;
         let is_broken = match &outcome {
@@ -248,7 +248,6 @@ impl Task {
                 self.prune(write, look).await?;
             }
         }
-        self.show(look, look.checkpoint.through, true);
         Ok(Outcome::Settled)
     }
 
@@ -259,29 +258,6 @@ impl Task {
             None if look.after.is_some() => self.workers.own().await,
             None => self.workers.lend().await,
         }
-    }
-
-    /// Shows where it stands.
-    pub(super) fn show(&self, look: &Look, applied: Option<Height>, idle: bool) {
-        let checkpoint = &look.checkpoint;
-        let missing = applied.map(Height::next).or(look.start());
-        let stops_at = checkpoint.stops_at().unwrap_or_default();
-        self.watcher.looked(&Seen {
-            of: Of { chain: &look.chain_name, projection: &self.engine.name },
-            applied: applied.map(Height::get),
-            tip: look.highest.map(Height::get),
-            head: look.head_height.map(Height::get),
-            final_height: look.final_height.map(Height::get),
-            paused: checkpoint.paused,
-            halted: checkpoint.halted_reason.as_deref(),
-            failed: checkpoint.failed.as_ref().map(|(_, reason)| reason.as_str()),
-            broken: idle
-                && look
-                    .highest
-                    .zip(missing)
-                    .is_some_and(|(highest, missing)| highest >= missing && missing <= stops_at),
-            idle,
-        });
     }
 
     /// A transaction went through: dare more blocks at once again.

@@ -25,7 +25,7 @@ pub use balances::{Balance, TokenRange};
 pub use history::{HistoryPage, HistoryRequest, Position, Transfer};
 pub use moment::{At, Moment, NOW};
 pub use now::{ListNow, Spelt};
-pub use states::{ChainStatus, ProjectionStatus, ReorgRow};
+pub use states::{ChainStatus, ReorgRow};
 
 /// Most connections for REST. A core of a server is kept busy by two or three readers; more of them only wait for each other.
 const CONNECTIONS: usize = 16;
@@ -39,7 +39,7 @@ const WAIT: Duration = Duration::from_secs(1);
 pub struct Readers {
     pool: Pool,
     place: Arc<str>,
-    /// One for each connection: whoever has one need not wait for the pool.
+    /// One for each connection: with a permit in hand, the pool has a connection.
     places: Arc<Semaphore>,
     walks: Arc<Semaphore>,
 }

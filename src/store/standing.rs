@@ -223,6 +223,8 @@ fn projection_facts(row: &Row) -> Result<Option<ProjectionFacts>, StoreError> {
         seq: row.try_get("seq")?,
         differs_from: row.try_get("differs_from")?,
         redo_from: row.try_get("redo_from")?,
+        history_from: row.try_get("history_from")?,
+        updated_at: row.try_get("updated_at")?,
         age_seconds: row.try_get("age_seconds")?,
         paused: row.try_get("paused")?,
         pause_at: row.try_get("pause_at")?,

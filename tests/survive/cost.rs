@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebbtide::process::{ProcessSettings, Seen, Watcher, run};
+use ebbtide::process::{Of, ProcessSettings, Watcher, run};
 use ebbtide::store::{Store, StoreSettings, Wake, WakeMode};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ const MOST_CONNECTIONS: i64 = 18;
 struct Looks(AtomicU64);
 
 impl Watcher for Looks {
-    fn looked(&self, _seen: &Seen<'_>) {
+    fn looked(&self, _of: Of<'_>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -88,6 +88,10 @@ pub struct ProjectionFacts {
     pub differs_from: Option<i64>,
     /// Applied again from here.
     pub redo_from: Option<i64>,
+    /// Its history before this height was pruned. None means it was not.
+    pub history_from: Option<i64>,
+    /// When it last moved, by the database's clock. None means no processor has looked at it.
+    pub updated_at: Option<jiff::Timestamp>,
     /// Seconds since the last applied block's own time, or, where it has none, since the projection moved.
     pub age_seconds: f64,
     /// An operator holds it.
@@ -318,9 +322,9 @@ impl Facts {
         seen.fold(0.0, f64::max)
     }
 
-    /// The verdict with its age: as long as anybody who was alive until now has seen it so.
+    /// The verdict with its age: as long as the living have seen it so.
     pub(super) fn dated(&self, verdict: Verdict, chain: &str, projection: Option<&str>) -> Verdict {
-        let seen = self.beats.iter().filter_map(|beat| {
+        let seen = self.beats.iter().filter(|beat| beat.is_alive()).filter_map(|beat| {
             let seen = beat.seen(chain, projection)?;
             (seen.state == verdict.state).then_some(seen.state_seconds + beat.age_seconds)
         });

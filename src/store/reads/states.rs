@@ -26,31 +26,6 @@ pub struct ChainStatus {
     pub tip: Option<NamedBlock>,
 }
 
-/// How far one projection is on one chain.
-#[derive(Debug, Clone)]
-pub struct ProjectionStatus {
-    /// The chain's name.
-    pub chain: String,
-    /// The projection's name.
-    pub projection: String,
-    /// The last applied block.
-    pub block: Option<NamedBlock>,
-    /// Applied up to here.
-    pub through_height: Option<i64>,
-    /// Balance history begins here.
-    pub history_from: Option<i64>,
-    /// To be applied again from here.
-    pub redo_from: Option<i64>,
-    /// An operator holds it.
-    pub paused: bool,
-    /// Where it is held.
-    pub pause_at: Option<i64>,
-    /// Why it stopped.
-    pub halted_reason: Option<String>,
-    /// When it last moved, by the database's clock.
-    pub updated_at: jiff::Timestamp,
-}
-
 /// One reorganisation, with its cost.
 #[derive(Debug, Clone)]
 pub struct ReorgRow {
@@ -99,30 +74,6 @@ impl Snapshot<'_> {
                     final_height: row.try_get("final_height")?,
                     complete_to: row.try_get("complete_to")?,
                     tip: named_block(row, "tip_height", "tip_hash")?,
-                })
-            })
-            .collect()
-    }
-
-    /// How far each projection is, on all chains or on the one of this name.
-    ///
-    /// # Errors
-    /// Whatever Postgres says.
-    pub async fn projections(&self, chain: Option<&str>) -> Result<Vec<ProjectionStatus>, StoreError> {
-        let rows = self.rows(include_str!("../../../sql/queries/projection_states.sql"), &[&chain]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(ProjectionStatus {
-                    chain: row.try_get("chain")?,
-                    projection: row.try_get("projection")?,
-                    block: named_block(row, "height", "hash")?,
-                    through_height: row.try_get("through_height")?,
-                    history_from: row.try_get("history_from")?,
-                    redo_from: row.try_get("redo_from")?,
-                    paused: row.try_get("paused")?,
-                    pause_at: row.try_get("pause_at")?,
-                    halted_reason: row.try_get("halted_reason")?,
-                    updated_at: row.try_get("updated_at")?,
                 })
             })
             .collect()
