@@ -26,7 +26,9 @@ pub(super) fn connector(wishes: &TlsWishes) -> Result<MakeRustlsConnect, StoreEr
     let builder =
         ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(tls)?;
     let builder = match (wishes.asked, &wishes.authorities) {
-        (Asked::Nothing, _) => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unasked(provider))),
+        (Asked::Nothing, _) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient { authority: None, provider }))
+        }
         (_, None) => builder.with_platform_verifier().map_err(tls)?,
         (_, Some(file)) if file == Path::new(SYSTEM) => builder.with_platform_verifier().map_err(tls)?,
         (asked, Some(file)) => {
@@ -34,11 +36,14 @@ pub(super) fn connector(wishes: &TlsWishes) -> Result<MakeRustlsConnect, StoreEr
             for certificate in certificates("sslrootcert", file)? {
                 roots.add(certificate).map_err(|e| unusable("sslrootcert", file, &e))?;
             }
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
             let verifier = verifier.map_err(|e| unusable("sslrootcert", file, &e))?;
             match asked {
                 Asked::Name => builder.with_webpki_verifier(verifier),
-                _ => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName(verifier))),
+                _ => {
+                    let lenient = Lenient { authority: Some(verifier), provider };
+                    builder.dangerous().with_custom_certificate_verifier(Arc::new(lenient))
+                }
             }
         }
     };
@@ -68,11 +73,15 @@ fn certificates(option: &str, file: &Path) -> Result<Vec<CertificateDer<'static>
     }
 }
 
-/// Takes a certificate of the right authority for any name, as `sslmode=verify-ca` does.
+/// Asks for less than a certificate of the right authority with the right name. Signatures are checked in any case.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Lenient {
+    /// Whose certificates are taken, for any name, as `sslmode=verify-ca` does. None means any is, as with `sslmode=require`.
+    authority: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -81,7 +90,8 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+        let Some(authority) = &self.authority else { return Ok(ServerCertVerified::assertion()) };
+        match authority.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             // The name is looked at last: everything else was in order.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -96,7 +106,8 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -105,49 +116,11 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Takes any certificate, as `sslmode=require` does; signatures are still checked.
-#[derive(Debug)]
-struct Unasked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unasked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
