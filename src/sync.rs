@@ -119,8 +119,10 @@ pub async fn run(
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const LASTING_PAUSE: Duration = Duration::from_secs(10);
+/// With its jitter less than 9 s: once the source is back, blocks go on within 10 s, however long it was gone. A source that asks
+/// for more (`Retry-After`) gets it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(7);
+const LASTING_PAUSE: Duration = Duration::from_secs(7);
 /// A COPY that has taken in nothing for so long is that of a process that stands still.
 const STALLED_AFTER: Duration = Duration::from_secs(9);
 

@@ -33,6 +33,19 @@ pub use recorded::{data_dir, ndjson_gz, read_ndjson_gz, skip};
 /// How long a wait may last before the test fails. Generous: it is only ever reached by a failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Asks `look` until nothing is amiss; fails after `deadline` with what was amiss last.
+pub async fn holds_within(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Vec<String>) {
+    let begun = Instant::now();
+    loop {
+        let amiss = look().await;
+        if amiss.is_empty() {
+            return;
+        }
+        assert!(begun.elapsed() < deadline, "{what}, within {deadline:?}; but:\n{}", amiss.join("\n"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Asks `look` until it returns something; fails after [`PATIENCE`], naming what was waited for.
 pub async fn wait_until<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
     wait_within(PATIENCE, what, look).await

@@ -1,26 +1,26 @@
 //! Ways in which the database itself is not well: then nothing else can be known, and nothing is green.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
-use crate::support::{Ebbtide, FaultProxy, free_addr};
-use crate::{HEARD_WITHIN, Stage, Way, way};
+use crate::support::{Ebbtide, FaultProxy, free_addr, holds_within};
+use crate::{HEARD_WITHIN, Stage, Way, expect, way};
 
 /// Everybody who is asked is unready and names the cause.
 async fn agree(stage: &Stage, why: &str) {
-    let begun = Instant::now();
-    loop {
+    holds_within(HEARD_WITHIN, why, async || {
         let (ready, health) = tokio::join!(stage.get("/ready"), stage.get("/health"));
         let is_failing = health.1.contains(r#""status":"failing""#);
-        let agree = ready.0 == 503 && ready.1.contains(why) && health.1.contains(why) && is_failing;
-        if agree {
+        let mut said = vec![
+            expect("/ready", ready.0 == 503 && ready.1.contains(why), &ready.1),
+            expect("/health", is_failing && health.1.contains(why), &health.1),
+        ];
+        if said.iter().all(Result::is_ok) {
             let status = stage.status(&[]).await;
-            assert!(status.0 == 1 && status.1.contains(why), "{status:?}");
-            return;
+            said.push(expect("status", status.0 == 1 && status.1.contains(why), &status.1));
         }
-        assert!(begun.elapsed() < HEARD_WITHIN, "nobody is to be well: {why}\n{ready:?}\n{health:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        said.into_iter().filter_map(Result::err).collect()
+    })
+    .await;
 }
 
 /// The schema is changed under a processor: it ends, and all say what was changed until `migrate` brought it back.

@@ -2,6 +2,7 @@
 //! the same, within five seconds; and what they tell to do brings it back.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod chains;
 mod database;
 mod measured;
 mod processor;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
-use support::{Ebbtide, PATIENCE, Pg, free_addr};
+use support::{Ebbtide, PATIENCE, Pg, free_addr, holds_within};
 use tokio_postgres::Client;
 
 /// In which an operator is to hear of it.
@@ -124,19 +125,12 @@ impl Stage {
 
     /// All of them say so within five seconds from now.
     pub async fn agree(&self, must: Must<'_>) {
-        let begun = Instant::now();
-        let mut last = Vec::new();
-        while begun.elapsed() < HEARD_WITHIN {
-            last = self.asked(&must).await.into_iter().filter_map(Result::err).collect();
-            if last.is_empty() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("{} should be {}, but after {HEARD_WITHIN:?}:\n{}", must.part, must.state, last.join("\n"));
+        let what = format!("{} is {}", must.part, must.state);
+        holds_within(HEARD_WITHIN, &what, async || self.asked(&must).await).await;
     }
 
-    async fn asked(&self, must: &Must<'_>) -> Vec<Said> {
+    /// What they say otherwise.
+    async fn asked(&self, must: &Must<'_>) -> Vec<String> {
         let (ready, health, rest, metrics) =
             tokio::join!(self.get("/ready"), self.get("/health"), self.rest(), self.get("/metrics"));
         let words = match must.why {
@@ -164,20 +158,12 @@ impl Stage {
             said.push(expect("the exit code of status", codes == (1, 1), &format!("{codes:?}")));
             said.push(expect("status", text.1.contains(words) && text.1.contains(remedy), &text.1));
         }
-        said
+        said.into_iter().filter_map(Result::err).collect()
     }
 
     /// All of them say that all is well; within the time that a processor or syncer needs to get there.
     pub async fn is_well(&self) {
-        let begun = Instant::now();
-        loop {
-            let last = self.not_well().await;
-            if last.is_empty() {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "all should be well:\n{}", last.join("\n"));
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        holds_within(PATIENCE, "all is well", async || self.not_well().await).await;
     }
 
     async fn not_well(&self) -> Vec<String> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::support::fake_node::read::lively;
 use crate::support::fake_node::{FakeNode, Fault};
-use crate::support::{Ebbtide, wait_until};
-use crate::{Must, Stage, Way, way};
+use crate::support::{Ebbtide, holds_within, wait_until};
+use crate::{Must, Stage, Way, of_status, way};
 
 const SOURCE: Must<'static> = Must { part: "source", state: "", why: "", remedy: None };
 
@@ -44,7 +44,8 @@ fn fault(name: &'static str, fault: Fault, state: &'static str, why: &'static st
     way(name, async move {
         let followed = Followed::start(&[]).await;
         followed.node.fault(fault);
-        followed.stage.agree(Must { state, why, remedy: Some(""), ..SOURCE }).await;
+        let remedy = if state == "failing" { "fix the cause" } else { "see to the node" };
+        followed.stage.agree(Must { state, why, remedy: Some(remedy), ..SOURCE }).await;
         followed.node.heal();
         followed.stage.is_well().await;
     })
@@ -60,6 +61,24 @@ pub fn ways() -> Vec<Way> {
         fault("a node that limits the rate", Fault::RetryAfter(1), "waiting", ""),
         fault("a node that answers null", Fault::NullAnswers, "waiting", ""),
         fault("a node that answers errors", Fault::Refused(-32603, "internal error"), "waiting", "internal error"),
+        way("a node that was dead for long, and is back", async {
+            let followed = Followed::start(&[]).await;
+            followed.node.fault(Fault::DropSocket);
+            let status = async || of_status(&followed.stage.status(&["--json"]).await.1, "source");
+            let dead = wait_until("it has been dead for so long that the pauses are the longest", async || {
+                Some(status().await).filter(|source| source["for_seconds"].as_f64() > Some(18.0))
+            })
+            .await;
+            assert_eq!(dead["state"], "waiting", "{dead}");
+            followed.node.set_chain_quietly(lively(14, "a"));
+            followed.node.heal();
+            let stored = async || match &*followed.stage.one("select max(height) from blocks").await {
+                "13" => Vec::new(),
+                other => vec![format!("the newest block is {other}")],
+            };
+            holds_within(Duration::from_secs(10), "blocks go on", stored).await;
+            followed.stage.is_well().await;
+        }),
         way("a node that names a block that it does not have", async {
             let followed = Followed::start(&[]).await;
             followed.node.set_chain(lively(14, "a"));
