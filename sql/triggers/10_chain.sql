@@ -9,7 +9,7 @@
 -- statistics behind that would make the next ten rows scan the table.
 
 -- Rings, where there is room. Any role that listens and does not read fills the queue that all notifications share, and what
--- writes to a full one fails. A notification is a hint: whoever does not get it looks a little later.
+-- writes to a full one fails. A notification is a hint: a listener that misses it looks at its next poll.
 create or replace function tell(channel text, payload text, most_full double precision default 0.5) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 begin

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_comes_after_the_last_place_waits_for_one_that_idles_away() {
+    async fn a_client_above_the_limit_waits_until_an_idle_one_is_closed() {
         let port = open(LIMITS).await;
         let address = port.address;
         let (mut silent, mut slow) = (connect(address).await, connect(address).await);

@@ -92,7 +92,7 @@ impl Address {
             Some("verify-ca" | "verify-full" | "true") => (SslMode::Require, Asked::Name),
             Some(_) => {
                 return Err(
-                    "its sslmode is none of disable, prefer, require, no-verify, verify-ca and verify-full".to_owned()
+                    "its sslmode must be disable, prefer, require, no-verify, verify-ca or verify-full".to_owned()
                 );
             }
         };
@@ -369,7 +369,7 @@ mod tests {
             ("", "names no host"),
             ("localhost:5432/SECRET", "neither postgres://"),
             ("mysql://me:SECRET@h/d", "must begin with postgres://"),
-            ("postgres://me:SECRET@h/d?sslmode=SECRET", "none of disable, prefer"),
+            ("postgres://me:SECRET@h/d?sslmode=SECRET", "must be disable, prefer"),
             ("postgres://me:SECRET@h/d?pgbouncer=true", "its option pgbouncer is not known here: leave it out"),
             ("postgres://me:pw?SECRET@h/d", "in a password, write ? as %3F"),
             ("postgres://me:pw@SECRET@h/d", "in a password, write @ as %40"),

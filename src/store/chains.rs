@@ -172,7 +172,7 @@ impl Store {
     pub async fn ensure_chain(&self, name: &str, kind: Kind) -> Result<ChainId, StoreError> {
         let client = self.reader().await?;
         let find = "select chain_id from chains where name = $1";
-        // Looked for first: an insert waits for whoever writes the row, which a syncer does all the time.
+        // Selected first: an insert waits for a transaction that writes the row, and a syncer at work always has one.
         if let Some(row) = client.query_opt(find, &[&name]).await? {
             return Ok(ChainId(row.try_get(0)?));
         }

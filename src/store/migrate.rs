@@ -57,7 +57,7 @@ impl Store {
     /// may change, which are left as they are; [`StoreError::Migration`] for tables that were changed by hand.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         let holder = self.connect().await?;
-        // However long it takes: whoever has the lock may be migrating a large database.
+        // Without a limit: the holder of the lock may be migrating a large database.
         holder.batch_execute("set lock_timeout = 0; set statement_timeout = 0").await?;
         if !holder.query_one("select pg_try_advisory_lock($1)", &[&MIGRATION_LOCK]).await?.get::<_, bool>(0) {
             let other = holder.query_opt(include_str!("../../sql/queries/lock_holder.sql"), &[&MIGRATION_LOCK]).await?;

@@ -35,7 +35,7 @@ impl Descriptions {
             while waiting.recv_many(&mut tokens, AT_ONCE).await > 0 {
                 if let Err(error) = describe(&store, &*source, chain, &tokens).await {
                     tracing::warn!(%error, "Token metadata could not be read; asking again when the token moves");
-                    // Whoever started this is gone: so is this, soon.
+                    // A send fails only once the syncer is gone, and this task ends with it.
                     let _ = fail.send(std::mem::take(&mut tokens));
                 }
                 tokens.clear();

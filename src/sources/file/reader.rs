@@ -61,7 +61,7 @@ impl Origin {
 pub(super) struct Lines {
     reader: Box<dyn BufRead + Send>,
     number: u64,
-    /// Dropped by whoever waits for what is read: without them no further line is given.
+    /// Dropped by the caller that waits for the result: after that no further line is given.
     wanted: Option<Weak<()>>,
 }
 
