@@ -485,6 +485,9 @@ fn before_of(pending: &[Block], before: Option<&BlockRef>) -> Option<BlockRef> {
 fn check_links(before: Option<BlockRef>, blocks: &[Block]) -> Result<(), SyncError> {
     let mut before = before;
     for block in blocks {
+        if block.link.parent_hash == block.link.hash {
+            return Err(SyncError::OwnParent { block: block.link.block_ref() });
+        }
         if let Some(before) = &before
             && (block.link.parent_hash != before.hash || block.link.height != before.height.next())
         {

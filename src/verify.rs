@@ -149,11 +149,12 @@ async fn verify_chain(tx: &Transaction<'_>, chain: &Chain, report: &mut Report) 
     report.notes(chain, &totals);
     report.checkpoint(chain, &totals);
     let limit = report.limit();
-    let checks: [(&str, &[&(dyn ToSql + Sync)]); 5] = [
+    let checks: [(&str, &[&(dyn ToSql + Sync)]); 6] = [
         (include_str!("../sql/queries/verify_applied.sql"), &[id, &chain.height, &chain.final_height, &limit]),
         (include_str!("../sql/queries/verify_rejected.sql"), &[id, &chain.height, &chain.kind, &limit]),
         (include_str!("../sql/queries/verify_balances.sql"), &[id, &limit]),
         (include_str!("../sql/queries/verify_supply.sql"), &[id, &chain.height, &limit]),
+        (include_str!("../sql/queries/verify_sums.sql"), &[id, &limit]),
         (include_str!("../sql/queries/verify_journal.sql"), &[id, &chain.history_from, &limit]),
     ];
     for (sql, parameters) in checks {

@@ -13,8 +13,10 @@ use crate::report::{Budget, Line};
 use crate::server::{Database, Server, connect};
 
 const CLIENTS: u64 = 64;
-/// Tokens of the chain; every account has had some of each.
+/// Tokens of which every account has had some.
 const TOKENS: u64 = 10;
+/// Tokens that one more account has, and nobody else.
+const OTHER_TOKENS: u64 = 10_000;
 /// Changes of each balance.
 const CHANGES: u64 = 3;
 
@@ -24,6 +26,7 @@ enum Read {
     Balance,
     Account,
     Holders,
+    Totals,
 }
 
 impl Read {
@@ -33,6 +36,7 @@ impl Read {
             Read::Balance => format!("/tokens/{token}/balances?address={address}"),
             Read::Account => format!("/tokens/balances?address={address}"),
             Read::Holders => format!("/tokens/{token}/balances"),
+            Read::Totals => "/tokens/balances".to_owned(),
         }
     }
 
@@ -46,6 +50,10 @@ impl Read {
                 "select b.token, b.amount::text from unnest($3::text[]) t(token) \
                  join balances b on b.chain_id = $1 and b.token = t.token and b.address = $2"
             }
+            Read::Totals => {
+                "select token, total::text from token_totals \
+                 where chain_id = $1 and token > left(coalesce(($3::text[])[1], $2), 0) order by token limit 1001"
+            }
             Read::Holders => {
                 "select address, amount::text from balances \
                  where chain_id = $1 and token = ($3::text[])[1] and address > left($2, 0) order by address limit 1001"
@@ -56,6 +64,7 @@ impl Read {
     fn tokens(self, account: u64) -> Vec<String> {
         match self {
             Read::Account => (0..TOKENS).map(hex).collect(),
+            Read::Totals => Vec::new(),
             Read::Balance | Read::Holders => vec![hex(account % TOKENS)],
         }
     }
@@ -66,6 +75,7 @@ impl Read {
             Read::Balance => 1,
             Read::Account => TOKENS as usize,
             Read::Holders => accounts.min(1001) as usize,
+            Read::Totals => (TOKENS + OTHER_TOKENS).min(1001) as usize,
         }
     }
 }
@@ -80,10 +90,11 @@ pub(crate) async fn reads(server: &Server, size: &Size) -> Vec<Line> {
         (Read::Balance, Line::new("rest: one balance, 64 clients", "reads/s", budget), size.of(40_000, 640)),
         (
             Read::Account,
-            Line::new("rest: an account of 10 tokens, 64 clients", "reads/s", budget),
+            Line::new("rest: an account of 10 tokens among 10,010, 64 clients", "reads/s", budget),
             size.of(20_000, 640),
         ),
         (Read::Holders, Line::new("rest: a thousand holders, 64 clients", "reads/s", budget), size.of(4_000, 320)),
+        (Read::Totals, Line::new("rest: totals of a thousand tokens, 64 clients", "reads/s", budget), size.of(4_000, 320)),
     ];
     let database = server.database().await;
     let accounts = size.of(100_000, 100);
@@ -107,12 +118,17 @@ async fn fill(database: &Database, accounts: u64) {
     let chain = database.chain.0;
     let text = format!(
         "set ebbtide.bulk = 'on';
+        set ebbtide.write_tracked_tables = on;
         insert into blocks (chain_id, height, hash, parent_hash)
         select {chain}, h, '0x' || h, '0x' || h - 1 from generate_series(1, {CHANGES}) h;
         insert into balances (chain_id, token, address, amount, height, prev_height)
         select {chain}, '0x' || lpad(to_hex(t), 40, '0'), '0x' || lpad(to_hex(a), 40, '0'), a * 1e12 + 1, {CHANGES},
             {CHANGES} - 1
-        from generate_series(0, {TOKENS} - 1) t, generate_series(0, {accounts} - 1) a;
+        from generate_series(0, {TOKENS} - 1) t, generate_series(0, {accounts} - 1) a
+        union all
+        select {chain}, '0x' || lpad(to_hex(t), 40, '0'), '0x' || lpad(to_hex({accounts}), 40, '0'), t, {CHANGES}, {CHANGES} - 1
+        from generate_series({TOKENS}, {TOKENS} + {OTHER_TOKENS} - 1) t;
+        insert into token_totals select chain_id, token, sum(amount) from balances group by chain_id, token;
         insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
         select balance_id, chain_id, h, 1, amount - {CHANGES} + h, nullif(h - 1, 0)
         from balances, generate_series(1, {CHANGES}) h order by balance_id, h;

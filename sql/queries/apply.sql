@@ -7,7 +7,8 @@
 -- is). $15 to $18 blocks to note in applied_blocks (heights, hashes, revisions, heights of the blocks before them).
 -- Balances that stand: $19 to $22 balance_id, amount before, amount after, height of the last change; new ones: $23 to $27
 -- balance_id, token, address, amount, height. $28 to $32 their changes (balance_id, height, delta, amount after, height of the
--- change before), $33 whether these are kept. $34 to $38 events left out (height, tx_index, event_index, raw, reason).
+-- change before), $33 whether these are kept. $34 to $38 events left out (height, tx_index, event_index, raw, reason). $39 and $40
+-- tokens whose totals change, and by how much.
 --
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone else
 -- (skip locked), is another one by now, or the checkpoint has moved. The checkpoint is compared by seq and by its block: on
@@ -66,6 +67,12 @@ added as (
     overriding system value
     select $1, unnest($23::bigint[]), unnest($24::text[]), unnest($25::text[]), unnest($26::numeric[]), unnest($27::bigint[])
     from moved
+),
+summed as (
+    insert into token_totals (chain_id, token, total)
+    select $1, unnest($39::text[]), unnest($40::numeric[])
+    from moved
+    on conflict (chain_id, token) do update set total = token_totals.total + excluded.total
 ),
 kept as (
     insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)

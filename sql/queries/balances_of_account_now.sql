@@ -9,32 +9,15 @@ cross join lateral (
 left join lateral (
     select array_agg(found.token) as tokens, array_agg(found.address) as addresses, array_agg(found.amount) as amounts
     from (
-        with recursive t as (
-            (select b.token
-             from balances b
-             where b.chain_id = chain.chain_id and b.token > $5
-             order by b.token
-             limit 1)
-            union all
-            select n.token
-            from t
-            cross join lateral (
-                select b.token
-                from balances b
-                where b.chain_id = chain.chain_id and b.token > t.token
-                order by b.token
-                limit 1
-            ) n
-        )
         select b.token, b.address, trunc(b.amount)::text as amount
-        from t
-        cross join lateral (
-            select b.token, b.address, b.amount
+        from (
+            select b.chain_id, b.token, b.address, b.amount
             from balances b
-            where b.chain_id = chain.chain_id and b.token = t.token and b.address = spelt.address
+            where hashtextextended(b.address, b.chain_id) = hashtextextended(spelt.address collate "C", chain.chain_id)
             offset 0
         ) b
-        where $6 or b.amount <> 0
+        where b.chain_id = chain.chain_id and b.address = spelt.address and b.token > $5 and ($6 or b.amount <> 0)
+        order by b.token
         limit $7
     ) found
 ) page on true

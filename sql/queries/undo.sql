@@ -65,7 +65,7 @@ dropped as (
     using known k
     where b.chain_id = $1 and b.balance_id = k.balance_id
       and k.prev_height is null and b.amount = k.left_at and b.height = k.left_height
-    returning 1
+    returning b.token, - k.left_at as change
 ),
 restored as (
     update balances b
@@ -73,7 +73,13 @@ restored as (
     from known k
     where b.chain_id = $1 and b.balance_id = k.balance_id
       and k.prev_height is not null and b.amount = k.left_at and b.height = k.left_height
-    returning 1
+    returning b.token, k.amount_before - k.left_at as change
+),
+summed as (
+    update token_totals t
+    set total = t.total + c.change
+    from (select token, sum(change) as change from (table dropped union all table restored) e group by token) c
+    where t.chain_id = $1 and t.token = c.token and c.change <> 0
 ),
 unnoted as (
     delete from applied_blocks a

@@ -12,6 +12,7 @@ begin
         primary key (chain_id, token, address)
     ) with (fillfactor = 70) on commit drop;
     create temp table balance_history (like ebbtide.balance_history including defaults) on commit drop;
+    create temp table token_totals (like ebbtide.token_totals including all) on commit drop;
 end $$;
 
 -- Makes the live tables of one chain what was built. Returns how many balances differed.
@@ -48,6 +49,13 @@ begin
     order by n.token, n.address;
     get diagnostics changed = row_count;
     differed := differed + changed;
+
+    delete from ebbtide.token_totals t
+    where t.chain_id = chain
+      and not exists (select from pg_temp.token_totals n where n.chain_id = t.chain_id and n.token = t.token);
+    insert into ebbtide.token_totals as t (chain_id, token, total)
+    select n.chain_id, n.token, n.total from pg_temp.token_totals n
+    on conflict (chain_id, token) do update set total = excluded.total where t.total <> excluded.total;
 
     -- A balance that stood before keeps its number, which its history is known by; what was built has numbers of its own.
     create temp table built_history on commit drop as

@@ -244,7 +244,7 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
     let common = Common::read(&query)?;
     let page = Page::new(common.limit, query.flag("zero")?, context.settings.shows_negative);
     if common.at == At::Now
-        && let Some(answer) = now::balances_of_account(context, &common, page.clone()).await?
+        && let Some(answer) = now::by_token(context, &common, page.clone()).await?
     {
         return Ok(answer);
     }

@@ -227,8 +227,8 @@ impl Look {
     fn depth_to(&self, ancestor: Option<&BlockRef>) -> u64 {
         let Some(tip) = &self.checkpoint.block else { return 0 };
         match ancestor {
-            Some(ancestor) => tip.height.get() - ancestor.height.get(),
-            None => tip.height.get() - self.checkpoint.begun_at.map_or(0, Height::get) + 1,
+            Some(ancestor) => tip.height.get().saturating_sub(ancestor.height.get()),
+            None => (tip.height.get() + 1).saturating_sub(self.checkpoint.begun_at.map_or(0, Height::get)),
         }
     }
 }

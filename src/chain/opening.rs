@@ -57,8 +57,8 @@ pub enum BadOpening {
         /// The chain's kind.
         kind: &'static str,
     },
-    /// Not a whole number, or one from 2^383 on.
-    #[error("its amount {text} is not a whole number in decimal")]
+    /// Not a whole number that a contract can hold.
+    #[error("its amount {text} is not a whole number in decimal below 2^256")]
     Amount {
         /// What it holds.
         text: String,
@@ -80,8 +80,14 @@ pub fn read(kind: Kind, line: &str) -> Result<OpeningBalance, BadOpening> {
     let [token, address, amount] = &fields[..] else { return Err(BadOpening::Columns { found: fields.len() }) };
     let token = side(kind, "token", token, Kind::is_token)?;
     let address = side(kind, "address", address, Kind::is_address)?;
-    let amount = Delta::parse(amount).ok_or_else(|| BadOpening::Amount { text: short(amount) })?;
+    let amount = amount_of(amount).ok_or_else(|| BadOpening::Amount { text: short(amount) })?;
     Ok(OpeningBalance { token, address, amount })
+}
+
+/// An opening balance: a whole number in decimal, with `-` before it for a debt. None means it is no such number, or 2^256 or more,
+/// which no contract holds.
+pub fn amount_of(text: &str) -> Option<Delta> {
+    Delta::parse(text).filter(|amount| amount.magnitude().bit_len() <= 256)
 }
 
 fn side(kind: Kind, column: &'static str, given: &str, fits: fn(Kind, &str) -> bool) -> Result<Text, BadOpening> {
@@ -179,10 +185,10 @@ mod tests {
             ("gold,alice,1,", "it has 4 columns, not 3 (token,address,amount)"),
             (",alice,1", "its token \"\" cannot be stored: empty_text"),
             ("gold,0xAlice,1", "its address \"0xAlice\" cannot be stored: not_canonical"),
-            ("gold,alice,1.0", "its amount \"1.0\" is not a whole number in decimal"),
-            ("gold,alice,+1", "its amount \"+1\" is not a whole number in decimal"),
-            ("gold,alice,1e3", "its amount \"1e3\" is not a whole number in decimal"),
-            ("gold,alice,", "its amount \"\" is not a whole number in decimal"),
+            ("gold,alice,1.0", "its amount \"1.0\" is not a whole number in decimal below 2^256"),
+            ("gold,alice,+1", "its amount \"+1\" is not a whole number in decimal below 2^256"),
+            ("gold,alice,1e3", "its amount \"1e3\" is not a whole number in decimal below 2^256"),
+            ("gold,alice,", "its amount \"\" is not a whole number in decimal below 2^256"),
         ] {
             assert_eq!(said(Kind::Other, line), meaning, "{line}");
         }
@@ -205,12 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_exact_whatever_their_size_below_two_to_the_383() {
-        let largest =
-            Delta::from_parts(true, (ruint::Uint::<384, 6>::ONE << 383) - ruint::Uint::ONE).expect("383 bits fit");
+    fn amounts_are_exact_whatever_their_size_below_two_to_the_256() {
+        // What events add to one stays within what the ledger counts with.
+        let largest = Delta::minus(crate::chain::Amount::MAX);
         assert_eq!(said(Kind::Other, &format!("gold,alice,{largest}")), format!("gold alice {largest}"));
-        let two_to_the_383 = largest.inverse().magnitude() + ruint::Uint::ONE;
-        assert!(said(Kind::Other, &format!("gold,alice,{two_to_the_383}")).contains("not a whole number"));
+        let two_to_the_256 = largest.magnitude() + ruint::Uint::ONE;
+        for sign in ["", "-"] {
+            assert!(said(Kind::Other, &format!("gold,alice,{sign}{two_to_the_256}")).contains("below 2^256"));
+        }
     }
 
     #[test]

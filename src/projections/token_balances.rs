@@ -215,6 +215,7 @@ pub fn changes(
         }
     }
     let mut first_negative = None;
+    let mut totals: HashMap<&str, Delta> = HashMap::new();
     for of_account in order.chunk_by(|(one, ..), (other, ..)| one == other) {
         let change = |(_, block, place): (i64, u32, u32)| {
             let (height, netted) = blocks[block as usize];
@@ -253,7 +254,17 @@ pub fn changes(
             changes.new_amounts.push_numeric(balance.amount);
             changes.new_heights.push_option(balance.height);
         }
+        let change = balance.amount.merge(before.amount.inverse());
+        if !change.is_zero() {
+            let total = totals.entry(&keys[account as usize].0).or_default();
+            *total = total.merge(change);
+        }
         balances[account as usize] = balance;
+    }
+    // What went from one account to another changes none.
+    for (token, change) in totals.into_iter().filter(|(_, change)| !change.is_zero()) {
+        changes.total_tokens.push_text(token);
+        changes.total_changes.push_numeric(change);
     }
     match first_negative.filter(|_| settings.negative_balances == NegativeBalances::Halt) {
         Some((block, account, amount)) => {
@@ -321,6 +332,8 @@ mod tests {
         assert_eq!(shown(&changes.deltas), ["5", "-7", "7"]);
         assert_eq!(shown(&changes.afters), ["15", "8", "7"]);
         assert_eq!(read::<Option<i64>>(&changes.prev_heights, &Type::INT8_ARRAY), [Some(0), Some(1), None]);
+        let totals = (read::<String>(&changes.total_tokens, &Type::TEXT_ARRAY), shown(&changes.total_changes));
+        assert_eq!(totals, (vec!["gold".into()], vec!["5".into()]), "the transfers change no total");
         assert_eq!(balances[1], Balance { id: 42, amount: Delta::plus(Amount::from(7)), height: Some(2) });
     }
 

@@ -111,6 +111,10 @@ pub struct Changes {
     pub afters: Column,
     /// Height of the balance's change before; null where it did not exist.
     pub prev_heights: Column,
+    /// Tokens whose totals change,
+    pub total_tokens: Column,
+    /// and by how much.
+    pub total_changes: Column,
     /// Whether the changes are kept in `balance_history`.
     pub keeps_history: bool,
     /// Events left out.
@@ -475,6 +479,8 @@ async fn apply<C: GenericClient>(
                 &refused_event,
                 &refused_raw,
                 &refused_reason,
+                &changes.total_tokens,
+                &changes.total_changes,
             ],
         )
         .await?;

@@ -33,7 +33,7 @@ const TRIGGERS: [&str; 12] = [
 const RIGHTS: &str = include_str!("../../sql/triggers/90_rights.sql");
 
 /// The last migration this version knows.
-pub const SCHEMA_VERSION: i64 = 6;
+pub const SCHEMA_VERSION: i64 = 7;
 
 /// "ebbtide" in ASCII, cut to eight bytes: the advisory lock that migrations hold.
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;

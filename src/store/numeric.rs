@@ -79,7 +79,7 @@ impl<'a> FromSql<'a> for Numeric {
             return Err(Box::new(NotAnInteger));
         }
         let mut limbs = [0u64; 6];
-        for n in 0..count.max(usize::try_from(weight + 1).unwrap_or(0)) {
+        for n in 0..count.max(usize::try_from(i32::from(weight) + 1).unwrap_or(0)) {
             let digit = if n < count { word(4 + n)? } else { 0 };
             if n as i32 > i32::from(weight) {
                 // A fraction, unless it is zeros.

@@ -79,6 +79,12 @@ pub enum SyncError {
         /// What is there.
         before: String,
     },
+    /// A block of the source names itself as the one before it.
+    #[error("block {block} of the source names itself as its parent")]
+    OwnParent {
+        /// The block.
+        block: BlockRef,
+    },
     /// A malformed event, and the settings say to stop.
     #[error("block {block}: event {event_index} of transaction {tx_index} is malformed: {reason}")]
     BadEvent {
@@ -126,7 +132,7 @@ impl SyncError {
                     FaultKind::Permanent => Fault::Lasting,
                 },
             },
-            SyncError::NotLinked { .. } => Fault::Wait(None),
+            SyncError::NotLinked { .. } | SyncError::OwnParent { .. } => Fault::Wait(None),
             SyncError::AnotherNetwork { .. }
             | SyncError::AnotherKind { .. }
             | SyncError::AnotherStart { .. }

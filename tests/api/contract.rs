@@ -403,7 +403,7 @@ async fn a_store_that_is_away_is_503_and_a_fault_of_ours_is_500_without_detail()
 #[tokio::test]
 async fn the_scenario_is_answered_to_the_byte_after_the_real_processor() {
     let Some((ledger, requests)) = scenario().await else { return };
-    ledger.sql("truncate balances, balance_history, applied_blocks, checkpoints").await;
+    ledger.sql("truncate balances, balance_history, token_totals, applied_blocks, checkpoints").await;
     ledger.process().await;
     let api = ledger.api().await;
     for (path, status, body) in &requests {

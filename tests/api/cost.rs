@@ -19,9 +19,10 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
                 insert into blocks (chain_id, height, hash, parent_hash)
                 select 1, h, 'h' || h, 'h' || (h - 1) from generate_series({from}, {to}) h;
                 set ebbtide.bulk = 'off';
-                truncate balances, balance_history;
+                truncate balances, balance_history, token_totals;
                 insert into balances (chain_id, token, address, amount, height)
                 select chain_id, token, to_address, count(*), max(height) from token_events group by 1, 2, 3;
+                insert into token_totals select chain_id, token, sum(amount) from balances group by 1, 2;
                 insert into balance_history (balance_id, chain_id, height, delta, balance_after, prev_height)
                 select balance_id, chain_id, e.height, count(*), sum(count(*)) over w, lag(e.height) over w
                 from token_events e join balances b using (chain_id, token)
@@ -189,7 +190,7 @@ async fn a_page_of_vaults_costs_the_same_among_many_as_among_few() {
 }
 
 /// The statements that read balances as they are now, with arguments.
-const NOW: [(&str, &str, &str); 3] = [
+const NOW: [(&str, &str, &str); 5] = [
     (
         "balance_now",
         concat!(
@@ -220,7 +221,16 @@ const NOW: [(&str, &str, &str); 3] = [
         ),
         "null, 'token_balances', array['evm', 'other'], array['no', 'token-3'], 'account-3', false, 10",
     ),
+    ("totals_now", TOTALS_NOW, "null, 'token_balances', '', false, 10"),
+    ("totals_now with zeros", TOTALS_NOW, "null, 'token_balances', '', true, 10"),
 ];
+
+const TOTALS_NOW: &str = concat!(
+    "with chain as (",
+    include_str!("../../sql/queries/chain_to_read.sql"),
+    ")",
+    include_str!("../../sql/queries/totals_now.sql")
+);
 
 /// Pages of 8 KiB a statement reads by the plan that is made without knowing its arguments, and kept.
 async fn pages_of_a_kept_plan(ledger: &Ledger, sql: &str, arguments: &str) -> i64 {
@@ -242,4 +252,46 @@ async fn pages(ledger: &Ledger, sql: &str, parameters: &[&(dyn tokio_postgres::t
     let root = &plan[0]["Plan"];
     assert!(root["Actual Rows"].as_f64().unwrap() > 0.0, "found nothing: {sql}");
     root["Shared Hit Blocks"].as_i64().unwrap() + root["Shared Read Blocks"].as_i64().unwrap()
+}
+
+#[tokio::test]
+async fn an_account_costs_its_tokens_and_totals_cost_their_page_whatever_the_chain_holds() {
+    let ledger = Ledger::with_chain("mine", "other").await;
+    let mut costs: Vec<Vec<(&str, i64)>> = Vec::new();
+    for (from, to) in [(0i64, 20i64), (20, 10_000)] {
+        // Tokens by an account of their own; the one that is asked about has three of them.
+        ledger
+            .sql(&format!(
+                "insert into balances (chain_id, token, address, amount, height)
+                select 1, 'token-' || lpad(n::text, 6, '0'), 'owner-' || n, 1, 1 from generate_series({from}, {to} - 1) n
+                union all
+                select 1, 'token-' || lpad(n::text, 6, '0'), 'account', 1, 1 from generate_series({from}, {to} - 1) n
+                where n in (0, 7, 19);
+                insert into token_totals select chain_id, token, sum(amount) from balances group by 1, 2
+                on conflict (chain_id, token) do update set total = excluded.total;
+                insert into checkpoints (chain_id, projection, height, hash, through_height)
+                values (1, 'token_balances', 1, 'h1', 1) on conflict do nothing"
+            ))
+            .await;
+        ledger.sql("vacuum analyze").await;
+        ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
+        let mut here = Vec::new();
+        let account = "null, 'token_balances', array['evm', 'other'], array['no', 'account'], '', false, 10";
+        let (name, sql, _) = NOW[1];
+        here.push((name, pages_of_a_kept_plan(&ledger, sql, account).await));
+        for (name, sql, arguments) in &NOW[3..] {
+            here.push((name, pages_of_a_kept_plan(&ledger, sql, arguments).await));
+        }
+        let (now, none, no, ten) = (i64::MAX, None::<&str>, false, 10i64);
+        let sql = include_str!("../../sql/queries/balances_of_account.sql");
+        here.push(("balances_of_account", pages(&ledger, sql, &[&1i64, &"", &none, &"account", &now, &no, &ten]).await));
+        let sql = include_str!("../../sql/queries/tokens_of_account.sql");
+        here.push(("tokens_of_account", pages(&ledger, sql, &[&1i64, &"account"]).await));
+        ledger.sql("rollback").await;
+        costs.push(here);
+    }
+    println!("pages read, by 20 and by 10,000 tokens: {costs:?}");
+    for ((name, few), (_, many)) in costs[0].iter().zip(&costs[1]) {
+        assert!(*many <= 2 * few + 40, "{name}: {few} pages of 8 KiB by 20 tokens, {many} by 10,000");
+    }
 }

@@ -29,6 +29,7 @@ impl Ledger {
     pub(crate) async fn new() -> Ledger {
         let pg = Pg::new().await;
         let db = pg.client().await;
+        db.batch_execute("set ebbtide.write_tracked_tables = on").await.unwrap();
         Ledger { pg, db }
     }
 
@@ -96,6 +97,12 @@ impl Ledger {
             select up.balance_id, up.chain_id, $2, d.delta, up.amount, up.prev_height
             from up join d on d.token = up.token and d.address = up.address";
         self.db.execute(apply, &[&chain, &height]).await.unwrap();
+        let totals = "
+            insert into token_totals as t (chain_id, token, total)
+            select b.chain_id, b.token, sum(b.amount) from balances b join chains c using (chain_id) where c.name = $1
+            group by b.chain_id, b.token
+            on conflict (chain_id, token) do update set total = excluded.total";
+        self.db.execute(totals, &[&chain]).await.unwrap();
         let journal = "
             insert into applied_blocks (chain_id, projection, height, hash, revision)
             select b.chain_id, 'token_balances', height, hash, revision

@@ -56,7 +56,8 @@ impl World {
     /// In a database that is migrated already.
     pub async fn at(pg: Option<Pg>, url: String, finality_depth: i64) -> World {
         let db = super::pg::connect(&url).await;
-        db.batch_execute("set search_path = ebbtide, public").await.unwrap();
+        // Some tests damage what the processor wrote.
+        db.batch_execute("set search_path = ebbtide, public; set ebbtide.write_tracked_tables = on").await.unwrap();
         let sql = "insert into chains (name, kind, finality_depth) values ('main', 'other', $1)";
         db.execute(sql, &[&finality_depth]).await.unwrap();
         let settings = ProcessSettings { once: true, ..ProcessSettings::default() };
@@ -299,13 +300,18 @@ last_expected as materialized (
     select distinct on (token, address) token, address, after as amount, height
     from expected order by token, address, height desc
 ),
-balances_stored as materialized (select token, address, amount, b.height from balances b join c using (chain_id))
+balances_stored as materialized (select token, address, amount, b.height from balances b join c using (chain_id)),
+totals_stored as (select token, total from token_totals join c using (chain_id) where total <> 0)
 select 'missing or wrong in balances: ' || x from (
     select format('%s %s %s at %s', token, address, amount, height) as x
     from (select * from last_expected except select * from balances_stored) d) t
 union all select 'must not be in balances: ' || x from (
     select format('%s %s %s at %s', token, address, amount, height) as x
     from (select * from balances_stored except select * from last_expected) d) t
+union all select format('the total of %s is %s, the balances add up to %s', token, t.total, e.total)
+    from totals_stored t
+    full join (select token, sum(amount) as total from last_expected group by token having sum(amount) <> 0) e using (token)
+    where t.total is distinct from e.total
 union all select 'missing or wrong in balance_changes: ' || x from (
     select format('%s %s at %s by %s to %s, before %s', token, address, height, delta, after, prev) as x
     from (select * from expected except select * from stored) d

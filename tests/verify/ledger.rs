@@ -45,6 +45,7 @@ async fn small_chain() -> (Pg, Client) {
     db.batch_execute(
         "insert into chains (name, kind, start_height) values ('mine', 'other', 5);
          insert into opening_balances select chain_id, 'gold', 'alice', 100 from chains;
+         set ebbtide.write_tracked_tables = on;
          select put_block('mine', 5, 'a', '', token_events =>
             '[{\"tx_index\":0,\"event_index\":0,\"token\":\"gold\",\"to_address\":\"bob\",\"amount\":7}]');
          select put_block('mine', 6, 'b', 'a', token_events =>
@@ -77,6 +78,7 @@ async fn verify_finds_nothing_after_a_recorded_chain_with_its_reorgs() {
     println!("{}", lines.last().unwrap());
 
     // Many differences: as many lines as were asked for, and how many more there are.
+    db.batch_execute("set ebbtide.write_tracked_tables = on").await.unwrap();
     let harmed = db.execute("update balances set amount = amount + 1", &[]).await.unwrap();
     assert!(harmed > 3);
     let (clean, lines) = verify(&pg, &["--limit", "2", "--chain", "anvil"]);
@@ -107,6 +109,21 @@ async fn verify_finds_and_names_every_kind_of_damage() {
             "update balances set height = 6 where address = 'bob'",
             "update balances set height = 7 where address = 'bob'",
             &["balance bob in gold: ours 0, changed at 6; recomputed 0, changed at 7"],
+        ),
+        (
+            "update token_totals set total = total + 1",
+            "update token_totals set total = total - 1",
+            &["mine: total gold: ours 71; recomputed 70"],
+        ),
+        (
+            "delete from token_totals",
+            "insert into token_totals select chain_id, token, sum(amount) from balances group by chain_id, token",
+            &["mine: total gold: ours 0; recomputed 70"],
+        ),
+        (
+            "insert into token_totals select max(chain_id) + 1, 'gold', 1 from chains",
+            "delete from token_totals where total = 1",
+            &["no chain: token_totals chain_id"],
         ),
         // Two wrong amounts that cancel.
         (

@@ -25,13 +25,15 @@ impl Page {
     }
 }
 
-/// What one account has.
-pub(super) async fn balances_of_account(
+/// What one account has in each token; without an account, the totals.
+pub(super) async fn by_token(
     context: &Context,
     common: &Common<'_>,
     mut page: Page,
 ) -> Result<Option<Answer>, Failure> {
-    let Some(address) = common.address.filter(|address| !address.is_empty()) else { return Ok(None) };
+    if common.address == Some("") {
+        return Ok(None);
+    }
     let after = match &common.cursor {
         None => "",
         Some(Cursor::Token(_, token)) => token,
@@ -39,9 +41,16 @@ pub(super) async fn balances_of_account(
     };
     let reader = context.store.walk().await?;
     let (zero, limit) = (page.zero, page.limit as i64 + 1);
-    let list = reader.balances_of_account_now(common.chain, NAME, &spelt(address), after, zero, limit).await?;
+    let list = match common.address {
+        Some(address) => {
+            reader.balances_of_account_now(common.chain, NAME, &spelt(address), after, zero, limit).await?
+        }
+        None => reader.totals_now(common.chain, NAME, after, zero, limit).await?,
+    };
     let chain = moment::chosen(list.chain, common.chain)?;
-    request::address(chain.kind, address)?;
+    if let Some(address) = common.address {
+        request::address(chain.kind, address)?;
+    }
     match &common.cursor {
         Some(Cursor::Token(id, _)) if *id != chain.chain_id => return Err(Failure::invalid_cursor()),
         _ => {}

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::events::{self, Grammar};
 use super::text::{self, Interner};
-use crate::chain::delta::Delta;
+use crate::chain::opening;
 use crate::chain::{Block, Hash, Height, Kind, Link, OpeningBalance, canonical};
 
 /// What is wrong with a line.
@@ -185,8 +185,8 @@ impl LineReader {
         let address = side(&wire.address, "address", Kind::is_address)?;
         let raw = wire.amount.ok_or_else(|| missing("amount"))?.get();
         let amount = text::digits(raw)
-            .and_then(|digits| Delta::parse(&digits))
-            .ok_or_else(|| BadLine::new(format!("has the amount {}: not a whole number in decimal", short(raw))))?;
+            .and_then(|digits| opening::amount_of(&digits))
+            .ok_or_else(|| BadLine::new(format!("has the amount {}: not a whole number in decimal below 2^256", short(raw))))?;
         Ok(Line::Opening(OpeningBalance { token, address, amount }))
     }
 }

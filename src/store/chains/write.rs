@@ -146,7 +146,7 @@ async fn put_blocks(
     let heights: Vec<i64> = blocks.iter().map(|b| b.link.height.to_sql()).collect();
     let hashes: Vec<&str> = blocks.iter().map(|b| b.link.hash.as_str()).collect();
     let parents: Vec<&str> = blocks.iter().map(|b| b.link.parent_hash.as_str()).collect();
-    let times: Vec<Option<jiff::Timestamp>> = blocks.iter().map(|b| b.time).collect();
+    let times: Vec<Option<jiff::Timestamp>> = blocks.iter().map(time_of).collect();
     let mut tx = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut moved = (Vec::new(), Vec::new(), Vec::new());
     let mut movements = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -348,12 +348,19 @@ async fn copy_blocks(client: &Client, chain: ChainId, blocks: &[Block]) -> Resul
         .await?;
         for block in blocks {
             let link = &block.link;
-            copy.row(&[&chain.0, &link.height.to_sql(), &link.hash.as_str(), &link.parent_hash.as_str(), &block.time])
-                .await?;
+            let (hash, parent_hash) = (link.hash.as_str(), link.parent_hash.as_str());
+            copy.row(&[&chain.0, &link.height.to_sql(), &hash, &parent_hash, &time_of(block)]).await?;
         }
         copy.end().await?;
     }
     Ok(())
+}
+
+/// A block's time, if the table holds it: years from 1 on; the type ends before the year 10000. None also means that the chain's
+/// clock is beyond that, which says as little as no clock at all.
+fn time_of(block: &Block) -> Option<jiff::Timestamp> {
+    const YEAR_1: i64 = -62_135_596_800;
+    block.time.filter(|time| time.as_second() >= YEAR_1)
 }
 
 /// A binary COPY under way.

@@ -71,6 +71,23 @@ impl Reader {
         list(&rows, projection)
     }
 
+    /// Up to `limit` sums per token of the tokens above `after`, in token order; without `zero` those that are none are left
+    /// out.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn totals_now(
+        &self,
+        chain: Option<&str>,
+        projection: &str,
+        after: &str,
+        zero: bool,
+        limit: i64,
+    ) -> Result<ListNow, StoreError> {
+        let sql = beginning_with_the_chain!("../../../sql/queries/totals_now.sql");
+        list(&self.rows(sql, &[&chain, &projection, &after, &zero, &limit]).await?, projection)
+    }
+
     /// Up to `limit` balances in exactly this token of the accounts above `after`, in the order of their texts; without
     /// `zero` those that are none are left out.
     ///
