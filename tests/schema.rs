@@ -47,9 +47,9 @@ async fn functions_views_and_triggers_are_named_and_repaired() {
         ("alter table blocks disable trigger written", "(disabled)"),
         ("alter table token_events disable trigger user", "the trigger inserted of token_events is"),
         (
-            "create or replace function blocks_touched(chain bigint, lowest_height bigint) returns void
+            "create or replace function blocks_touched(chain bigint, lowest_height bigint, not_concerned text[] default '{}') returns void
              language plpgsql as $$ begin end $$",
-            "the function blocks_touched(chain bigint, lowest_height bigint) was changed",
+            "the function blocks_touched(chain bigint, lowest_height bigint, not_concerned text[]) was changed",
         ),
         (
             "drop function pause(text, text, bigint)",
@@ -233,4 +233,131 @@ async fn a_schema_that_others_can_change_is_refused() {
     client.batch_execute(&format!("drop owned by {mallory}; drop role {mallory}")).await.unwrap();
     let (well, text) = said(&pg, &["migrate"]);
     assert!(well, "{text}");
+}
+
+/// The name of the constraint, or the fixed word, by which a statement is refused.
+async fn refusal(client: &Client, sql: &str) -> String {
+    let error = client.batch_execute(sql).await.err().unwrap_or_else(|| panic!("it was taken: {sql}"));
+    let error = error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error:?}"));
+    error.constraint().unwrap_or_else(|| panic!("{sql}: {error:?}")).to_owned()
+}
+
+#[tokio::test]
+async fn values_that_could_not_be_read_back_are_refused_where_they_enter() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    client.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
+    for time in ["infinity", "-infinity", "10000-01-01 00:00:00+00", "0001-12-31 23:59:59+00 BC"] {
+        let put = format!("select put_block('main', 1, 'a', 'root', '{time}')");
+        assert_eq!(refusal(&client, &put).await, "blocks_time_is_in_the_years_1_to_9999", "{time}");
+        let insert = format!(
+            "insert into blocks (chain_id, height, hash, parent_hash, time) select chain_id, 1, 'a', 'root', '{time}' from chains"
+        );
+        assert_eq!(refusal(&client, &insert).await, "blocks_time_is_in_the_years_1_to_9999", "{time}");
+    }
+    assert_eq!(
+        refusal(&client, "select put_block('main', 1, 'a', 'a')").await,
+        "blocks_are_not_their_own_parents",
+        "by any name that is one"
+    );
+    assert_eq!(
+        refusal(&client, "select put_block('main', 1, '0xAB', '0xab')").await,
+        "blocks_are_not_their_own_parents"
+    );
+    let open = |amount: &str| {
+        format!("insert into opening_balances select chain_id, 'gold', 'alice', {amount} from chains")
+    };
+    for amount in ["repeat('9', 131072)::numeric", "2::numeric ^ 256", "-(2::numeric ^ 256)"] {
+        let by = refusal(&client, &open(amount)).await;
+        assert_eq!(by, "opening_balances_amount_is_below_2_to_the_256", "{amount}");
+    }
+    for amount in ["'NaN'", "'Infinity'", "'-Infinity'", "0.5"] {
+        let by = refusal(&client, &open(amount)).await;
+        assert!(by.starts_with("opening_balances_amount_is_"), "{amount}: {by}");
+    }
+    let stored: i64 = client
+        .query_one("select (select count(*) from blocks) + (select count(*) from opening_balances)", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(stored, 0);
+
+    // The largest of each are taken, and read back.
+    client.batch_execute(&open("trunc(2::numeric ^ 256) - 1")).await.unwrap();
+    for (height, time) in [(1, "0001-01-01 00:00:00+00"), (2, "9999-12-31 23:59:59.999999+00")] {
+        let put = format!("select put_block('main', {height}, 'b{height}', 'b{}', '{time}')", height - 1);
+        client.batch_execute(&put).await.unwrap();
+    }
+    let (well, text) = said(&pg, &["process", "--once"]);
+    assert!(well, "{text}");
+    let (well, text) = said(&pg, &["verify"]);
+    assert!(well, "{text}");
+    let held: String =
+        client.query_one("select amount::text from balances where address = 'alice'", &[]).await.unwrap().get(0);
+    assert_eq!(held, "115792089237316195423570985008687907853269984665640564039457584007913129639935");
+}
+
+#[tokio::test]
+async fn what_follows_from_the_chain_is_written_by_the_processor_alone() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    client
+        .batch_execute(
+            "insert into chains (name, kind) values ('main', 'other');
+             select put_block('main', 1, 'a', 'root', now(), '[]',
+                 '[{\"tx_index\": 0, \"event_index\": 0, \"token\": \"t\", \"to_address\": \"x\", \"amount\": 5}]')",
+        )
+        .await
+        .unwrap();
+    assert!(said(&pg, &["process", "--once"]).0);
+    let strays = [
+        "update balances set amount = 6",
+        "insert into balances (chain_id, token, address, amount, height) select chain_id, 't', 'y', 1, 1 from chains",
+        "delete from balances",
+        "truncate balances",
+        "update balance_history set delta = 6",
+        "insert into balance_history select balance_id, 9, 1, chain_id, 1, 1 from balances",
+        "delete from balance_history",
+        "update token_totals set total = 6",
+        "delete from token_totals",
+        "update applied_blocks set hash = 'b'",
+        "delete from applied_blocks",
+        "update checkpoints set height = 0",
+        "update checkpoints set hash = 'b'",
+        "update checkpoints set through_height = 9",
+        "update checkpoints set start_height = 0",
+        "update checkpoints set seq = seq + 1",
+        "update checkpoints set journal_from = 5",
+        "update checkpoints set history_from = 5",
+        "update checkpoints set height = null, hash = null, through_height = null",
+        "delete from checkpoints",
+        "insert into checkpoints (chain_id, projection, height) values (9, 'token_balances', 5)",
+    ];
+    let word = "only_the_processor_writes_what_follows_from_the_chain";
+    for stray in strays {
+        assert_eq!(refusal(&client, stray).await, word, "{stray}");
+    }
+    let (well, text) = said(&pg, &["verify"]);
+    assert!(well, "{text}");
+
+    // What people decide about a projection is theirs, and so are a repair by hand and the end of a chain.
+    client
+        .batch_execute(
+            "select pause('main', 'token_balances'); select resume('main', 'token_balances'); select replay('main', 0);
+             update checkpoints set paused = true; update checkpoints set paused = false",
+        )
+        .await
+        .unwrap();
+    assert!(said(&pg, &["process", "--once"]).0);
+    client
+        .batch_execute("begin; set local ebbtide.write_tracked_tables = on; update balances set amount = 6; commit")
+        .await
+        .unwrap();
+    let (well, text) = said(&pg, &["verify"]);
+    assert!(!well && text.contains("balance x in t: ours 6") && text.contains("total t: ours 5; recomputed 6"), "{text}");
+    client.batch_execute("select drop_chain('main')").await.unwrap();
+    let (well, text) = said(&pg, &["verify"]);
+    assert!(well, "{text}");
+    let left: i64 = client.query_one("select count(*) from token_totals", &[]).await.unwrap().get(0);
+    assert_eq!(left, 0, "a chain takes its totals along");
 }

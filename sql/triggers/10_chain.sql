@@ -34,9 +34,19 @@ begin
     end if;
 end $$;
 
+-- Whether this session switched something off that keeps the tables whole, as the syncer does, which does it by itself. Only those
+-- who could change the triggers are heard: whoever may write rows and no more would be wrong in silence.
+create or replace function is_switched(name text) returns boolean
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return coalesce(current_setting('ebbtide.' || name, true), '') = 'on' and pg_has_role(session_user,
+        (select n.nspowner from pg_namespace n where n.oid = 'ebbtide'::regnamespace), 'usage');
+end $$;
+
 -- Rows of blocks came, went or changed: take the writer's turn, lower complete_to, send changes below the undo
 -- horizon to redo_from, ring.
-create or replace function blocks_touched(chain bigint, lowest_height bigint) returns void
+drop function if exists blocks_touched(bigint, bigint);
+create or replace function blocks_touched(chain bigint, lowest_height bigint, not_concerned text[] default '{}') returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
     update chains c
@@ -63,7 +73,7 @@ begin
       and k.chain_id = chain
       and lowest_height <= c.final_height
       and lowest_height <= k.through_height
-      and k.projection <> all (coalesce(nullif(current_setting('ebbtide.not_concerned', true), ''), '{}')::text[])
+      and k.projection <> all (not_concerned)
       and (not k.deep_change or k.redo_from is null or k.changed_seq is distinct from k.seq
            or lowest_height < greatest(k.redo_from, k.changed_from));
     perform tell('ebbtide_blocks', chain::text);
@@ -76,11 +86,14 @@ begin
     return null;
 end $$;
 
--- A new time is no new content: no balance follows from it.
+-- A new time is no new content: no balance follows from it. Whom a change of events does not concern, their trigger says.
 create or replace function blocks_rewritten() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+declare
+    not_concerned constant text[] := case when pg_trigger_depth() > 1
+        then nullif(current_setting('ebbtide.not_concerned', true), '') end;
 begin
-    perform blocks_touched(n.chain_id, min(n.height))
+    perform blocks_touched(n.chain_id, min(n.height), coalesce(not_concerned, '{}'))
     from new_rows n
     join old_rows o on o.chain_id = n.chain_id and o.height = n.height
     where n.revision <> o.revision
@@ -125,7 +138,7 @@ language plpgsql security definer set search_path = ebbtide, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 begin
     perform blocks_touched(chain_id, min(height)) from old_rows group by chain_id order by chain_id;
-    if coalesce(current_setting('ebbtide.dropping_chain', true), '') <> 'on' then
+    if not is_switched('dropping_chain') then
         perform archive_block(chain_id, height, hash, parent_hash, time) from old_rows order by chain_id, height;
     end if;
     delete from transactions t using old_rows o where t.chain_id = o.chain_id and t.height = o.height;
@@ -156,16 +169,20 @@ begin
     perform set_config('ebbtide.not_concerned', case when of_table = 'token_events' then '{}' else (
         select array_agg(p.name)::text from projections p
         where p.name = 'token_balances'
-           or p.ignores_catching_up and current_setting('ebbtide.catching_up', true) = 'on') end, true);
+           or p.ignores_catching_up and is_switched('catching_up')) end, true);
     update blocks b set revision = default
     from unnest(at_heights) t(height)
     where b.chain_id = chain and b.height = t.height;
     perform set_config('ebbtide.not_concerned', '{}', true);
 end $$;
 
+-- The syncer holds the writer's turn and writes the block rows in the same transaction (`ebbtide.bulk`).
 create or replace function events_inserted() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
+    if is_switched('bulk') then
+        return null;
+    end if;
     perform events_touched(chain_id, array_agg(distinct height), tg_table_name)
     from new_rows group by chain_id order by chain_id;
     return null;
@@ -196,6 +213,9 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     bad record;
 begin
+    if tg_op = 'INSERT' and is_switched('bulk') then
+        return null;
+    end if;
     select n.height, n.tx_index, n.event_index, c.name, c.value,
         case when least(n.height, n.tx_index, n.event_index) < 0 then 'position_is_not_negative'
              when octet_length(c.value) between 1 and 512 then 'hex_is_in_lower_case'
@@ -281,14 +301,12 @@ create or replace trigger deleted after delete on blocks referencing old table a
 create or replace trigger truncated before truncate on blocks
     for each statement execute function refuse_truncate();
 
--- `ebbtide.bulk` is the syncer's: it holds the writer's turn and writes the block rows in the same transaction.
 do $$
 declare t text;
 begin
     foreach t in array array['transactions', 'token_events', 'events'] loop
         execute format('create or replace trigger inserted after insert on %I referencing new table as new_rows
-            for each statement when (current_setting(''ebbtide.bulk'', true) is distinct from ''on'')
-            execute function events_inserted()', t);
+            for each statement execute function events_inserted()', t);
         execute format('create or replace trigger updated after update on %I
             referencing old table as old_rows new table as new_rows
             for each statement execute function events_updated()', t);
@@ -300,8 +318,7 @@ begin
 end $$;
 
 create or replace trigger spelt after insert on token_events referencing new table as new_rows
-    for each statement when (current_setting('ebbtide.bulk', true) is distinct from 'on')
-    execute function token_events_spelt();
+    for each statement execute function token_events_spelt();
 create or replace trigger respelt after update on token_events referencing new table as new_rows
     for each statement execute function token_events_spelt();
 

@@ -185,10 +185,12 @@ comment on function drop_blocks is 'The chain got shorter: archives and removes 
 create or replace function drop_chain(chain text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
+    ledger constant text := coalesce(current_setting('ebbtide.ledger', true), '');
     cid bigint := chain_named(chain);
     p record;
     t record;
 begin
+    perform set_config('ebbtide.ledger', 'on', true);
     -- A block in hand holds its checkpoint: once it is ours, nothing more is applied.
     update chains c set writes = c.writes + 1 where c.chain_id = cid;
     perform from checkpoints k where k.chain_id = cid order by k.projection for update;
@@ -220,6 +222,7 @@ begin
     delete from rejected_events where chain_id = cid;
     delete from orphaned_blocks where chain_id = cid;
     delete from chains where chain_id = cid;
+    perform set_config('ebbtide.ledger', ledger, true);
     perform tell('ebbtide_blocks', cid::text);
 end $$;
 comment on function drop_chain is 'Removes a chain with all that follows from it, its evidence included.';

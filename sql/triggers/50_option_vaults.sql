@@ -159,7 +159,7 @@ create or replace function vault_registry_changed() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
     -- A chain that is dropped takes its checkpoints along.
-    if coalesce(current_setting('ebbtide.dropping_chain', true), '') = 'on' then
+    if is_switched('dropping_chain') then
         return null;
     end if;
     if tg_op <> 'INSERT' then

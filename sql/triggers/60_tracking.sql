@@ -16,11 +16,14 @@
 --   untracked_writes      enter_block                 leave_block                   rows written to other tables before
 --   settled               leave_block, restore        enter_block                   constraints were made immediate before
 --   around_NAME           surroundings                surroundings                  what it saw, for a second; the session's
---   write_tracked_tables  people                      tracked_statement             on: this session writes them all the same
---   bulk                  the syncer                  10_chain.sql                  it writes the block rows itself
---   catching_up           the syncer                  events_touched                a vault is caught up
---   not_concerned         events_touched              blocks_touched                projections that do not follow from the change
---   dropping_chain        drop_chain                  blocks_deleted                no evidence is kept
+--   write_tracked_tables  people                      tracked_statement,            on: this session writes them all the same
+--                                                     refuse_stray
+--   ledger                the processor's sessions,   refuse_stray                  on: it writes what follows from the chain
+--                         functions that take it away
+--   bulk                  the syncer                  is_switched                   it writes the block rows itself
+--   catching_up           the syncer                  is_switched                   a vault is caught up
+--   not_concerned         events_touched              blocks_rewritten              projections that do not follow from the change
+--   dropping_chain        drop_chain                  is_switched                   no evidence is kept
 
 -- A table's name as tracked_tables keeps it.
 create or replace function relation_name(given regclass) returns text

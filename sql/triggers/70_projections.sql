@@ -177,6 +177,7 @@ create or replace function drop_projection(name text) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
 declare
+    ledger constant text := coalesce(current_setting('ebbtide.ledger', true), '');
     t record;
     g text;
 begin
@@ -191,6 +192,7 @@ begin
             using errcode = 'feature_not_supported', constraint = 'built_in_projections_stay';
     end if;
     -- A block in hand holds its checkpoint: once it is ours, nothing more is applied.
+    perform set_config('ebbtide.ledger', 'on', true);
     delete from checkpoints k where k.projection = drop_projection.name;
     for t in select k.id, k.relation from tracked_tables k where k.projection = drop_projection.name loop
         if to_regclass(t.relation) is not null then
@@ -206,6 +208,7 @@ begin
     delete from rebuilds r where r.projection = drop_projection.name;
     delete from rejected_events r where r.projection = drop_projection.name;
     delete from projections p where p.name = drop_projection.name;
+    perform set_config('ebbtide.ledger', ledger, true);
     perform tell('ebbtide_blocks', '0');
 end $$;
 comment on function drop_projection is 'Ends a projection; its tables stay as they are and are ordinary tables again.';
@@ -214,7 +217,9 @@ comment on function drop_projection is 'Ends a projection; its tables stay as th
 create or replace function forget_undo(name text) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
-declare t record;
+declare
+    ledger constant text := coalesce(current_setting('ebbtide.ledger', true), '');
+    t record;
 begin
     if not exists (select from tracked_tables k where k.projection = forget_undo.name) then
         raise exception 'there is no projection named % with tables of its own', forget_undo.name
@@ -222,7 +227,9 @@ begin
                   hint = 'select name, tables from projections lists them.';
     end if;
     update checkpoints k set redo_from = 0, halted_reason = null where k.projection = forget_undo.name;
+    perform set_config('ebbtide.ledger', 'on', true);
     delete from applied_blocks a where a.projection = forget_undo.name;
+    perform set_config('ebbtide.ledger', ledger, true);
     for t in select k.id from tracked_tables k where k.projection = forget_undo.name loop
         execute format('delete from undo_%s', t.id);
     end loop;

@@ -201,8 +201,9 @@ pub const BY_THEIR_KEYS: &[(&str, &str)] = &[
     ("enable_mergejoin", "off"),
     ("enable_material", "off"),
 ];
-/// Checkpoint and effects are lost or kept together, so a commit need not wait for the disk.
-const NO_WAIT_FOR_DISK: &[(&str, &str)] = &[("synchronous_commit", "off")];
+/// What a session that applies blocks is: nobody else writes what follows from the chain (`refuse_stray`). Checkpoint and
+/// effects are lost or kept together, so a commit need not wait for the disk.
+const OF_THE_LEDGER: &[(&str, &str)] = &[("ebbtide.ledger", "on"), ("synchronous_commit", "off")];
 
 /// The writing side of a processor.
 #[derive(Debug)]
@@ -255,12 +256,12 @@ impl ApplyStatements {
 impl LedgerWrite {
     /// A connection of its own.
     pub async fn connect(store: &Store) -> Result<LedgerWrite, StoreError> {
-        LedgerWrite::connect_as(store, store.greeting.clone().and(NO_WAIT_FOR_DISK).and(BY_THEIR_KEYS)).await
+        LedgerWrite::connect_as(store, store.greeting.clone().and(OF_THE_LEDGER).and(BY_THEIR_KEYS)).await
     }
 
     /// A connection of its own for functions of people: the planner is left as they know it.
     pub async fn connect_for_functions(store: &Store) -> Result<LedgerWrite, StoreError> {
-        LedgerWrite::connect_as(store, store.greeting.clone().and(NO_WAIT_FOR_DISK)).await
+        LedgerWrite::connect_as(store, store.greeting.clone().and(OF_THE_LEDGER)).await
     }
 
     async fn connect_as(store: &Store, greeting: Greeting) -> Result<LedgerWrite, StoreError> {

@@ -14,11 +14,12 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed, or what they made.
-const TRIGGERS: [&str; 12] = [
+const TRIGGERS: [&str; 13] = [
     include_str!("../../sql/triggers/05_manifest.sql"),
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
+    include_str!("../../sql/triggers/35_ledger.sql"),
     include_str!("../../sql/triggers/40_views.sql"),
     include_str!("../../sql/triggers/50_option_vaults.sql"),
     include_str!("../../sql/triggers/60_tracking.sql"),
@@ -81,7 +82,7 @@ impl Store {
 
     async fn migrate_alone(&self) -> Result<Migrated, StoreError> {
         let mut client = self.connect().await?;
-        client.batch_execute("set statement_timeout = 0; set lock_timeout = '1min'").await?;
+        client.batch_execute("set statement_timeout = 0; set lock_timeout = '1min'; set ebbtide.ledger = on").await?;
         let others = client.query_opt(include_str!("../../sql/queries/schema_of_others.sql"), &[]).await?;
         if let Some(row) = others {
             return Err(StoreError::SchemaOfOthers { what: row.try_get("what")?, role: row.try_get("role")? });

@@ -15,6 +15,7 @@ mod rejected;
 mod settings;
 mod spelling;
 mod standing;
+mod switches;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -52,6 +52,9 @@ async fn state(client: &Client) -> String {
 async fn a_block_sent_ahead_does_not_land_on_what_another_processor_applied() {
     let pg = Pg::new().await;
     let (ours, theirs) = (pg.client().await, pg.client().await);
+    for processor in [&ours, &theirs] {
+        processor.batch_execute("set ebbtide.ledger = on").await.unwrap();
+    }
     ours.batch_execute(TABLE).await.unwrap();
     assert_eq!(moved(&ours, &step("live", 0, 1)).await, Some(1));
     assert_eq!(moved(&ours, &step("live", 1, 2)).await, Some(2));

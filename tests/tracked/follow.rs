@@ -245,7 +245,10 @@ async fn a_follower_does_not_begin_in_the_middle() {
     for height in 1..=4 {
         gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
     }
-    gold.client.batch_execute("insert into checkpoints (chain_id, projection) values (1, 'holders')").await.unwrap();
+    gold.client
+        .batch_execute("set ebbtide.ledger = on; insert into checkpoints (chain_id, projection) values (1, 'holders')")
+        .await
+        .unwrap();
     let follow = async |height: i64| -> i64 {
         let sql = "select follow_block(1, 'token_balances', $1::bigint - 1, $2, $1, $3, 1, 1, true)";
         let (before, hash) = (&gold.hashes[height as usize - 1], &gold.hashes[height as usize]);
@@ -363,7 +366,10 @@ async fn a_follower_is_not_left_on_a_block_that_was_edited_under_its_name() {
 async fn a_replica_is_filled_without_a_look_at_the_events() {
     let mut gold = Gold::new().await;
     gold.client
-        .batch_execute("insert into opening_balances select chain_id, 'gold', 'old', 7 from chains")
+        .batch_execute(
+            "set ebbtide.write_tracked_tables = on;
+             insert into opening_balances select chain_id, 'gold', 'old', 7 from chains",
+        )
         .await
         .unwrap();
     for (height, block) in [

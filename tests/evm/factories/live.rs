@@ -282,6 +282,7 @@ async fn balances_are_asked_of_the_node(works: &Works, follower: &mut Follower) 
     let sql = "update balances set amount = amount + 1 where (token, address) =
                    (select token, address from balances where amount > 1 order by token, address limit 1)
                returning token, address, amount::text";
+    follower.db.batch_execute("set ebbtide.write_tracked_tables = on").await.unwrap();
     let row = follower.db.query_one(sql, &[]).await.unwrap();
     let (token, address, ours): (String, String, String) = (row.get(0), row.get(1), row.get(2));
     let (code, words) = follower.verify(&url, &[]);
