@@ -237,6 +237,9 @@ impl Settings {
             batch: file.batch.map_or(usize::MAX, |batch| within("batch", batch, 1..=1_000_000) as usize),
             workers: within("workers", file.workers, 1..=100) as usize,
             once: known.once,
+            keep_evidence_days: file
+                .keep_evidence_days
+                .map(|days| within("keep_evidence_days", days, 1..=36_500) as u32),
             token_balances,
             on_deep_change,
             projections: Projections::default().with(OptionVaults::new(vaults.clone())),
@@ -286,6 +289,7 @@ impl Settings {
                 poll_interval_ms: file.poll_interval_ms,
                 batch: file.batch,
                 workers: file.workers,
+                keep_evidence_days: file.keep_evidence_days,
                 chains: described,
                 projections,
                 api,

@@ -5,6 +5,7 @@
 //! repeated or late one changes nothing but the moment.
 
 mod engine;
+mod evidence;
 mod extend;
 mod progress;
 mod read;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::engine::{Engine, Work};
 use self::task::{Caution, Task};
@@ -42,6 +44,14 @@ pub struct ProcessSettings {
     pub workers: usize,
     /// Ends when there is nothing left to do.
     pub once: bool,
+    /// Replaced blocks (`orphaned_blocks`) and reorganisations (`reorgs`) are dropped so many days after they were noted.
+    /// Neither undo nor verification reads them; a block that is asked for by its hash is then unknown and no longer "replaced".
+    /// None, the default, keeps them for ever.
+    ///
+    /// Refused events (`rejected_events`) have no age: as long as its block stands, such a row says what the balances lack,
+    /// `rejected retry` and `verify` go by it, and `anomalies` shows it. It goes when its block is replaced, or when the
+    /// event is taken in.
+    pub keep_evidence_days: Option<u32>,
     /// The ledger's own settings.
     pub token_balances: token_balances::Settings,
     /// What to do when final blocks changed, for projections other than `token_balances`; those not named rebuild.
@@ -80,6 +90,7 @@ impl Default for ProcessSettings {
             batch: usize::MAX,
             workers: 4,
             once: false,
+            keep_evidence_days: None,
             token_balances: token_balances::Settings::default(),
             on_deep_change: HashMap::new(),
             projections: Projections::default(),
@@ -164,6 +175,10 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> Result<(), ProcessError> {
     let Connections { store, lookout, for_balances, for_functions } = connections;
+    let dropping = settings.keep_evidence_days.map(|days| {
+        let dropping = evidence::drop_old(for_balances.clone(), days, settings.once, shutdown.child_token());
+        AbortOnDropHandle::new(tokio::spawn(dropping))
+    });
     let mut tasks: HashMap<(ChainId, String), JoinHandle<Result<(), ProcessError>>> = HashMap::new();
     let mut registered = Vec::new();
     let mut pause = Pause::default();
@@ -240,6 +255,9 @@ pub async fn run_on(
     }
     for (_, task) in tasks {
         result = result.and(ended(task.await));
+    }
+    if let Some(dropping) = dropping {
+        result = result.and(dropping.await.map_err(|panic| ProcessError::Panicked { what: panic.to_string() }));
     }
     result
 }

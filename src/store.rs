@@ -36,8 +36,8 @@ pub use chains::{
 };
 pub use column::Column;
 pub use ledger::{
-    BY_THEIR_KEYS, Balance, BlockError, BlockEvents, BlockTransaction, Changes, Fence, Keys, LedgerRead, LedgerWrite,
-    Movement, ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Tx, Undone,
+    BY_THEIR_KEYS, Balance, BlockError, BlockEvents, BlockTransaction, Changes, DroppedEvidence, Fence, Keys,
+    LedgerRead, LedgerWrite, Movement, ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Tx, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use opening::{Imported, LineFault};

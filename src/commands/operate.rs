@@ -98,7 +98,22 @@ fn table(all: &[Standing]) -> String {
         text.push_str("\n\nWhat to do:\n  ");
         text.push_str(&remedies.join("\n  "));
     }
-    text
+    let evidence = all.iter().map(|s| s.evidence_bytes).max().unwrap_or_default();
+    text + &format!(
+        "\n\nEvidence of all chains (replaced blocks, reorganisations, refused events): {}.",
+        size(evidence)
+    )
+}
+
+/// `48.0 kB`, `1.5 GB`: in powers of 1024, as Postgres writes sizes.
+fn size(bytes: i64) -> String {
+    let (mut size, mut unit) = (bytes as f64 / 1024.0, "kB");
+    for larger in ["MB", "GB", "TB"] {
+        if size >= 1024.0 {
+            (size, unit) = (size / 1024.0, larger);
+        }
+    }
+    format!("{size:.1} {unit}")
 }
 
 pub(super) async fn replay(settings: &Settings, args: &ReplayArgs) -> Result<ExitCode> {
@@ -123,4 +138,13 @@ pub(super) async fn resume(settings: &Settings, args: &ResumeArgs) -> Result<Exi
     store.resume(&args.chain, args.projection.as_deref()).await.map_err(refused)?;
     say(format!("Chain {} resumed.", args.chain))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_are_told_in_the_unit_that_people_read() {
+        let told = [0, 49_152, 1_048_575, 1_048_576, 1_610_612_736, 5_497_558_138_880].map(super::size);
+        assert_eq!(told, ["0.0 kB", "48.0 kB", "1024.0 kB", "1.0 MB", "1.5 GB", "5.0 TB"]);
+    }
 }

@@ -248,6 +248,9 @@ pub struct ProcessArgs {
     /// Pairs of connections to work with, for balances and again for functions and code [default: 4].
     #[arg(long, value_name = "N", value_parser = number())]
     pub workers: Option<i64>,
+    /// Drop replaced blocks and reorganisations after so many days [default: never]. Refused events stay as long as their block.
+    #[arg(long, value_name = "DAYS", value_parser = number())]
+    pub keep_evidence_days: Option<i64>,
     /// What a negative balance means.
     #[command(flatten)]
     pub shown: ShownArgs,
@@ -264,7 +267,11 @@ pub struct ProcessArgs {
 
 impl ProcessArgs {
     pub(super) fn lay_over(&self, given: &mut Given) {
-        let numbers = [("--batch", "batch", self.batch), ("--workers", "workers", self.workers)];
+        let numbers = [
+            ("--batch", "batch", self.batch),
+            ("--workers", "workers", self.workers),
+            ("--keep-evidence-days", "keep_evidence_days", self.keep_evidence_days),
+        ];
         for (flag, setting, number) in numbers {
             if let Some(number) = number {
                 given.lay_over(flag, &[setting], Value::Integer(number));

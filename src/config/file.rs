@@ -24,6 +24,8 @@ pub struct File {
     pub batch: Option<u64>,
     /// Pairs of connections to work with, for balances and again for functions and code, 1 to 100. Defaults to 4.
     pub workers: u64,
+    /// Days after which replaced blocks and reorganisations are dropped, 1 to 36,500. Defaults to keeping them for ever.
+    pub keep_evidence_days: Option<u64>,
     /// The chains to follow: [`ChainFile`].
     pub chains: BTreeMap<String, Table>,
     /// Settings of projections: [`ProjectionFile`].
@@ -40,6 +42,7 @@ impl Default for File {
             poll_interval_ms: 1_000,
             batch: None,
             workers: 4,
+            keep_evidence_days: None,
             chains: BTreeMap::new(),
             projections: BTreeMap::new(),
             api: Table::new(),
@@ -55,6 +58,7 @@ pub struct Effective {
     pub(super) poll_interval_ms: u64,
     pub(super) batch: Option<u64>,
     pub(super) workers: u64,
+    pub(super) keep_evidence_days: Option<u64>,
     pub(super) chains: BTreeMap<String, ChainFile>,
     pub(super) projections: BTreeMap<String, ProjectionFile>,
     pub(super) api: ApiFile,

@@ -65,6 +65,7 @@ fn a_flag_that_a_command_would_ignore_is_refused() {
         &["serve", "--batch", "5"],
         &["serve", "--workers", "5"],
         &["serve", "--history", "none"],
+        &["serve", "--keep-evidence-days", "30"],
         &["serve", "--on-bad-event", "halt"],
         &["serve", "--on-deep-change", "halt"],
         &["process", "--listen", "127.0.0.1:1"],
@@ -107,6 +108,28 @@ fn variables_win_over_the_file_and_flags_over_both() {
     let settings = load(&args, text, &variables).expect("good settings");
     assert_eq!(evm(&settings, "Main").urls, ["http://d"]);
     assert_eq!(settings.effective.chains["Main"].common.start_height, Some(8));
+}
+
+#[test]
+fn evidence_is_kept_for_whole_days_or_for_ever() {
+    let kept = |args: &[&str], text: &str, variables: &[(&str, &str)]| {
+        load(args, text, variables).expect("good settings").process.keep_evidence_days
+    };
+    assert_eq!(kept(&["process"], "", &[]), None);
+    assert_eq!(kept(&["process"], "keep_evidence_days = 90", &[]), Some(90));
+    assert_eq!(kept(&["process"], "keep_evidence_days = 90", &[("EBBTIDE_KEEP_EVIDENCE_DAYS", "30")]), Some(30));
+    assert_eq!(kept(&["run", "--keep-evidence-days", "1"], "keep_evidence_days = 90", &[]), Some(1));
+    // 0 would drop what a reorganisation has just replaced; a hundred years are more than anybody means.
+    for days in ["0", "36501"] {
+        let error = fault(&["process", "--keep-evidence-days", days], "", &[]);
+        assert_eq!(error, format!("keep_evidence_days is {days}: it must be 1 to 36500"));
+    }
+    for (args, text) in [(&["process", "--keep-evidence-days=-1"][..], ""), (&["process"], "keep_evidence_days = '1d'")]
+    {
+        assert!(fault(args, text, &[]).contains("evidence"), "{args:?} {text}");
+    }
+    let shown = load(&["config"], "keep_evidence_days = 90", &[]).expect("good settings").shown();
+    assert!(shown.contains("keep_evidence_days = 90\n"), "{shown}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub use block::{BlockError, BlockEvents, BlockTransaction, RangeTransaction};
 pub use read::{LedgerRead, Movement};
 pub use tracked::ProjectionRow;
 pub use tx::Tx;
-pub use values::ReorgNote;
+pub use values::{DroppedEvidence, ReorgNote};
 
 /// Blocks that must be there, unchanged and unlocked, for a transaction to take effect.
 #[derive(Debug, Clone, Default)]
@@ -412,6 +412,15 @@ impl LedgerWrite {
         let sql = include_str!("../../sql/queries/prune_history.sql");
         self.client.execute(sql, &[&chain.0, &projection, &horizon.to_sql(), &seq]).await?;
         Ok(())
+    }
+
+    /// Drops the oldest replaced blocks and reorganisations of all chains, at most so many of each, that were noted more than
+    /// so many days ago.
+    pub async fn drop_old_evidence(&self, keep_days: u32, at_most: u32) -> Result<DroppedEvidence, StoreError> {
+        let days = i32::try_from(keep_days).unwrap_or(i32::MAX);
+        let sql = include_str!("../../sql/queries/prune_evidence.sql");
+        let row = self.client.query_one(sql, &[&days, &i64::from(at_most)]).await?;
+        Ok(DroppedEvidence { blocks: count(&row, "blocks")?, reorgs: count(&row, "reorgs")? })
     }
 }
 

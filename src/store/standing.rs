@@ -280,7 +280,7 @@ pub struct Standing {
     pub failures: i64,
     /// Being applied again from the start; readers keep the old state until that is done.
     pub rebuilding: Option<Rebuilding>,
-    /// Reorganisations so far; not counted further than 100,000.
+    /// Reorganisations that are kept; not counted further than 100,000.
     pub reorgs: i64,
     /// Events of the chain that were refused; not counted further than 100,000.
     pub rejected_events: i64,

@@ -9,6 +9,7 @@
 )]
 
 mod ambiguous;
+mod evidence;
 mod opening;
 mod queries;
 mod rejected;

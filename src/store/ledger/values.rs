@@ -1,4 +1,4 @@
-//! What is written down after a reorganisation.
+//! What is written down after a reorganisation, and how much of it went.
 
 use crate::chain::{BlockRef, Height};
 
@@ -21,4 +21,13 @@ pub struct ReorgNote {
     pub rows_touched: u64,
     /// From the plan to the commit.
     pub duration_ms: f64,
+}
+
+/// How much evidence was dropped because of its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DroppedEvidence {
+    /// Rows of `orphaned_blocks`.
+    pub blocks: u64,
+    /// Rows of `reorgs`.
+    pub reorgs: u64,
 }
