@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::chain::verdict::{ChainVerdict, Ended, Facts, Says, Seen, State, Verdict, judge};
+use crate::chain::verdict::{ChainVerdict, Ended, Facts, Says, Seen, State, Verdict, judge, judge_database};
 use crate::ops::{ComponentReport, Health, HealthReport, Metrics};
 use crate::projections::token_balances;
 use crate::store::{Pulse, Store, StoreError};
@@ -33,6 +33,8 @@ pub struct Heart {
     pulse: Option<Pulse>,
     /// The database could not be reached at the last try.
     is_lost: bool,
+    /// It was told that the database is worse than it should be.
+    is_degraded: bool,
     seen: Vec<Seen>,
     /// What is shown as metrics.
     shown: BTreeSet<Series>,
@@ -55,6 +57,7 @@ impl Heart {
             metrics: metrics.clone(),
             pulse: None,
             is_lost: false,
+            is_degraded: false,
             seen: Vec::new(),
             shown: BTreeSet::new(),
             beaten_at: Instant::now(),
@@ -162,14 +165,26 @@ impl Heart {
     }
 
     fn show(&mut self, facts: &Facts) {
-        let judged = judge(facts);
+        let (judged, database) = (judge(facts), judge_database(facts));
+        self.tell_of(&database);
         self.seen = remember(&self.seen_until_now(), facts, &judged);
         self.beaten_at = Instant::now();
         self.measure(facts, &judged);
-        self.health.publish(report(facts, &judged));
+        self.health.publish(report(facts, &judged, &database));
+    }
+
+    /// Logs once that the database is worse than it should be, and once that it is not any more.
+    fn tell_of(&mut self, database: &Verdict) {
+        let Verdict { reason, remedy, .. } = database;
+        match (reason, std::mem::replace(&mut self.is_degraded, reason.is_some())) {
+            (Some(reason), false) => tracing::warn!(remedy, "The database answers, but {reason}"),
+            (None, true) => tracing::info!("The database is as it should be again"),
+            _ => {}
+        }
     }
 
     fn measure(&mut self, facts: &Facts, judged: &[ChainVerdict]) {
+        self.metrics.notification_queue_usage.set(facts.queue_usage);
         let mut shown = BTreeSet::new();
         for (facts, judged) in facts.chains.iter().zip(judged) {
             let chain = &facts.name;
@@ -250,8 +265,8 @@ fn remember(before: &[Seen], facts: &Facts, judged: &[ChainVerdict]) -> Vec<Seen
 }
 
 /// All of it as components: `sync:CHAIN`, `process:CHAIN` for the balances and `process:CHAIN:PROJECTION`.
-fn report(facts: &Facts, judged: &[ChainVerdict]) -> HealthReport {
-    let mut components = BTreeMap::from([("database".to_owned(), component(&Verdict::ok(), Map::new()))]);
+fn report(facts: &Facts, judged: &[ChainVerdict], database: &Verdict) -> HealthReport {
+    let mut components = BTreeMap::from([("database".to_owned(), component(database, Map::new()))]);
     for (n, judged) in judged.iter().enumerate() {
         let (chain, facts) = (&judged.chain, facts.chains.get(n));
         let tip = facts.and_then(|facts| facts.tip.as_ref()).map(|tip| tip.height.to_sql());
@@ -292,5 +307,54 @@ fn details(all: Value) -> Map<String, Value> {
     match all {
         Value::Object(all) => all.into_iter().filter(|(_, value)| !value.is_null()).collect(),
         _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::store::StoreSettings;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("one thread").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn bells_that_are_left_out_are_told_once_and_so_is_that_they_are_rung_again() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let store =
+            Store::open("postgres://nobody@127.0.0.1:1/none", StoreSettings::default()).expect("not connected yet");
+        let (health, metrics) = (Health::new(), Metrics::new());
+        let mut heart = Heart::new(&store, "test", &Voices::default(), &health, &metrics);
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(logs, || {
+            for queue_usage in [0.5, 0.75, 0.8, 0.25, 0.0] {
+                heart.show(&Facts { queue_usage, ..Facts::default() });
+                let report = health.report();
+                let database = &report.components["database"];
+                assert!(database.ready && report.status == "ok" && report.readiness().ready, "{queue_usage}");
+                assert_eq!(database.reason.is_some(), queue_usage > 0.5, "{queue_usage}");
+                assert_eq!(metrics.notification_queue_usage.get(), queue_usage);
+            }
+        });
+        let text = String::from_utf8(lines.0.lock().expect("one thread").clone()).expect("text");
+        let told: Vec<&str> = text.lines().collect();
+        let [left_out, rung] = told[..] else { panic!("{text}") };
+        assert!(left_out.contains(" WARN ") && left_out.contains("75 % full: no bell is rung"), "{text}");
+        assert!(rung.contains(" INFO ") && rung.contains("as it should be again"), "{text}");
     }
 }

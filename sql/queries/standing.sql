@@ -10,7 +10,8 @@ select c.name as chain, c.start_height, c.head_height, c.final_height, c.complet
     coalesce(extract(epoch from clock_timestamp() - coalesce(case when isfinite(a.time) then a.time end, k.updated_at)), 0)::float8
         as age_seconds,
     n.height as next_height, n.hash as next_hash, n.parent_hash as next_parent,
-    r.reason as rebuild_reason, r.from_height, r.at_height, r.to_height, r.started_at
+    r.reason as rebuild_reason, r.from_height, r.at_height, r.to_height, r.started_at,
+    (select pg_notification_queue_usage()) as queue_usage
 from chains c
 cross join lateral (select min(b.height) as lowest from blocks b where b.chain_id = c.chain_id) b
 left join lateral (

@@ -4,6 +4,8 @@
 mod facts;
 mod projection;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,10 @@ pub const STANDS_AFTER_SECONDS: f64 = 2.0;
 pub const PASSES_WITHIN_SECONDS: f64 = 1.0;
 /// Behind by more than what is in hand at any moment: it is still catching up.
 pub const MOST_IN_HAND: i64 = 16;
+
+/// Where more of the server's notification queue is taken, no bell is rung: the default of `tell` in
+/// `sql/triggers/10_chain.sql`.
+pub const MOST_QUEUED: f64 = 0.5;
 
 /// How something is, from well to worst. All but the first are not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -90,7 +96,7 @@ pub struct Verdict {
     pub state: State,
     /// Seconds it has been so, as far as a living process saw it.
     pub for_seconds: f64,
-    /// Why. None means all is well.
+    /// Why. None means all is well; with `ok` it says what is worse than it should be although readers may rely on it.
     pub reason: Option<String>,
     /// What a person can do about it. None means nothing needs to be done.
     pub remedy: Option<String>,
@@ -153,6 +159,22 @@ pub fn judge(facts: &Facts) -> Vec<ChainVerdict> {
     let to_come = facts.to_come().map(|name| ChainFacts { name: name.to_owned(), ..ChainFacts::default() });
     let known = facts.chains.iter().map(|chain| judge_chain(facts, chain));
     known.chain(to_come.map(|chain| judge_chain(facts, &chain))).collect()
+}
+
+/// How the database is that the facts were read from. Bells that are left out cost moments and no data, since everybody polls as
+/// well: it stays ready.
+#[must_use]
+pub fn judge_database(facts: &Facts) -> Verdict {
+    if facts.queue_usage <= MOST_QUEUED {
+        return Verdict::ok();
+    }
+    let reason = format!(
+        "the server's notification queue is {:.0} % full: no bell is rung, and blocks are found by polling alone",
+        facts.queue_usage * 100.0
+    );
+    let remedy = "end the session that listens and takes nothing in, such as one that is idle in a transaction; the server's \
+                  log names it";
+    Verdict::new(State::Ok, reason, remedy)
 }
 
 fn judge_chain(facts: &Facts, chain: &ChainFacts) -> ChainVerdict {

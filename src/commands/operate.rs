@@ -55,6 +55,9 @@ fn table(all: &[Standing]) -> String {
             .map(str::to_owned),
     ];
     let mut remedies = Vec::new();
+    if let Some(Verdict { reason: Some(reason), remedy: Some(remedy), .. }) = all.first().map(|s| &s.database) {
+        remedies.push(format!("The database, where {reason}: {remedy}."));
+    }
     let mut chain = None;
     for s in all {
         if let Some(source) = s.source.as_ref().filter(|_| chain != Some(&s.chain)) {

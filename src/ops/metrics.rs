@@ -96,6 +96,8 @@ pub struct Metrics {
     pub listener_reconnects: Counter,
     /// Times the database was reached again after it was lost.
     pub db_reconnects: Counter,
+    /// How full the queue is that all notifications of the server share, 0 to 1.
+    pub notification_queue_usage: Gauge<f64, AtomicU64>,
 }
 
 /// What is counted for one chain.
@@ -169,6 +171,7 @@ impl Metrics {
         };
         let (listener_connected, listener_reconnects, db_reconnects) =
             (Gauge::default(), Counter::default(), Counter::default());
+        let notification_queue_usage = Gauge::default();
         let mut registry = Registry::with_prefix("ebbtide");
         let r = &mut registry;
         let f = &families;
@@ -201,7 +204,19 @@ impl Metrics {
         r.register("listener_connected", "1 while the LISTEN connection stands", listener_connected.clone());
         r.register("listener_reconnects", "Times the LISTEN connection was made again", listener_reconnects.clone());
         r.register("db_reconnects", "Times the database was reached again after it was lost", db_reconnects.clone());
-        Metrics { registry: Arc::new(registry), families, listener_connected, listener_reconnects, db_reconnects }
+        r.register(
+            "notification_queue_usage",
+            "How full the server's notification queue is, 0 to 1; above 0.5 no bell is rung",
+            notification_queue_usage.clone(),
+        );
+        Metrics {
+            registry: Arc::new(registry),
+            families,
+            listener_connected,
+            listener_reconnects,
+            db_reconnects,
+            notification_queue_usage,
+        }
     }
 
     /// The handles of one chain.

@@ -9,7 +9,7 @@ use tokio_postgres::{Client, GenericClient, Row};
 use super::{Store, StoreError, StoreFault, migrate};
 use crate::chain::verdict::{
     Beat, ChainFacts, ChainVerdict, Ended, Facts, Hold, Incomplete, NextBlock, ProjectionFacts, ProjectionVerdict,
-    Rebuilding, Says, Verdict, judge,
+    Rebuilding, Says, Verdict, judge, judge_database,
 };
 use crate::chain::{BlockRef, Hash};
 
@@ -99,16 +99,18 @@ impl Pulse {
             let of: (String, String) = (row.try_get("chain")?, row.try_get("projection")?);
             evidence.insert(of, (row.try_get("reorgs")?, row.try_get("rejected_events")?, row.try_get("bytes")?));
         }
+        let database = judge_database(&facts);
         let mut standings = Vec::new();
         for (n, judged) in judge(&facts).iter().enumerate() {
             let chain = facts.chains.get(n).cloned().unwrap_or_default();
             if chain.projections.is_empty() {
-                standings.push(Standing::of_source(&chain, judged));
+                standings.push(Standing::of_source(&chain, judged, &database));
             }
             for (projection, verdict) in chain.projections.iter().zip(&judged.projections) {
                 let of = (judged.chain.clone(), projection.name.clone());
                 let counted = evidence.get(&of).copied().unwrap_or_default();
-                standings.push(Standing::of_projection(&chain, projection, judged, verdict, counted));
+                let of_source = Standing::of_source(&chain, judged, &database);
+                standings.push(Standing::of_projection(of_source, projection, verdict, counted));
             }
         }
         Ok(standings)
@@ -119,6 +121,9 @@ impl Pulse {
 pub(super) async fn facts<C: GenericClient>(client: &C, chain: Option<&str>) -> Result<Facts, StoreError> {
     let rows = client.query_typed(include_str!("../../sql/queries/standing.sql"), &[(&chain, Type::TEXT)]).await?;
     let mut facts = Facts { beats: beats(client).await?, ..Facts::default() };
+    if let Some(row) = rows.first() {
+        facts.queue_usage = row.try_get("queue_usage")?;
+    }
     for row in &rows {
         let name: String = row.try_get("chain")?;
         if facts.chains.last().is_none_or(|last| last.name != name) {
@@ -252,6 +257,8 @@ pub struct Standing {
     pub verdict: Verdict,
     /// How the chain's source and its syncer are. None means no source follows the chain.
     pub source: Option<Verdict>,
+    /// How the database is, for all chains.
+    pub database: Verdict,
     /// The source's head; None means no source follows the chain.
     pub head_height: Option<i64>,
     /// Our newest block.
@@ -295,12 +302,13 @@ impl Standing {
         self.verdict.state.is_ready() && self.source.as_ref().is_none_or(|source| source.state.is_ready())
     }
 
-    fn of_source(chain: &ChainFacts, judged: &ChainVerdict) -> Standing {
+    fn of_source(chain: &ChainFacts, judged: &ChainVerdict, database: &Verdict) -> Standing {
         Standing {
             chain: judged.chain.clone(),
             projection: None,
             verdict: judged.verdict.clone(),
             source: judged.source.clone(),
+            database: database.clone(),
             head_height: chain.head_height,
             tip_height: chain.tip.as_ref().map(|tip| tip.height.to_sql()),
             applied_height: None,
@@ -322,9 +330,8 @@ impl Standing {
     }
 
     fn of_projection(
-        chain: &ChainFacts,
+        of_source: Standing,
         facts: &ProjectionFacts,
-        judged: &ChainVerdict,
         verdict: &ProjectionVerdict,
         (reorgs, rejected_events, evidence_bytes): (i64, i64, i64),
     ) -> Standing {
@@ -345,7 +352,7 @@ impl Standing {
             reorgs,
             rejected_events,
             evidence_bytes,
-            ..Standing::of_source(chain, judged)
+            ..of_source
         }
     }
 }

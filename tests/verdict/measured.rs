@@ -110,6 +110,25 @@ async fn each_metric_has_its_value() {
     let rejected = r#"ebbtide_rejected_events_total{chain="hand",reason="refused"}"#;
     until("the rejected event is counted", &|all| at(all, rejected) == 1.0).await;
 
+    // Somebody listens and takes nothing in: 16 MB of what may be 8 GB. All databases of the server share that queue.
+    let somebody = pg.client().await;
+    somebody.batch_execute("listen noise").await.unwrap();
+    somebody.batch_execute("begin; select 1").await.unwrap();
+    db.batch_execute(
+        "do $$ begin for n in 1..2000 loop perform pg_notify('noise', n || repeat('x', 7900)); end loop; end $$",
+    )
+    .await
+    .unwrap();
+    let usage = "ebbtide_notification_queue_usage";
+    wait_until("what is queued is measured", async || {
+        let queued: f64 = db.query_one("select pg_notification_queue_usage()", &[]).await.unwrap().get(0);
+        let measured = at(&series(operator).await, usage);
+        (queued > 0.001 && (measured - queued).abs() < 0.0005).then_some(())
+    })
+    .await;
+    somebody.batch_execute("rollback").await.unwrap();
+    until("it is taken in", &|all| at(all, usage) < 0.001).await;
+
     // A chain that is dropped is measured no more.
     let gone = r#"ebbtide_tip_height{chain="gone"}"#;
     until("it is measured", &|all| all.contains_key(gone)).await;
@@ -121,7 +140,7 @@ async fn each_metric_has_its_value() {
     let help = text.lines().filter_map(|line| line.strip_prefix("# TYPE ebbtide_")?.split(' ').next());
     let known = "source_state projection_state head_height tip_height final_height source_looks source_faults rejected_events blocks_synced
                  blocks_applied events_applied reorgs reorg_depth apply_seconds applied_height lag_blocks lag_seconds
-                 negative_balances listener_connected listener_reconnects db_reconnects";
+                 negative_balances listener_connected listener_reconnects db_reconnects notification_queue_usage";
     let known: Vec<&str> = known.split_whitespace().collect();
     assert_eq!(help.collect::<Vec<_>>(), known, "every metric is looked at above");
 }

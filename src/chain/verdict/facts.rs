@@ -18,6 +18,8 @@ pub struct Facts {
     pub holds: Vec<Hold>,
     /// Next blocks that announced more rows than are there.
     pub incomplete: Vec<Incomplete>,
+    /// How full the queue is that all notifications of the server share, 0 to 1. 0 as well while there is no chain.
+    pub queue_usage: f64,
 }
 
 /// One chain.
