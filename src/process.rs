@@ -324,7 +324,11 @@ async fn tasks_to_run(
 async fn register(store: &Store, projection: &Arc<dyn Projection>) -> Result<(), StoreError> {
     projection.prepare(store).await?;
     let ignores = projection.ignores_catching_up();
-    store.register_projection(projection.name(), &projection.tables(), projection.kind(), ignores).await
+    store.register_projection(projection.name(), &projection.tables(), projection.kind(), ignores).await?;
+    match projection.settings() {
+        Some(settings) => store.keep_settings(projection.name(), &settings).await,
+        None => Ok(()),
+    }
 }
 
 /// Why processing ended.

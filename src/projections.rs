@@ -7,6 +7,7 @@ pub mod option_vaults;
 pub mod token_balances;
 
 use async_trait::async_trait;
+use serde_json::Value;
 
 use crate::chain::Kind;
 use crate::store::{BlockError, BlockTransaction, RangeTransaction, Store, StoreError};
@@ -51,6 +52,12 @@ pub trait Projection: Send + Sync {
     /// What its state is made by. Another text than before has the projection emptied and applied again from its start.
     fn version(&self) -> String {
         "1".to_owned()
+    }
+
+    /// What triggers on its tables go by; kept in `projections.settings`, written at every start if it is something else by
+    /// then. None, the default, leaves alone what is there.
+    fn settings(&self) -> Option<Value> {
+        None
     }
 
     /// Makes its tables where they are missing; called at every start, before they are tracked.

@@ -1,16 +1,17 @@
 -- Option vaults: what is told when their rows change, and what follows from a change of the registry.
 --
 -- A channel for each kind of row. A notification is a doorbell with a name plate: {op, table, chain_id, key, height}
--- and, while there is room, the row. What is true is read from the tables. Rows that a reorganisation deletes or puts
+-- and, while there is room, the row, unless the setting `notifications` is "keys": LISTEN needs no right, so whoever may
+-- connect to the database hears it. What is true is read from the tables. Rows that a reorganisation deletes or puts
 -- back ring as any others; the height is the row's latest_block, of a deleted row the one it had.
 --
 -- One notification a statement and vault instead of one a row where a statement changes many: commits with
 -- notifications queue up behind each other, and an auction's end changes every provider of a vault.
 
--- The payload, with the row if it fits. Postgres refuses 8000 bytes, and that would fail the whole block.
+-- The payload, with the row if there is one and it fits. Postgres refuses 8000 bytes, and that would fail the whole block.
 create or replace function vault_payload(bell jsonb, changed jsonb) returns text
 language sql immutable parallel safe set search_path = ebbtide, pg_temp as $$
-    select case when octet_length(whole::text) < 7900 then whole::text else bell::text end
+    select case when changed is not null and octet_length(whole::text) < 7900 then whole::text else bell::text end
     from (select bell || jsonb_build_object('row', changed) as whole) t
 $$;
 
@@ -20,6 +21,8 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     channel constant text := tg_argv[0];
     most_rows constant int := 200;
+    with_rows constant boolean := not exists (
+        select from projections p where p.name = 'option_vaults' and p.settings ->> 'notifications' = 'keys');
     -- What a contract said, as text: most clients read JSON numbers into 53 bits.
     amounts constant text[] := array(
         select attname::text from pg_attribute
@@ -52,7 +55,7 @@ begin
         jsonb_build_object(
             'op', lower(tg_op), 'table', tg_table_name, 'chain_id', r -> 'chain_id',
             'key', (select jsonb_object_agg(c, r ->> c) from unnest(key_columns) c), 'height', r -> 'latest_block'),
-        r || (select jsonb_object_agg(a, r ->> a) from unnest(amounts) a)))
+        case when with_rows then r || (select jsonb_object_agg(a, r ->> a) from unnest(amounts) a) end))
     from unnest(changed) r;
     return null;
 end $$;

@@ -7,7 +7,7 @@ use toml::Table;
 
 use super::chain::ChainFile;
 use super::{ConfigError, LISTEN, OPERATOR_LISTEN};
-use crate::projections::option_vaults;
+use crate::projections::option_vaults::{self, Notifications};
 use crate::projections::token_balances::{self, History, NegativeBalances, OnBadEvent, OnDeepChange};
 
 /// The file's outermost level; its tables are read one by one, so that each fault is named.
@@ -102,6 +102,8 @@ pub struct ProjectionFile {
     pub on_deep_change: Option<OnDeepChange>,
     /// Defaults to full.
     pub history: Option<History>,
+    /// option_vaults: `rows` (default) or `keys`.
+    pub notifications: Option<Notifications>,
     /// option_vaults: deployers whose ContractDeployed is believed. None means vaults are registered by hand.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deployers: Vec<String>,
@@ -127,6 +129,7 @@ impl ProjectionFile {
             ("negative_balances", self.negative_balances.is_some() && !ledger),
             ("history", self.history.is_some() && !ledger),
             ("on_bad_event", self.on_bad_event.is_some() && !(ledger || vaults)),
+            ("notifications", self.notifications.is_some() && !vaults),
             ("deployers", !self.deployers.is_empty() && !vaults),
             ("classes", !self.classes.is_empty() && !vaults),
         ]
@@ -166,6 +169,7 @@ impl ProjectionFile {
             deployers: self.deployers.iter().map(|d| felt("deployers", d)).collect::<Result<_, _>>()?,
             classes,
             on_bad_event: self.settings().on_bad_event,
+            notifications: self.notifications.unwrap_or_default(),
         })
     }
 

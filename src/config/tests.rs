@@ -174,7 +174,7 @@ fn factories_are_tables_with_one_address_or_many() {
 fn every_fault_is_named_with_where_it_was_said() {
     let text = "wrok = 1\nworkers = 0\n[chains.a]\nsurce = 'evm'\n[chains.b]\nsource = 'devnet'\nfinality_depth = -3\n\
                 concurrency = 99\n[projections.token_balances]\nhistory = 'some'\n[projections.mine]\ndeployers = ['0x1']\n\
-                [api]\nlisten = 'here'\n";
+                [projections.other]\nnotifications = 'keys'\n[api]\nlisten = 'here'\n";
     let error = fault(&["config", "--check"], text, &[("EBBTIDE_WORKERZ", "3"), ("EBBTIDE_CHAINS__B__SEED", "many")]);
     for words in [
         "EBBTIDE_WORKERZ is no setting and is ignored; the nearest one is EBBTIDE_WORKERS",
@@ -187,11 +187,12 @@ fn every_fault_is_named_with_where_it_was_said() {
         "workers is 0",
         "ebbtide.toml: [projections.token_balances] history: ",
         "ebbtide.toml: [projections.mine] deployers is not a setting of this projection",
+        "ebbtide.toml: [projections.other] notifications is not a setting of this projection",
         "listen is here",
     ] {
         assert!(error.contains(words), "{words} in:\n{error}");
     }
-    assert_eq!(error.lines().count(), 11, "{error}");
+    assert_eq!(error.lines().count(), 12, "{error}");
 }
 
 #[test]

@@ -28,7 +28,8 @@ pub mod transition;
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Projection;
@@ -55,11 +56,25 @@ pub struct Settings {
     pub classes: BTreeMap<Text, Class>,
     /// What to do with an event that cannot be read or does not fit.
     pub on_bad_event: OnBadEvent,
+    /// What is told of a row that changed.
+    pub notifications: Notifications,
+}
+
+/// What a notification on the channels of the vaults' rows carries. LISTEN needs no right: whoever may connect to the database
+/// hears it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Notifications {
+    /// The row's key, and the row while there is room. The default.
+    #[default]
+    Rows,
+    /// The key alone: what the row holds is for those who may read the table.
+    Keys,
 }
 
 impl Settings {
     /// What the rows follow from beside the events. `on_bad_event` is not part of it: it decides whether a block is applied,
-    /// not what follows from it.
+    /// not what follows from it; nor is what is told of the rows.
     fn digest(&self) -> String {
         let mut decisive = format!("{NAME} {REVISION}");
         for deployer in &self.deployers {
@@ -122,6 +137,10 @@ impl Projection for OptionVaults {
 
     fn builds_beside(&self) -> bool {
         true
+    }
+
+    fn settings(&self) -> Option<Value> {
+        Some(json!({ "notifications": self.settings.notifications }))
     }
 
     /// A vault does not count while it is being caught up; when it does, all of it is applied at once.

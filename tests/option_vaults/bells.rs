@@ -299,3 +299,29 @@ async fn a_payload_always_fits() {
     assert_eq!(payload(7900).await, json!({"op": "insert"}));
     assert_eq!(payload(100_000).await, json!({"op": "insert"}));
 }
+
+#[tokio::test]
+async fn with_keys_alone_nobody_who_only_listens_reads_a_row() {
+    let world = Registered::new(Layout::A).await;
+    let mut ear = Ear::on(&world.pg.url).await;
+    let mut tip = "0xaaa".to_owned();
+    let mut counts = [0, 0];
+    for ((height, time, events), keys_alone) in told(Layout::A, false).iter().zip([true, false].into_iter().cycle()) {
+        tip = world.put(*height, *time, &tip, "c0", events).await;
+        let setting = if keys_alone { "notifications = 'keys'" } else { "" };
+        let (well, said) = world.process(&format!("[projections.option_vaults]\n{setting}\n"));
+        assert!(well, "{said}");
+        for (channel, payload) in ear.hear(&world.db).await {
+            assert_eq!(payload["height"], json!(height), "{payload}");
+            if channel != "state_transition" {
+                assert!(payload["key"].is_object(), "{payload}");
+                assert_eq!(payload.get("row").is_none(), keys_alone, "{payload}");
+                counts[usize::from(keys_alone)] += 1;
+            }
+        }
+    }
+    println!("{counts:?} notifications with and without rows");
+    assert!(counts.iter().all(|count| *count >= 5), "{counts:?}");
+    let (well, said) = world.process("[projections.option_vaults]\nnotifications = 'none'\n");
+    assert!(!well && said.contains("rows") && said.contains("keys"), "{said}");
+}

@@ -1,6 +1,7 @@
 //! Projections whose tables triggers keep undo for: SQL functions, and code that writes through a [`RangeTransaction`].
 
 use futures::try_join;
+use serde_json::Value;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
@@ -328,6 +329,16 @@ impl Store {
         let kind = kind.map(Kind::as_str);
         let sql = "select register_projection($1, $2, $3, $4)";
         self.reader().await?.execute(sql, &[&name, &tables, &kind, &ignores_catching_up]).await?;
+        Ok(())
+    }
+
+    /// Writes what a projection's triggers go by, if it is something else than before.
+    ///
+    /// # Errors
+    /// Whatever Postgres says.
+    pub async fn keep_settings(&self, projection: &str, settings: &Value) -> Result<(), StoreError> {
+        let sql = "update projections set settings = $2 where name = $1 and settings <> $2";
+        self.reader().await?.execute(sql, &[&projection, settings]).await?;
         Ok(())
     }
 
