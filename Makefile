@@ -1,7 +1,7 @@
 # make help lists the verbs. CI runs the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-starknet-devnet lint fmt bench bench-ponder doc soak build clean install-deps
+.PHONY: help run test test-starknet-devnet lint audit fmt bench bench-ponder doc soak build clean install-deps
 
 # More arguments for the program (make run), the tests (make test, make soak) or the benches (make bench).
 ARGS ?=
@@ -15,7 +15,7 @@ help: ## Lists these verbs
 
 run: ## Builds and runs it; with no ARGS, a small built-in chain. ARGS="--source evm --url http://127.0.0.1:8545" follows a real one
 	@scripts/install-deps run
-	cargo build --release
+	cargo build --release --locked
 	./target/release/ebbtide run $(ARGS)
 
 test: ## Runs every test beside a throwaway Postgres. ARGS="-E 'test(reorg)'" picks some
@@ -35,10 +35,16 @@ test-starknet-devnet: $(STARKNET_DEVNET) ## Follows a real starknet-devnet, whic
 	EBBTIDE_STARKNET_DEVNET=$(STARKNET_DEVNET) scripts/with-postgres \
 		cargo nextest run --test starknet --run-ignored only -E 'test(devnet::)' $(ARGS)
 
-lint: ## Format, clippy and documentation, warnings as errors
+lint: ## Format, clippy and documentation, warnings as errors; what dependencies may be (deny.toml)
+	@scripts/install-deps lint
 	cargo fmt --check
+	.tools/bin/cargo-deny --locked check licenses bans sources
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+
+audit: ## What is known against the dependencies: fetches the advisories of RustSec
+	@scripts/install-deps lint
+	.tools/bin/cargo-deny --locked check advisories
 
 fmt: ## Formats the code
 	cargo fmt
@@ -49,7 +55,7 @@ bench: ## Runs the benches against a Postgres of their own, durable as a real on
 
 bench-ponder: ## The same transfers through Ebbtide and through Ponder, which it installs by npm in benches/ponder
 	@scripts/install-deps test
-	npm install --prefix benches/ponder --no-package-lock --no-audit --no-fund
+	npm ci --prefix benches/ponder --ignore-scripts --no-audit --no-fund
 	cargo bench --bench postgres ponder
 
 doc: ## Builds the documentation: target/doc/ebbtide/index.html
