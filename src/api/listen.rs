@@ -42,7 +42,10 @@ pub(super) struct Limits {
     pub(super) head_within: Duration,
     /// A connection takes no further request at this age: a client that does not read its answer cannot hold it for ever.
     pub(super) oldest: Duration,
-    /// How long requests in hand may take once the connection or the port is to end; then they are cut.
+    /// How long the request in hand may take from then on, its answer read by the client; then it is cut. The last request of
+    /// a connection has as long as any other.
+    pub(super) request_within: Duration,
+    /// How long requests in hand may take once the port is to end; then they are cut.
     pub(super) drain: Duration,
 }
 
@@ -150,7 +153,8 @@ where
         ended = connection.as_mut() => ended,
         () = ended_by(limits.oldest, &stop) => {
             connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(limits.drain, connection).await {
+            // A port that is to end cuts it sooner: it drops this.
+            match tokio::time::timeout(limits.request_within, connection).await {
                 Ok(ended) => ended,
                 Err(_) => return,
             }
@@ -180,33 +184,46 @@ mod tests {
         one_file_in: 2,
         head_within: Duration::from_millis(300),
         oldest: Duration::from_secs(60),
+        request_within: Duration::from_millis(300),
         drain: Duration::from_millis(300),
     };
 
     struct Port {
         address: SocketAddr,
-        /// Told of each request that will never be answered.
+        /// Told of each request that will never be answered, or not yet.
         asked: Arc<Notify>,
+        /// Has one that waits answered.
+        answers: Arc<Notify>,
         stop: oneshot::Sender<()>,
         serving: tokio::task::JoinHandle<()>,
     }
 
-    /// A port with one route, `/`, that answers at once, and another, `/never`, that never does.
+    /// A port with one route, `/`, that answers at once, another, `/later`, that answers when it is told to, and `/never`.
     async fn open(limits: Limits) -> Port {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();
         let now = exactly("/").map(|| reply::json(&"here"));
         let asked = Arc::new(Notify::new());
+        let answers = Arc::new(Notify::new());
+        let (told, answered_by) = (asked.clone(), answers.clone());
+        let later = exactly("/later").and_then(move || {
+            told.notify_one();
+            let answered_by = answered_by.clone();
+            async move {
+                answered_by.notified().await;
+                Ok::<_, warp::Rejection>(reply::json(&"here"))
+            }
+        });
         let told = asked.clone();
         let never = exactly("/never").and_then(move || {
             told.notify_one();
             std::future::pending::<Result<Answer, warp::Rejection>>()
         });
-        let serving = serve_routes(listener, answered(now.or(never).unify()), limits, async {
+        let serving = serve_routes(listener, answered(now.or(later).unify().or(never).unify()), limits, async {
             let _ = stopped.await;
         });
-        Port { address, asked, stop, serving: tokio::spawn(serving) }
+        Port { address, asked, answers, stop, serving: tokio::spawn(serving) }
     }
 
     /// What comes until the other side closes.
@@ -273,9 +290,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_request_in_hand_has_its_time_although_its_connection_is_old() {
+        let limits = Limits {
+            connections: 9,
+            head_within: Duration::from_secs(60),
+            oldest: Duration::from_millis(200),
+            request_within: Duration::from_secs(60),
+            drain: Duration::from_millis(50),
+            ..LIMITS
+        };
+        let Port { address, asked, answers, stop, serving } = open(limits).await;
+        let (mut busy, mut lost) = (connect(address).await, connect(address).await);
+        for (stream, path) in [(&mut busy, "/later"), (&mut lost, "/never")] {
+            ask(stream, path).await;
+            asked.notified().await;
+        }
+        // An idle one that came later is closed at that age: those are old by then, and at the second for longer than the drain.
+        for _ in 0..2 {
+            let mut idle = connect(address).await;
+            ask(&mut idle, "/").await;
+            answer(&mut idle).await;
+            assert_eq!(rest_of(&mut idle).await, "");
+        }
+        answers.notify_one();
+        let whole = rest_of(&mut busy).await;
+        assert!(whole.starts_with("HTTP/1.1 200") && whole.ends_with("here\""), "{whole}");
+        // Closed after that answer: it takes no further request. And at a stop nobody waits for what never comes.
+        let begun = std::time::Instant::now();
+        stop.send(()).expect("it serves");
+        serving.await.expect("it ends");
+        assert!(begun.elapsed() < limits.request_within / 2, "the stop waited for an old connection");
+        assert_eq!(rest_of(&mut lost).await, "");
+    }
+
+    #[tokio::test]
     async fn a_stop_closes_idle_connections_and_gives_requests_in_hand_their_time() {
         let limits = Limits { connections: 9, head_within: Duration::from_secs(60), ..LIMITS };
-        let Port { address, asked, stop, serving } = open(limits).await;
+        let Port { address, asked, stop, serving, .. } = open(limits).await;
         let (mut idle, mut busy) = (connect(address).await, connect(address).await);
         ask(&mut idle, "/").await;
         answer(&mut idle).await;

@@ -20,6 +20,7 @@ const LIMITS: Limits = Limits {
     one_file_in: 8,
     head_within: Duration::from_secs(10),
     oldest: Duration::from_secs(120),
+    request_within: Duration::from_secs(120),
     drain: Duration::from_secs(1),
 };
 
