@@ -10,8 +10,8 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use facts::{
-    Beat, ChainFacts, Ended, Facts, Hold, Incomplete, NextBlock, PartSays, ProjectionFacts, Rebuilding, Says, Seen,
-    Trouble,
+    Beat, ChainFacts, Ended, Facts, Hold, Incomplete, Keeps, NextBlock, PartSays, ProjectionFacts, Rebuilding, Says,
+    Seen, Trouble,
 };
 
 /// A process that has not written its heartbeat for so long is taken for dead or frozen. Three beats.

@@ -8,8 +8,8 @@ use tokio_postgres::{Client, GenericClient, Row};
 
 use super::{Store, StoreError, StoreFault, migrate};
 use crate::chain::verdict::{
-    Beat, ChainFacts, ChainVerdict, Ended, Facts, Hold, Incomplete, NextBlock, ProjectionFacts, ProjectionVerdict,
-    Rebuilding, Says, Verdict, judge, judge_database,
+    Beat, ChainFacts, ChainVerdict, Ended, Facts, Hold, Incomplete, Keeps, NextBlock, ProjectionFacts,
+    ProjectionVerdict, Rebuilding, Says, Verdict, judge, judge_database,
 };
 use crate::chain::{BlockRef, Hash};
 
@@ -79,10 +79,14 @@ impl Pulse {
     /// Names the one that a statement waited for in vain.
     async fn with_holder<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match result {
-            Err(error) if error.fault() == StoreFault::Contended => match holds(&self.client).await?.first() {
-                Some(hold) => Err(StoreError::Held { what: hold.words(), pid: hold.pid }),
-                None => Err(error),
-            },
+            Err(error) if error.fault() == StoreFault::Contended => {
+                let held = held(&self.client).await?;
+                // What is read waits for nobody who holds no more than rows.
+                match held.iter().find(|held| held.hold.keeps == Keeps::All).or(held.first()) {
+                    Some(Held { hold, .. }) => Err(StoreError::Held { what: hold.words(), pid: hold.pid }),
+                    None => Err(error),
+                }
+            }
             other => other,
         }
     }
@@ -173,17 +177,54 @@ async fn beats<C: GenericClient>(client: &C) -> Result<Vec<Beat>, StoreError> {
         .collect()
 }
 
-async fn holds<C: GenericClient>(client: &C) -> Result<Vec<Hold>, StoreError> {
+/// Somebody who holds a lock, and the table, or the place of a row in it, that is waited for, as far as those are known.
+struct Held {
+    hold: Hold,
+    relation: Option<String>,
+    place: Option<String>,
+}
+
+/// Who holds what, by the catalog alone: whose rows are waited for is not known.
+async fn held<C: GenericClient>(client: &C) -> Result<Vec<Held>, StoreError> {
     let rows = client.query_typed(include_str!("../../sql/queries/holds.sql"), &[]).await?;
     rows.iter()
         .map(|row| {
-            Ok(Hold {
+            let (relation, place): (Option<String>, Option<String>) = (row.try_get("relation")?, row.try_get("place")?);
+            let is_ours = relation.as_ref().is_some_and(|relation| relation.starts_with("ebbtide."));
+            let hold = Hold {
                 pid: row.try_get("pid")?,
                 who: row.try_get("who")?,
                 does: row.try_get("does")?,
                 open_seconds: row.try_get("open_seconds")?,
                 what: row.try_get("what")?,
-            })
+                keeps: if is_ours && place.is_none() { Keeps::All } else { Keeps::Unknown },
+            };
+            Ok(Held { hold, relation, place })
+        })
+        .collect()
+}
+
+/// Who holds what, and whose work that keeps.
+async fn holds<C: GenericClient>(client: &C) -> Result<Vec<Hold>, StoreError> {
+    let held = held(client).await?;
+    if held.is_empty() {
+        return Ok(Vec::new());
+    }
+    let relations: Vec<Option<&str>> = held.iter().map(|held| held.relation.as_deref()).collect();
+    let places: Vec<Option<&str>> = held.iter().map(|held| held.place.as_deref()).collect();
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&relations, Type::TEXT_ARRAY), (&places, Type::TEXT_ARRAY)];
+    let rows = client.query_typed(include_str!("../../sql/queries/kept_by_holds.sql"), &parameters).await?;
+    held.into_iter()
+        .zip(&rows)
+        .map(|(Held { hold, .. }, row)| {
+            let (chain, projection): (Option<String>, Option<String>) =
+                (row.try_get("chain")?, row.try_get("projection")?);
+            let keeps = match (&chain, &projection) {
+                (None, None) => hold.keeps.clone(),
+                _ => Keeps::Only { chain, projection },
+            };
+            Ok(Hold { keeps, ..hold })
         })
         .collect()
 }

@@ -159,8 +159,40 @@ pub struct Hold {
     pub does: Option<String>,
     /// For how many seconds its transaction has been open, as far as this role may see it.
     pub open_seconds: Option<f64>,
-    /// What is held, where that is known: a table.
+    /// What is held, where that is known: a table, or a row of one.
     pub what: Option<String>,
+    /// Whose work it keeps from going on.
+    pub keeps: Keeps,
+}
+
+/// Whose work somebody keeps from going on who holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keeps {
+    /// Everybody's: he holds a table that all of them need.
+    All,
+    /// That of one chain, of one projection; None means whichever it is.
+    Only {
+        /// The chain's name.
+        chain: Option<String>,
+        /// The projection.
+        projection: Option<String>,
+    },
+    /// That of one of our sessions; the lock does not tell what for.
+    Unknown,
+}
+
+impl Keeps {
+    /// Whether this projection on this chain is sure to be among them.
+    pub(super) fn includes(&self, of_chain: &str, of_projection: &str) -> bool {
+        match self {
+            Keeps::All => true,
+            Keeps::Only { chain, projection } => {
+                chain.as_ref().is_none_or(|chain| chain == of_chain)
+                    && projection.as_ref().is_none_or(|projection| projection == of_projection)
+            }
+            Keeps::Unknown => false,
+        }
+    }
 }
 
 impl Hold {

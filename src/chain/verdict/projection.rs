@@ -1,6 +1,6 @@
 //! How a projection is.
 
-use super::facts::{Beat, ChainFacts, Ended, Facts, PartSays, ProjectionFacts};
+use super::facts::{Beat, ChainFacts, Ended, Facts, Hold, Keeps, PartSays, ProjectionFacts};
 use super::{
     MOST_IN_HAND, PASSES_WITHIN_SECONDS, ProjectionVerdict, STANDS_AFTER_SECONDS, State, Verdict, blocks, duration,
 };
@@ -50,6 +50,10 @@ fn lag(chain: &ChainFacts, projection: &ProjectionFacts) -> Lag {
 /// The first height that counts.
 fn first_height(chain: &ChainFacts, projection: &ProjectionFacts) -> Option<i64> {
     chain.start_height.or(chain.lowest).or(chain.head_height).max(projection.start_height)
+}
+
+fn let_go(hold: &Hold) -> String {
+    format!("end that transaction, or select pg_terminate_backend({})", hold.pid)
 }
 
 struct Case<'a> {
@@ -209,9 +213,15 @@ impl Case<'_> {
     }
 
     fn locked(&self) -> Option<Verdict> {
-        let hold = self.facts.holds.first()?;
-        let remedy = format!("end that transaction, or select pg_terminate_backend({})", hold.pid);
-        Some(Verdict::new(State::Waiting, format!("for {}", hold.words()), remedy))
+        let (chain, projection) = (&self.chain.name, &self.projection.name);
+        let hold = self.facts.holds.iter().find(|hold| hold.keeps.includes(chain, projection))?;
+        Some(Verdict::new(State::Waiting, format!("for {}", hold.words()), let_go(hold)))
+    }
+
+    /// Somebody is waited for, and nothing says that it is this one who waits.
+    fn perhaps_locked(&self) -> Option<Verdict> {
+        let hold = self.facts.holds.iter().find(|hold| hold.keeps == Keeps::Unknown)?;
+        Some(Verdict::new(State::Waiting, format!("one of our sessions waits for {}", hold.words()), let_go(hold)))
     }
 
     /// What all living processors say of it, or of themselves: one that is well is enough.
@@ -259,6 +269,9 @@ impl Case<'_> {
                 self.projection.name
             );
             return Some(Verdict::new(State::Silent, reason, remedy));
+        }
+        if let Some(verdict) = self.perhaps_locked() {
+            return Some(verdict);
         }
         let what = match self.projection.differs_from {
             Some(from) => format!("it stands on blocks that were replaced, from {from} on"),
