@@ -315,6 +315,50 @@ async fn logs_that_a_node_leaves_out_are_missed() {
     }
 }
 
+/// A node may have a block before its logs. That it has had time for them is shown by a block far above, and not by what it
+/// or another node once said to be the head.
+#[tokio::test]
+async fn a_head_far_above_makes_no_block_old_that_has_none_above_it() {
+    let blocks = lively(100, "a");
+    for said in [163, 100_099] {
+        let node = FakeNode::start(31337, blocks.clone()).await;
+        node.lie(1, Fault::HeadAt(said));
+        let source = following(&[&node], &[TOKEN]).await;
+        node.fault(Fault::LogsLeftOut(99));
+        let error = source.blocks(range(90, 99)).await.unwrap_err();
+        assert_eq!(error.kind(), FaultKind::Transient, "{error}");
+        assert!(error.to_string().contains("make up its bloom"), "{error}");
+        node.heal();
+        assert_eq!(source.blocks(range(90, 99)).await.unwrap(), expected(&blocks[90..], &[TOKEN]));
+    }
+    let longer = lively(300, "a");
+    let (ahead, behind) = (FakeNode::start(31337, longer).await, FakeNode::start(31337, blocks.clone()).await);
+    let source = following(&[&ahead, &behind], &[TOKEN]).await;
+    ahead.fault(Fault::DropSocket);
+    behind.fault(Fault::LogsLeftOut(99));
+    let error = source.blocks(range(90, 99)).await.unwrap_err();
+    assert!(error.to_string().contains("make up its bloom"), "{error}");
+    behind.heal();
+    assert_eq!(source.blocks(range(90, 99)).await.unwrap(), expected(&blocks[90..], &[TOKEN]));
+}
+
+/// What is called final above the head says nothing: not both can be true.
+#[tokio::test]
+async fn what_is_called_final_above_the_head_leaves_what_was_final() {
+    let node = FakeNode::start(31337, lively(100, "a")).await;
+    node.set_finalized(Some(40));
+    let source = following(&[&node], &[]).await;
+    let finalized = async || source.head().await.unwrap().finalized.map(|height| height.get());
+    for above in [100, 100_099] {
+        node.lie(1, Fault::FinalizedAt(above));
+        assert_eq!(finalized().await, Some(40), "{above} above a head at 99");
+        assert!(node.has_lied());
+        assert_eq!(finalized().await, Some(40));
+    }
+    node.lie(1, Fault::FinalizedAt(100_099));
+    assert_eq!(self::source(&[&node]).head().await.unwrap().finalized, None, "nothing was called final before");
+}
+
 #[tokio::test]
 async fn a_bloom_that_rules_a_log_out_is_a_contradiction_unless_blooms_do_not_count() {
     let no_bloom = format!("0x{}", "00".repeat(256));

@@ -381,6 +381,22 @@ async fn nodes_that_do_not_tell_what_is_on_l1_name_no_final_block() {
     assert_eq!(fault_of(source.head().await).0, FaultKind::Transient);
 }
 
+/// A node may have a block before it finds the events in it: a search is for blocks that have others far above them, whatever
+/// was once said to be the head.
+#[tokio::test]
+async fn a_head_far_above_makes_no_block_old_that_has_none_above_it() {
+    let blocks = lively(100, "a");
+    for said in [163, 100_099] {
+        let node = FakeStarknet::start(blocks.clone()).await;
+        node.lie(1, Fault::HeadAt(said));
+        let source = following(&node, tokens(&[TOKEN])).await;
+        assert!(node.has_lied());
+        node.fault(Fault::LogsLeftOut(99));
+        let read = source.blocks(range(90, 99)).await.unwrap();
+        assert_eq!(rows(&read), expected(&blocks[90..], &[TOKEN]), "the head was said to be {said}");
+    }
+}
+
 /// The vault makes a round in each tenth block; each round speaks in its own block and in the next three.
 fn with_rounds(number: u64) -> Vec<FakeTx> {
     let round = |n: u64| format!("{:#x}", 0x1000 + n);

@@ -26,7 +26,8 @@ use super::http::{self, Reply};
 pub use chain::{FakeBlock, FakeTx, blocks_from, hash_of, new_token, transfer};
 pub use query::{Asked, Bounds};
 
-/// A way to misbehave; it hits every question until [`FakeIndexer::heal`].
+/// A way to misbehave; it hits every question until [`FakeIndexer::heal`], or so many that ask about it
+/// ([`FakeIndexer::lie`]).
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// Every list is `null`, whatever there is.
@@ -79,9 +80,22 @@ pub enum Fault {
     DropSocket,
 }
 
+impl Fault {
+    /// Whether this question is answered in another way because of it.
+    fn is_about(&self, asked: &Asked) -> bool {
+        match self {
+            Fault::HeadAhead(_) => asked.head,
+            Fault::ChainId(_) => asked.blocks.is_some(),
+            _ => true,
+        }
+    }
+}
+
 struct State {
     blocks: Vec<FakeBlock>,
     faults: Vec<Fault>,
+    /// How often each is still told.
+    lies: Vec<(u64, Fault)>,
     asked: Vec<Asked>,
     /// Whether `func` is known, as before v0.7.0.
     knows_func: bool,
@@ -98,7 +112,8 @@ pub struct FakeIndexer {
 impl FakeIndexer {
     /// Serves these blocks, ascending.
     pub async fn start(blocks: Vec<FakeBlock>) -> FakeIndexer {
-        let state = Arc::new(Mutex::new(State { blocks, faults: Vec::new(), asked: Vec::new(), knows_func: false }));
+        let (faults, lies, asked) = Default::default();
+        let state = Arc::new(Mutex::new(State { blocks, faults, lies, asked, knows_func: false }));
         let (announce, _) = broadcast::channel(64);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -149,7 +164,18 @@ impl FakeIndexer {
         self.state().faults.push(fault);
     }
 
+    /// Misbehaves so towards the next so many questions that are about it, and not towards others.
+    pub fn lie(&self, times: u64, fault: Fault) {
+        self.state().lies.push((times, fault));
+    }
+
+    /// Whether every lie was told as often as it was to be.
+    pub fn has_lied(&self) -> bool {
+        self.state().lies.is_empty()
+    }
+
     pub fn heal(&self) {
+        self.state().lies.clear();
         self.state().faults.clear();
     }
 
@@ -282,7 +308,15 @@ fn reply(state: &Mutex<State>, head: &str, body: &[u8]) -> Reply {
             _ => {}
         }
     }
+    let honest = state.faults.len();
+    let State { lies, faults, .. } = &mut *state;
+    for (left, lie) in lies.iter_mut().filter(|(_, lie)| lie.is_about(&asked)) {
+        *left -= 1;
+        faults.push(lie.clone());
+    }
+    lies.retain(|(left, _)| *left > 0);
     let (data, cap) = query::answer(&asked, &state.blocks, &state.faults);
+    state.faults.truncate(honest);
     let body = match cap {
         Some(cap) => refusal(&format!("max elements per query reached ({cap})"), data),
         None => json!({ "data": data }).to_string(),

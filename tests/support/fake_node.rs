@@ -92,8 +92,15 @@ fn call_result(state: &State<Evm>, method: &str, params: &Value) -> Answer {
     let missing =
         |block: &FakeBlock| state.faults.iter().any(|f| matches!(f, Fault::MissingBlock(h) if *h == block.number));
     match method {
-        "eth_chainId" => Ok(json!(format!("{:#x}", state.chain_id))),
-        "eth_blockNumber" => Ok(json!(format!("{head:#x}"))),
+        "eth_chainId" => {
+            let other =
+                state.faults.iter().find_map(|f| if let Fault::NetworkIs(id) = f { Some(json!(id)) } else { None });
+            Ok(other.unwrap_or_else(|| json!(format!("{:#x}", state.chain_id))))
+        }
+        "eth_blockNumber" => {
+            let made_up = state.faults.iter().find_map(|f| if let Fault::HeadAt(at) = f { Some(*at) } else { None });
+            Ok(json!(format!("{:#x}", made_up.unwrap_or(head))))
+        }
         "eth_getBlockByNumber" => {
             let mut wanted = height(&params[0])?;
             if state.faults.iter().any(|f| matches!(f, Fault::WrongBlock)) {

@@ -217,16 +217,31 @@ impl State<Starknet> {
         self.blocks.last().map_or(0, |block| block.number)
     }
 
+    /// The height that a lie gives the head.
+    fn made_up(&self) -> Option<u64> {
+        self.faults.iter().find_map(|f| if let Fault::HeadAt(at) = f { Some(*at) } else { None })
+    }
+
     fn is_odd(&self, matches: impl Fn(&Oddity) -> bool) -> bool {
         self.oddities.iter().any(matches)
     }
 
     fn call(&self, method: &str, params: &Value) -> Answer {
         match method {
-            "starknet_chainId" => Ok(json!(self.chain_id)),
+            "starknet_chainId" => {
+                let other =
+                    self.faults.iter().find_map(|f| if let Fault::NetworkIs(id) = f { Some(json!(id)) } else { None });
+                Ok(other.unwrap_or_else(|| json!(self.chain_id)))
+            }
             "starknet_specVersion" => Ok(json!(self.spec)),
             "starknet_blockNumber" => Ok(json!(self.head())),
             "starknet_blockHashAndNumber" => match self.blocks.last() {
+                Some(_) if self.made_up().is_some() => {
+                    let number = self.made_up();
+                    Ok(
+                        json!({"block_hash": padded(&format!("{:#x}", number.unwrap_or_default())), "block_number": number}),
+                    )
+                }
                 Some(head) => Ok(json!({"block_hash": padded(&head.hash), "block_number": head.number})),
                 None => Err((32, "There are no blocks".to_owned())),
             },
@@ -255,6 +270,15 @@ impl State<Starknet> {
     }
 
     fn block(&self, id: &Value, receipts: bool) -> Answer {
+        let lie = self.faults.iter().find_map(|f| if let Fault::FinalizedAt(at) = f { Some(*at) } else { None });
+        if let Some(number) = lie.filter(|_| id == "l1_accepted") {
+            let hash = format!("{number:#x}");
+            let block =
+                FakeStarkBlock { number, parent_hash: hash.clone(), hash, timestamp: number, transactions: vec![] };
+            let mut answer = block.header(true);
+            answer["transactions"] = json!([]);
+            return Ok(answer);
+        }
         let number = match id {
             Value::String(tag) if tag == "latest" => self.head(),
             Value::String(tag) if tag == "l1_accepted" => match self.on_l1 {

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::http::{self, Reply};
 
-/// A way to misbehave; it hits every request until [`RpcNode::heal`].
+/// A way to misbehave; it hits every request until [`RpcNode::heal`], or so many that ask about it ([`RpcNode::lie`]).
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// Every result is null.
@@ -76,10 +76,26 @@ pub enum Fault {
     HeadAt(u64),
     /// `finalized` is a block at this height that nobody made.
     FinalizedAt(u64),
+    /// The network calls itself this.
+    NetworkIs(&'static str),
     /// The node does not know the `finalized` tag.
     NoFinalized,
     /// Calls about old state fail.
     NoState,
+}
+
+impl Fault {
+    /// Whether this call is answered in another way because of it; what is no lie about the chain strikes every call.
+    fn is_about(&self, call: &Value) -> bool {
+        let call = call.to_string();
+        let names = |words: &[&str]| words.iter().any(|word| call.contains(word));
+        match self {
+            Fault::HeadAt(_) => names(&["\"latest\"", "eth_blockNumber", "starknet_blockHashAndNumber"]),
+            Fault::FinalizedAt(_) => names(&["\"finalized\"", "\"l1_accepted\""]),
+            Fault::NetworkIs(_) => names(&["_chainId\""]),
+            _ => true,
+        }
+    }
 }
 
 /// What a node says to one call.
@@ -99,6 +115,8 @@ pub trait Serves: Sized + Send + 'static {
 pub struct State<C: Serves> {
     pub(super) blocks: Vec<C::Block>,
     pub(super) faults: Vec<Fault>,
+    /// How often each is still told.
+    lies: Vec<(u64, Fault)>,
     requests: u64,
     calls: HashMap<String, u64>,
     swap: Option<(u64, Vec<C::Block>)>,
@@ -131,7 +149,15 @@ pub struct RpcNode<C: Serves> {
 impl<C: Serves> RpcNode<C> {
     /// Serves these blocks (ascending, without a hole).
     pub(super) async fn serve(kind: C, blocks: Vec<C::Block>) -> RpcNode<C> {
-        let state = State { blocks, faults: Vec::new(), requests: 0, calls: HashMap::new(), swap: None, kind };
+        let state = State {
+            blocks,
+            faults: Vec::new(),
+            lies: Vec::new(),
+            requests: 0,
+            calls: HashMap::new(),
+            swap: None,
+            kind,
+        };
         let state = Arc::new(Mutex::new(state));
         let (announce, _) = broadcast::channel(64);
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -183,8 +209,19 @@ impl<C: Serves> RpcNode<C> {
         self.state().faults.push(fault);
     }
 
+    /// Misbehaves so towards the next so many requests that are about it, and not towards others.
+    pub fn lie(&self, times: u64, fault: Fault) {
+        self.state().lies.push((times, fault));
+    }
+
+    /// Whether every lie was told as often as it was to be.
+    pub fn has_lied(&self) -> bool {
+        self.state().lies.is_empty()
+    }
+
     pub fn heal(&self) {
         let mut state = self.state();
+        state.lies.clear();
         state.faults.clear();
         state.kind.heal();
     }
@@ -258,8 +295,17 @@ fn reply<C: Serves>(state: &Mutex<State<C>>, request: &Value) -> Reply {
     for call in calls_of(request) {
         *state.calls.entry(call["method"].as_str().unwrap().to_owned()).or_default() += 1;
     }
-    let state = &*state;
-    said(&state.faults, request, |call| C::call(state, call["method"].as_str().unwrap(), &call["params"]))
+    let calls = calls_of(request);
+    let honest = state.faults.len();
+    let State { lies, faults, .. } = &mut *state;
+    for (left, lie) in lies.iter_mut().filter(|(_, lie)| calls.iter().any(|call| lie.is_about(call))) {
+        *left -= 1;
+        faults.push(lie.clone());
+    }
+    lies.retain(|(left, _)| *left > 0);
+    let reply = said(&state.faults, request, |call| C::call(&state, call["method"].as_str().unwrap(), &call["params"]));
+    state.faults.truncate(honest);
+    reply
 }
 
 /// The calls of a request.

@@ -1,7 +1,8 @@
 //! Blocks with their logs from one endpoint, each checked against the header it belongs to.
 //!
 //! Near the head logs are asked for by block hash, so that an answer can only be of that block. Deep in history they
-//! are asked for by range, and the hash in each log is compared with the header at its height.
+//! are asked for by range, and the hash in each log is compared with the header at its height. How deep something lies is
+//! shown by a block far above it, and not by what was said to be the head.
 
 use std::ops::RangeInclusive;
 
@@ -16,7 +17,7 @@ use crate::chain::{Block, Height, Link};
 use crate::sources::SourceError;
 use crate::sources::rpc::endpoint::{Call, Endpoint};
 use crate::sources::rpc::fault::Verdict;
-use crate::sources::rpc::linked::{Form, Linked, linked, numbers, some};
+use crate::sources::rpc::linked::{Form, Linked, is_old, linked, numbers, some};
 
 /// Blocks that are read by hash in one go.
 const BY_HASH_AT_ONCE: u64 = 64;
@@ -147,7 +148,8 @@ impl Fetch<'_> {
     ) -> Result<(), SourceError> {
         let suspects = self.check(filters).blocks(headers, logs).map_err(|fault| self.fault(fault))?;
         let suspects: Vec<&Header> = headers.iter().filter(|h| suspects.contains(&h.link.hash)).collect();
-        if by_range {
+        let Some(highest) = suspects.last().map(|header| header.link.height) else { return Ok(()) };
+        if by_range && is_old(self.endpoint, highest, NEAR_HEAD, &HEADERS).await? {
             self.read_again(filters, &suspects, logs).await
         } else {
             self.prove_complete(filters, &suspects, logs).await
@@ -229,9 +231,6 @@ impl Fetch<'_> {
         suspects: &[&Header],
         logs: &mut Logs,
     ) -> Result<(), SourceError> {
-        if suspects.is_empty() {
-            return Ok(());
-        }
         let again = self.logs_by_hash(filters, suspects).await?;
         let mut blooms = Blooms::default();
         for (header, found) in by_header(suspects, again) {
@@ -249,7 +248,7 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Near the head: a node may name a block before it has its logs, and then answers with an empty list. All logs
+    /// Near the head, also where it was said to be farther off: a node may name a block before it has its logs, and then answers with an empty list. All logs
     /// of the block together must make up the header's bloom.
     async fn prove_complete(
         &self,
@@ -257,9 +256,6 @@ impl Fetch<'_> {
         suspects: &[&Header],
         logs: &mut Logs,
     ) -> Result<(), SourceError> {
-        if suspects.is_empty() {
-            return Ok(());
-        }
         let calls: Vec<Call> = suspects.iter().map(|header| logs_of(header, None)).collect();
         let all = self.ask_by_hash(suspects, &calls).await?;
         let mut blooms = Blooms::default();

@@ -99,6 +99,17 @@ pub(crate) async fn linked<T: Linked>(
     Ok(blocks)
 }
 
+/// Whether a node has the block that lies so far above: what is old may be read in a cheaper way, and that the head is far
+/// above is no more than a claim, perhaps another node's.
+pub(crate) async fn is_old<T: Linked>(
+    endpoint: &Endpoint,
+    height: Height,
+    depth: u64,
+    form: &Form<T>,
+) -> Result<bool, SourceError> {
+    Ok(!linked(endpoint, vec![height.plus(depth).get()], form, None).await?.is_empty())
+}
+
 /// What was read from this height on, of which there must be something.
 pub(crate) fn some<T>(endpoint: &Endpoint, first: Height, read: Vec<T>) -> Result<Vec<T>, SourceError> {
     if read.is_empty() {

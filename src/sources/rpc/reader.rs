@@ -238,9 +238,10 @@ impl Reader {
     }
 
     /// A node's head, and the newest block that it calls final, if it names one. Once one was named, a node that names none (a
-    /// busy one, or another one after a fail-over) must not make it look as if nothing were final.
+    /// busy one, or another one after a fail-over) must not make it look as if nothing were final; nor does one above the head
+    /// say anything, since not both can be true.
     pub(crate) fn head(&self, block: BlockRef, finalized: Option<Height>) -> Head {
-        if let Some(finalized) = finalized {
+        if let Some(finalized) = finalized.filter(|finalized| *finalized <= block.height) {
             self.finalized.set(finalized);
         }
         self.head.set(block.height);

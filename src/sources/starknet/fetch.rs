@@ -18,7 +18,7 @@ use crate::chain::felt::Felt;
 use crate::chain::{Block, Height, Link};
 use crate::sources::SourceError;
 use crate::sources::rpc::endpoint::{Call, Endpoint};
-use crate::sources::rpc::linked::{Form, Linked, linked, numbers, some};
+use crate::sources::rpc::linked::{Form, Linked, is_old, linked, numbers, some};
 
 /// How far below the head blocks are read whole.
 pub(super) const NEAR_HEAD: u64 = 64;
@@ -69,7 +69,7 @@ impl Fetch<'_> {
     pub(super) async fn blocks(&self, heights: RangeInclusive<Height>) -> Result<Vec<Block>, SourceError> {
         if !self.decoder.discovers() {
             let mut nothing = Found::default();
-            let read = if self.worth_searching(&heights, &nothing) {
+            let read = if self.worth_searching(&heights, &nothing).await? {
                 self.search(&heights, &nothing).await?
             } else {
                 self.whole(heights).await?
@@ -77,7 +77,7 @@ impl Fetch<'_> {
             return Ok(self.decode(&read, &mut nothing).0);
         }
         let turn = self.turns.begin(&heights);
-        if self.worth_searching(&heights, &self.turns.found()) {
+        if self.worth_searching(&heights, &self.turns.found()).await? {
             // What to search for shows only when everything below was decoded.
             loop {
                 self.come(&turn).await?;
@@ -119,9 +119,11 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    fn worth_searching(&self, heights: &RangeInclusive<Height>, found: &Found) -> bool {
-        self.old_to.is_some_and(|old_to| *heights.end() <= old_to)
-            && self.decoder.wanted(found).is_some_and(|wanted| wanted.len() <= MOST_SEARCHED)
+    /// A node may have a block before it finds the events in it, so that a search is for blocks that are old.
+    async fn worth_searching(&self, heights: &RangeInclusive<Height>, found: &Found) -> Result<bool, SourceError> {
+        let worth = self.old_to.is_some_and(|old_to| *heights.end() <= old_to)
+            && self.decoder.wanted(found).is_some_and(|wanted| wanted.len() <= MOST_SEARCHED);
+        Ok(worth && is_old(self.endpoint, *heights.end(), NEAR_HEAD, &HEADERS).await?)
     }
 
     async fn whole(&self, heights: RangeInclusive<Height>) -> Result<Vec<Receipted>, SourceError> {
