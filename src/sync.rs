@@ -24,7 +24,7 @@ use self::fetch::Fetcher;
 use self::following::Following;
 use self::lag::Lag;
 use crate::chain::{Block, BlockRef, ChainId, Height};
-use crate::sources::{Head, Identity, Source};
+use crate::sources::{Head, Identity, Source, SourceError};
 use crate::store::{ChainRow, ChainSettings, LockHolder, NewBlocks, Store, StoredChain, SyncLock, Written};
 
 /// How the syncer goes about it.
@@ -324,6 +324,7 @@ impl Syncer {
             Move::Restart => (None, Some(Vec::new())),
         };
         let replace = down.is_some();
+        let undone = down.as_ref().and_then(|down| down.first()).cloned();
         let reset = replace && ancestor.as_ref().map(|a| a.height) < chain.final_height;
         if let Some(down) = down.filter(|down| !down.is_empty())
             && !lock.hold_during(self.source.confirm_undo(&down, &head.block)).await?
@@ -338,7 +339,7 @@ impl Syncer {
             Some(ancestor) => ancestor.height.next(),
             None => self.first_height(lock, &stored).await?,
         };
-        let write = Write { chain, head: &head, reset };
+        let write = Write { chain, head: &head, undone: undone.as_ref(), reset };
         self.store_range(lock, write, ancestor, replace, from).await
     }
 
@@ -377,6 +378,9 @@ impl Syncer {
         let at_once = if replace { REPLACEMENT_BLOCKS } else { 0 };
         while let Some(blocks) = lock.hold_during(fetcher.next()).await? {
             check_links(before_of(&pending, before.as_ref()), &blocks)?;
+            if replace {
+                check_differs(write.undone, &blocks)?;
+            }
             pending.extend(blocks);
             let ended = pending.last().is_some_and(|b| b.link.height >= head_height);
             if !ended && pending.len() < at_once {
@@ -475,11 +479,25 @@ const REPLACEMENT_BLOCKS: usize = 1_000;
 struct Write<'a> {
     chain: &'a ChainRow,
     head: &'a Head,
+    /// The lowest of our blocks that are to go.
+    undone: Option<&'a BlockRef>,
     reset: bool,
 }
 
 fn before_of(pending: &[Block], before: Option<&BlockRef>) -> Option<BlockRef> {
     pending.last().map(|b| b.link.block_ref()).or_else(|| before.cloned())
+}
+
+/// A head at or below ours is believed once its blocks differ from ours: one that names another block, where the source then
+/// gives our own, was wrong, and nothing goes for it.
+fn check_differs(undone: Option<&BlockRef>, blocks: &[Block]) -> Result<(), SourceError> {
+    match undone.filter(|undone| blocks.iter().any(|block| block.link.block_ref() == **undone)) {
+        Some(ours) => Err(SourceError::transient(format!(
+            "the source named another block {} than ours, and then gave ours ({ours}): nothing is replaced",
+            ours.height
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn check_links(before: Option<BlockRef>, blocks: &[Block]) -> Result<(), SyncError> {
