@@ -40,7 +40,7 @@ pub struct Head {
 pub struct Identity {
     /// The grammar of its texts.
     pub kind: Kind,
-    /// What the network calls itself (`eth_chainId` in decimal, for example); kept at first sight in
+    /// What the network calls itself (`eth_chainId` in decimal, for example); kept with the first blocks in
     /// `chains.network_id`, and another one stops the syncer.
     pub network_id: Option<String>,
 }
@@ -75,7 +75,7 @@ pub struct TokenMetadata {
 /// source can: each block is the one asked for, and its events belong to its hash.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// What is behind this source; the first call, and again after a fail-over.
+    /// What is behind this source, asked anew: the first call, and again after a fail-over.
     async fn identify(&self) -> Result<Identity, SourceError>;
 
     /// Our tip and the position stored with it, before any block is asked for ([`identify`](Source::identify) and

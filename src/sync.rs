@@ -90,6 +90,7 @@ pub async fn run(
         settings,
         watcher,
         shutdown: shutdown.clone(),
+        network_id: None,
         descriptions: None,
         following: Following::default(),
         started_well: false,
@@ -136,6 +137,8 @@ struct Syncer {
     settings: SyncSettings,
     watcher: Arc<dyn SyncWatcher>,
     shutdown: CancellationToken,
+    /// What the source called itself when the session began.
+    network_id: Option<String>,
     /// None outside of a session.
     descriptions: Option<Descriptions>,
     following: Following,
@@ -167,6 +170,7 @@ impl Syncer {
         }
         let stored = self.settle(&mut lock, &identity).await?;
         let chain = &stored.chain;
+        self.network_id = identity.network_id;
         let tip = stored.tip.clone().filter(|_| !self.begins_below(&stored));
         self.descriptions = Some(Descriptions::start(self.store.clone(), self.source.clone(), id));
         // Whom the source followed in an earlier session may be another's by now.
@@ -256,7 +260,7 @@ impl Syncer {
         let settings = &self.settings.chain;
         let moved = settle::check(claim.stored(), settings, identity, self.settings.allow_reset)?;
         let listed_only = self.source.follows().is_some();
-        let stored = claim.settle(settings, identity.kind, identity.network_id.as_deref(), listed_only).await?;
+        let stored = claim.settle(settings, identity.kind, listed_only).await?;
         if let Some(settle::MovedStart { from, to }) = moved {
             let chain = &stored.chain.name;
             let what = if self.begins_below(&stored) {
@@ -428,6 +432,7 @@ impl Syncer {
             final_height: final_height(write.head, last, write.chain.finality_depth),
             position: write.head.position.as_ref().filter(|_| ended),
             reset: write.reset && replace,
+            network_id: self.network_id.as_deref(),
             vaults: self.following.followed(),
         };
         match lock.write(&new).await? {

@@ -167,6 +167,7 @@ async fn write_over(
         },
         position: None,
         reset: false,
+        network_id: None,
         vaults: &[],
     };
     assert!(matches!(lock.write(&new).await.unwrap(), Written::Stored { .. }));

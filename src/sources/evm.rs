@@ -18,7 +18,7 @@ mod signatures;
 pub mod wire;
 
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alloy_primitives::{Address, U256, hex};
@@ -117,7 +117,8 @@ pub struct EvmSource {
     factories: Vec<FactorySettings>,
     /// Made before the network is known: all but the wrapped native token is as it will be.
     early_decoder: Decoder,
-    decoder: OnceLock<Arc<Decoder>>,
+    /// With the network that it is for.
+    decoder: Mutex<Option<(Option<String>, Arc<Decoder>)>>,
     follow: Follow,
     check_bloom: bool,
     /// The header that a node gave as its head the last time, which it need not be asked for again.
@@ -150,7 +151,7 @@ impl EvmSource {
             decode,
             factories: settings.factories,
             early_decoder,
-            decoder: OnceLock::new(),
+            decoder: Mutex::new(None),
             follow: Follow::default(),
             check_bloom: settings.check_bloom,
             newest: Mutex::new(None),
@@ -159,13 +160,16 @@ impl EvmSource {
 
     /// The decoder for the network behind the URLs; the endpoint at hand was verified, so its id is known.
     fn decoder(&self) -> Result<Arc<Decoder>, SourceError> {
-        if let Some(decoder) = self.decoder.get() {
+        let network = self.reader.network_id();
+        let mut made = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, decoder)) = made.as_ref().filter(|(of, _)| *of == network) {
             return Ok(Arc::clone(decoder));
         }
         // An id beyond 64 bits is not one of those with a known wrapped native token.
-        let network = self.reader.network_id().map(|id| id.parse().unwrap_or(u64::MAX));
-        let decoder = Arc::new(Decoder::with_factories(&self.decode, &self.factories, network)?);
-        Ok(Arc::clone(self.decoder.get_or_init(|| decoder)))
+        let number = network.as_ref().map(|id| id.parse().unwrap_or(u64::MAX));
+        let decoder = Arc::new(Decoder::with_factories(&self.decode, &self.factories, number)?);
+        *made = Some((network, Arc::clone(&decoder)));
+        Ok(decoder)
     }
 
     fn blooms(&self) -> BloomTrust {
@@ -262,7 +266,7 @@ impl Source for EvmSource {
     }
 
     async fn first_height(&self) -> Result<Height, SourceError> {
-        self.identify().await?;
+        self.reader.know_network().await?;
         let contracts = self.decoder()?.contracts();
         if contracts.is_empty() {
             if self.reader.network_id().is_some_and(|id| DEV_NETWORKS.contains(&id.as_str())) {

@@ -237,12 +237,7 @@ impl GnoSource {
 #[async_trait]
 impl Source for GnoSource {
     async fn identify(&self) -> Result<Identity, SourceError> {
-        let ask = |endpoint: Arc<Endpoint>, _| -> futures::future::BoxFuture<'_, _> {
-            Box::pin(async move { self.servers.learn_chain_id(&endpoint).await })
-        };
-        let network_id = self.servers.run(ask).await?;
-        self.servers.look_at_others().await?;
-        Ok(Identity { kind: Kind::Gno, network_id: Some(network_id) })
+        Ok(Identity { kind: Kind::Gno, network_id: Some(self.servers.identify().await?) })
     }
 
     async fn resume(&self, tip: Option<&BlockRef>, _position: Option<&Value>) -> Result<(), SourceError> {

@@ -262,7 +262,6 @@ impl Source for StarknetSource {
     }
 
     async fn first_height(&self) -> Result<Height, SourceError> {
-        self.identify().await?;
         let decoder = self.decoder();
         let named = decoder.named();
         if named.is_empty() && decoder.follows_nobody() {

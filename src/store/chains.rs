@@ -41,7 +41,7 @@ pub struct ChainRow {
     pub name: String,
     /// The grammar of its texts.
     pub kind: Kind,
-    /// What the network called itself at first sight.
+    /// What the network called itself when its first blocks were stored.
     pub network_id: Option<String>,
     /// First height that counts.
     pub start_height: Option<Height>,
@@ -89,6 +89,8 @@ pub struct NewBlocks<'a> {
     pub position: Option<&'a Value>,
     /// The chain began again: the final height may fall.
     pub reset: bool,
+    /// What the network calls itself: kept with the first blocks.
+    pub network_id: Option<&'a str>,
     /// Registered vaults whose events the blocks hold.
     pub vaults: &'a [Text],
 }
@@ -229,7 +231,6 @@ impl Claim<'_> {
         self,
         settings: &ChainSettings,
         kind: Kind,
-        network_id: Option<&str>,
         listed_only: bool,
     ) -> Result<StoredChain, StoreError> {
         let chain = self.stored.chain.id.0;
@@ -239,7 +240,6 @@ impl Claim<'_> {
                 &[
                     &chain,
                     &kind.as_str(),
-                    &network_id,
                     &settings.start_height.map(Height::to_sql),
                     &settings.finality_depth.map(|d| i64::try_from(d).unwrap_or(i64::MAX)),
                     &settings.announcers,

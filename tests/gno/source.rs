@@ -385,11 +385,12 @@ async fn another_chain_behind_the_url_is_refused() {
         blocks(&source, 1, 28).await.unwrap_err(),
         source.links(height(1)..=height(3)).await.unwrap_err(),
         source.head().await.unwrap_err(),
-        source.identify().await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), FaultKind::Permanent, "{error}");
         assert!(error.to_string().contains("test-14, expected test-13"), "{error}");
     }
+    // Asked anew, it says what it hears: what is stored decides, and what was set.
+    assert_eq!(source.identify().await.unwrap().network_id.as_deref(), Some("test-14"));
     let pinned = GnoSource::new(GnoSettings { network_id: Some("topaz-1".into()), ..settings(&[&indexer]) }).unwrap();
     let error = pinned.identify().await.unwrap_err();
     assert_eq!(error.kind(), FaultKind::Permanent, "{error}");

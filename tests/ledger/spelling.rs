@@ -132,6 +132,7 @@ async fn the_trigger_and_the_bulk_path_refuse_the_same_texts() {
             final_height: None,
             position: None,
             reset: false,
+            network_id: None,
             vaults: &[],
         };
         let in_bulk = lock.write(&new).await.err().map(|e| e.constraint().map_or(e.to_string(), str::to_owned));

@@ -125,6 +125,7 @@ async fn a_syncer_stopped_in_the_midst_of_a_copy_is_ended_by_the_one_that_stands
             final_height: None,
             position: None,
             reset: false,
+            network_id: None,
             vaults: &[],
         };
         lock.write(&new).await

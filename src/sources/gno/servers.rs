@@ -22,7 +22,9 @@ const MOST_ANCHORS: usize = 64;
 pub(super) struct Servers {
     pool: Pool<Endpoint>,
     decoder: Arc<Decoder>,
-    /// What every block must name; the first that was seen, if no setting says it.
+    /// What the settings say that every block names.
+    set_chain_id: Option<String>,
+    /// What every block must name: what was said when it was asked last ([`identify`](Servers::identify)), if no setting says it.
     chain_id: Mutex<Option<String>>,
     /// Blocks we have, by height.
     anchors: Mutex<BTreeMap<u64, Hash>>,
@@ -32,13 +34,33 @@ pub(super) struct Servers {
 
 impl Servers {
     pub(super) fn new(pool: Pool<Endpoint>, decoder: Arc<Decoder>, chain_id: Option<String>) -> Servers {
-        let (chain_id, resumed) = (Mutex::new(chain_id), AtomicBool::new(false));
-        Servers { pool, decoder, chain_id, anchors: Mutex::default(), resumed }
+        let resumed = AtomicBool::new(false);
+        Servers {
+            pool,
+            decoder,
+            chain_id: Mutex::new(chain_id.clone()),
+            set_chain_id: chain_id,
+            anchors: Mutex::default(),
+            resumed,
+        }
     }
 
     /// What the network calls itself, once it is known.
     pub(super) fn chain_id(&self) -> Option<String> {
         self.chain_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the network calls itself, asked anew: a wrong answer of the past binds nobody, since only what is stored with
+    /// blocks must stay.
+    pub(super) async fn identify(&self) -> Result<String, SourceError> {
+        self.chain_id.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.set_chain_id);
+        self.pool.distrust_all();
+        let name = |endpoint: Arc<Endpoint>, _| -> BoxFuture<'_, _> {
+            Box::pin(async move { self.learn_chain_id(&endpoint).await })
+        };
+        let chain_id = self.run(name).await?;
+        self.look_at_others().await?;
+        Ok(chain_id)
     }
 
     /// Our tip is this; what was remembered beyond it was never stored.
@@ -72,7 +94,7 @@ impl Servers {
     }
 
     /// Has the others name their chain and its first block, once: those that follow another chain of this name are not used.
-    pub(super) async fn look_at_others(&self) -> Result<(), SourceError> {
+    async fn look_at_others(&self) -> Result<(), SourceError> {
         let first_block = |endpoint: Arc<Endpoint>| -> BoxFuture<'_, Result<Option<Hash>, SourceError>> {
             Box::pin(async move {
                 self.learn_chain_id(&endpoint).await?;
@@ -95,7 +117,7 @@ impl Servers {
     }
 
     /// Learns what the network calls itself, and insists on it.
-    pub(super) async fn learn_chain_id(&self, endpoint: &Endpoint) -> Result<String, SourceError> {
+    async fn learn_chain_id(&self, endpoint: &Endpoint) -> Result<String, SourceError> {
         let found = self.fetch(endpoint, None).chain_id().await?;
         let mut known = self.chain_id.lock().unwrap_or_else(PoisonError::into_inner);
         match known.as_ref() {

@@ -72,6 +72,11 @@ impl<E: Deref<Target = Server>> Pool<E> {
         others.map(|(_, endpoint)| Arc::clone(endpoint)).collect()
     }
 
+    /// Whoever is asked next is looked at first.
+    pub(crate) fn distrust_all(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.trusted.store(false, Ordering::Relaxed));
+    }
+
     /// Asks the current endpoint and, while that fails, each of the others once: the caller paces the rounds. `fit`: whether
     /// an endpoint may be asked at all. `may_take_over`: whether another one that answered is the current one from then on.
     pub(crate) async fn run<'s, T>(

@@ -37,7 +37,7 @@ pub(crate) struct ReaderSettings<'s> {
 #[derive(Debug)]
 pub(crate) struct Reader {
     pool: Pool<Endpoint>,
-    /// The first network id that was seen: every node must give it.
+    /// What the network called itself when it was asked last ([`identify`](Reader::identify)): every node must give it.
     network_id: Mutex<Option<String>>,
     /// Since when no other node could be asked about an undo.
     alone_since: Mutex<Option<Instant>>,
@@ -115,6 +115,11 @@ impl Reader {
         self.name_network(&endpoint).await
     }
 
+    /// Asks for the network's id, unless it is known.
+    pub(crate) async fn know_network(&self) -> Result<(), SourceError> {
+        self.run(|_| Box::pin(async { Ok(()) })).await
+    }
+
     /// Asks for the network's id even where it was given before.
     pub(crate) async fn name_network(&self, endpoint: &Endpoint) -> Result<(), SourceError> {
         let raw = endpoint.ask_one(Call::new(endpoint.dialect.network, json!([]))).await?;
@@ -166,7 +171,7 @@ impl Reader {
         *self.alone_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Compares an answer with a network's id with the one first seen.
+    /// Compares an answer with a network's id with the one that was given to [`identify`](Reader::identify).
     fn check_network(&self, endpoint: &Endpoint, answer: &RawValue) -> Result<(), SourceError> {
         let id = serde_json::from_str::<String>(answer.get())
             .ok()
@@ -211,12 +216,15 @@ impl Reader {
         }
     }
 
-    /// What is behind the URLs. `name_itself`: what one node says of itself, its network at the least.
+    /// What is behind the URLs, asked anew: a wrong answer of the past binds nobody, since only what is stored with blocks
+    /// must stay. `name_itself`: what one node says of itself, its network at the least.
     pub(crate) async fn identify<'s>(
         &'s self,
         kind: Kind,
         name_itself: impl Fn(Arc<Endpoint>) -> BoxFuture<'s, Result<(), SourceError>>,
     ) -> Result<Identity, SourceError> {
+        *self.network_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.pool.distrust_all();
         self.run(name_itself).await?;
         self.pool.look_at_others(|endpoint| Box::pin(self.verify(endpoint))).await?;
         Ok(Identity { kind, network_id: self.network_id() })

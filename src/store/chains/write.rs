@@ -93,8 +93,8 @@ impl SyncLock {
         let note = async {
             let (head, is_final) = (new.head_height.to_sql(), new.final_height.map(Height::to_sql));
             let highest = last.or(ancestor);
-            let row: [&(dyn ToSql + Sync); 7] =
-                [chain, &head, &is_final, &new.position, &new.reset, &ancestor, &highest];
+            let row: [&(dyn ToSql + Sync); 8] =
+                [chain, &head, &is_final, &new.position, &new.reset, &ancestor, &highest, &new.network_id];
             Ok::<_, StoreError>(client.execute(&statements.note_written, &row).await?)
         };
         let follow = async {
