@@ -14,6 +14,7 @@ mod crash;
 mod flat;
 mod frozen;
 mod journal;
+mod lies;
 mod pooler;
 mod psql;
 mod readers;
