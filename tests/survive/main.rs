@@ -20,6 +20,7 @@ mod psql;
 mod readers;
 mod rebuild;
 mod reorg;
+mod storm;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;
