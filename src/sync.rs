@@ -11,6 +11,7 @@ mod following;
 mod lag;
 mod settle;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ pub use self::error::SyncError;
 use self::fetch::Fetcher;
 use self::following::Following;
 use self::lag::Lag;
-use crate::chain::{Block, BlockRef, ChainId, Height};
+use crate::chain::{Block, BlockRef, ChainId, Height, Reject};
 use crate::sources::{Head, Identity, Source, SourceError};
 use crate::store::{ChainRow, ChainSettings, LockHolder, NewBlocks, Store, StoredChain, SyncLock, Written};
 
@@ -57,8 +58,8 @@ pub trait SyncWatcher: Send + Sync {
     fn looked(&self, _chain: &str) {}
     /// Blocks were written.
     fn written(&self, _chain: &str, _blocks: u64, _events: u64, _removed: u64) {}
-    /// Events were rejected.
-    fn rejected(&self, _chain: &str, _reason: &str) {}
+    /// So many events were rejected for this reason.
+    fn rejected(&self, _chain: &str, _reason: &str, _count: u64) {}
     /// The source or Postgres fails; `lasting`: a person should look.
     fn troubled(&self, _chain: &str, _reason: &str, _lasting: bool) {}
     /// Another syncer has the chain's lock; this one waits for it.
@@ -471,10 +472,18 @@ impl Syncer {
             event_index = first.event_index, reason = %first.reason,
             "Rejected {count} events of block {}; the first one: {}", block.link.block_ref(), first.reason
         );
-        for reject in &block.rejects {
-            self.watcher.rejected(chain, &reject.reason);
-        }
+        self.count_rejects(&block.rejects);
         Ok(())
+    }
+
+    fn count_rejects<'r>(&self, rejects: impl IntoIterator<Item = &'r Reject>) {
+        let mut by_reason: BTreeMap<&str, u64> = BTreeMap::new();
+        for reject in rejects {
+            *by_reason.entry(&reject.reason).or_default() += 1;
+        }
+        for (reason, count) in by_reason {
+            self.watcher.rejected(&self.settings.chain.name, reason, count);
+        }
     }
 }
 

@@ -197,8 +197,8 @@ impl SyncWatcher for SyncWatch {
         });
     }
 
-    fn rejected(&self, _chain: &str, reason: &str) {
-        self.metrics.rejected_events(reason, 1);
+    fn rejected(&self, _chain: &str, reason: &str, count: u64) {
+        self.metrics.rejected_events(reason, count);
     }
 
     fn troubled(&self, chain: &str, reason: &str, lasting: bool) {

@@ -164,9 +164,7 @@ impl Syncer {
             }
             read => read?,
         };
-        for reject in piece.blocks.iter().flat_map(|block| &block.rejects) {
-            self.watcher.rejected(&self.settings.chain.name, &reject.reason);
-        }
+        self.count_rejects(piece.blocks.iter().flat_map(|block| &block.rejects));
         let through = piece.through.height;
         let missed = Missed { vault, blocks: &piece.blocks, through: &piece.through };
         let (chain, address) = (&self.settings.chain.name, &vault.address);

@@ -12,6 +12,7 @@ mod copies;
 mod cost;
 mod crash;
 mod flat;
+mod flood;
 mod frozen;
 mod journal;
 mod lies;

@@ -8,7 +8,7 @@ use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::{Client, GenericClient, Statement};
 
 use super::{NewBlocks, SyncLock, Written};
-use crate::chain::{Block, ChainId, Height, Text, TokenEvent};
+use crate::chain::{Block, ChainId, Height, Link, Reject, Text, TokenEvent};
 use crate::store::StoreError;
 use crate::store::numeric::Numeric;
 
@@ -16,6 +16,9 @@ use crate::store::numeric::Numeric;
 const FEW_ROWS: usize = 1_000;
 /// As long as their events are no longer than this as JSON.
 const FEW_BYTES: usize = 1 << 20;
+/// Rejects are sent so many at a time: to write a hundred thousand of them down takes longer than the server waits for a
+/// transaction that says nothing, and meanwhile nobody else would be heard.
+const REJECTS_AT_ONCE: usize = FEW_ROWS;
 
 const BEGIN: &str = "begin; set local ebbtide.bulk = 'on'; set local enable_seqscan = off";
 /// A person asked for it, and it may archive the whole chain.
@@ -81,6 +84,7 @@ impl SyncLock {
         let few = few_events(new.blocks)?;
         if few.is_none() {
             copy_blocks(client, self.chain, new.blocks).await?;
+            put_rejects(client, &statements.put_rejects, self.chain, new.blocks).await?;
         }
         let ancestor = new.ancestor.map(|ancestor| ancestor.height.to_sql());
         let last = new.blocks.last().map(|block| block.link.height.to_sql());
@@ -104,7 +108,12 @@ impl SyncLock {
             }
             Ok(())
         };
-        let rejects = put_rejects(client, &statements.put_rejects, self.chain, new.blocks);
+        let rejects = async {
+            match &few {
+                Some(_) => put_rejects(client, &statements.put_rejects, self.chain, new.blocks).await,
+                None => Ok(()),
+            }
+        };
         let commit = async { Ok(client.batch_execute("commit").await?) };
         try_join5(put, rejects, note, follow, commit).await?;
         Ok(Written::Stored { removed })
@@ -113,7 +122,7 @@ impl SyncLock {
 
 /// The events of these blocks as JSON, if all that they hold is little enough for one statement.
 fn few_events(blocks: &[Block]) -> Result<Option<String>, StoreError> {
-    let rows = |b: &Block| 1 + b.transactions.len() + b.token_events.len() + b.events.len();
+    let rows = |b: &Block| 1 + b.transactions.len() + b.token_events.len() + b.events.len() + b.rejects.len();
     if blocks.iter().map(rows).sum::<usize>() > FEW_ROWS {
         return Ok(None);
     }
@@ -203,19 +212,19 @@ pub(super) async fn put_rejects<C: GenericClient>(
     chain: ChainId,
     blocks: &[Block],
 ) -> Result<(), StoreError> {
-    let mut places = (Vec::new(), Vec::new(), Vec::new());
-    let mut rejects: (Vec<&str>, Vec<&Value>, Vec<&str>) = Default::default();
-    for block in blocks {
-        for reject in &block.rejects {
-            places.0.push(block.link.height.to_sql());
+    let all: Vec<(&Link, &Reject)> =
+        blocks.iter().flat_map(|block| block.rejects.iter().map(|reject| (&block.link, reject))).collect();
+    for part in all.chunks(REJECTS_AT_ONCE) {
+        let mut places = (Vec::new(), Vec::new(), Vec::new());
+        let mut rejects: (Vec<&str>, Vec<&Value>, Vec<&str>) = Default::default();
+        for (link, reject) in part {
+            places.0.push(link.height.to_sql());
             places.1.push(index(reject.tx_index)?);
             places.2.push(index(reject.event_index)?);
-            rejects.0.push(block.link.hash.as_str());
+            rejects.0.push(link.hash.as_str());
             rejects.1.push(&reject.raw);
             rejects.2.push(&reject.reason);
         }
-    }
-    if !places.0.is_empty() {
         let row: [&(dyn ToSql + Sync); 7] =
             [&chain.0, &places.0, &places.1, &places.2, &rejects.0, &rejects.1, &rejects.2];
         client.execute(statement, &row).await?;
