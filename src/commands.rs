@@ -45,7 +45,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::OpeningBalances(args) => ledger::opening_balances(&settings, args).await,
         Command::Rejected(RejectedCommand::List(args)) => ledger::rejected_list(&settings, &args).await,
         Command::Rejected(RejectedCommand::Retry(args)) => ledger::rejected_retry(&settings, &args).await,
-        Command::Psql { args } => psql::psql(&settings, &args),
+        Command::Psql { args } => psql::psql(&settings, &args).await,
     }
 }
 
@@ -75,12 +75,20 @@ fn database_url(settings: &Settings) -> Result<String> {
 
 /// The database, reachable and at this version's schema.
 async fn migrated_store(settings: &Settings, name: &str) -> Result<Store> {
-    let store = open(settings, name)?;
+    migrated(open(settings, name).await?).await
+}
+
+async fn migrated(store: Store) -> Result<Store> {
     store.check_schema().await.context("the database cannot be used")?;
     Ok(store)
 }
 
-fn open(settings: &Settings, name: &str) -> Result<Store> {
+async fn open(settings: &Settings, name: &str) -> Result<Store> {
+    unknown_sessions(settings, name)?.look_for_pooler().await.context("the database cannot be reached")
+}
+
+/// The database, of which nobody has asked yet whether a pooler lends its sessions.
+fn unknown_sessions(settings: &Settings, name: &str) -> Result<Store> {
     Ok(Store::open(&database_url(settings)?, settings.store(name))?)
 }
 

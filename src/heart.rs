@@ -113,18 +113,18 @@ impl Heart {
     /// On the connection that is kept, or on another one. A lock that somebody holds leaves it as it was; after any other error
     /// it is not used again.
     async fn look(&mut self) -> Result<Facts, StoreError> {
-        let pulse = match self.pulse.take() {
+        let mut pulse = match self.pulse.take() {
             Some(pulse) => pulse,
             None => self.store.pulse().await?,
         };
-        let looked = self.look_by(&pulse).await;
+        let looked = self.look_by(&mut pulse).await;
         if matches!(looked, Ok(_) | Err(StoreError::Held { .. })) {
             self.pulse = Some(pulse);
         }
         looked
     }
 
-    async fn look_by(&mut self, pulse: &Pulse) -> Result<Facts, StoreError> {
+    async fn look_by(&mut self, pulse: &mut Pulse) -> Result<Facts, StoreError> {
         if self.schema_looked_at.elapsed() >= SCHEMA_LOOKED_AT {
             pulse.check_schema().await?;
             self.schema_looked_at = Instant::now();
@@ -145,7 +145,7 @@ impl Heart {
         }
         let says = self.says();
         let told = async {
-            let pulse = match self.pulse.take() {
+            let mut pulse = match self.pulse.take() {
                 Some(pulse) => pulse,
                 None => self.store.pulse().await?,
             };

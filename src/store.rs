@@ -14,6 +14,7 @@ pub mod reads;
 mod rejected;
 mod sample;
 mod session;
+mod sessions;
 mod standing;
 mod tls;
 mod wake;
@@ -22,10 +23,11 @@ use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, SimpleQueryMessage};
+use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::greeting::Greeting;
+use self::sessions::Sessions;
 use crate::ops::plain;
 
 pub use address::Address;
@@ -165,8 +167,8 @@ pub enum StoreError {
     },
     /// Connections share their sessions.
     #[error(
-        "the database is reached through a pooler that gives each transaction another session: locks and LISTEN do not work so; \
-         give the address of the server itself, or of a pooler in session mode"
+        "the database is reached through a pooler that gives each transaction another session, in which only `serve` and `status` \
+         work; give the address of the server itself, or of a pooler in session mode"
     )]
     Pooled,
     /// A projection's own code would not take a block.
@@ -308,6 +310,7 @@ pub struct Store {
     tls: MakeRustlsConnect,
     settings: StoreSettings,
     greeting: Greeting,
+    sessions: Sessions,
 }
 
 impl std::fmt::Debug for Store {
@@ -334,27 +337,14 @@ impl Store {
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(15));
         let greeting = Greeting::new(&settings);
-        let pool = pool(&config, &tls, settings.pool_size, greeting.clone());
-        Ok(Store { pool, config, place, tls, settings, greeting })
+        let pool = pool(&config, &tls, settings.pool_size, Some(greeting.clone()));
+        Ok(Store { pool, config, place, tls, settings, greeting, sessions: Sessions::Own })
     }
 
-    /// A pooled connection for short statements.
+    /// One of our connections for short statements.
     pub(crate) async fn reader(&self) -> Result<Object, StoreError> {
+        self.check_sessions()?;
         connection(&self.pool, &self.place).await
-    }
-
-    /// Whether each connection has a session of its own, as locks, LISTEN and prepared statements need it.
-    ///
-    /// # Errors
-    /// [`StoreError::Pooled`] where a pooler gives each transaction another one.
-    pub async fn check_sessions(&self) -> Result<(), StoreError> {
-        let (one, other) = (self.connect().await?, self.connect().await?);
-        let first = backend(&one, "").await?;
-        let is_shared = backend(&one, "").await? != first
-            // Held in a transaction, what the first one was just given is given to nobody else.
-            || backend(&other, "begin; ").await? == first
-            || backend(&one, "").await? != first;
-        if is_shared { Err(StoreError::Pooled) } else { Ok(()) }
     }
 
     /// A connection of its own, outside the pool, with its driver running in the background.
@@ -364,10 +354,14 @@ impl Store {
 
     /// The same with other settings.
     async fn connect_as(&self, greeting: &Greeting) -> Result<Client, StoreError> {
-        self.connect_by(&self.config, greeting).await
+        self.check_sessions()?;
+        let client = self.connect_silently(&self.config).await?;
+        greeting.say(&client).await?;
+        Ok(client)
     }
 
-    async fn connect_by(&self, config: &Config, greeting: &Greeting) -> Result<Client, StoreError> {
+    /// The same without any settings of ours.
+    async fn connect_silently(&self, config: &Config) -> Result<Client, StoreError> {
         let connected = config.connect(self.tls.clone()).await;
         let unconnected = |error| StoreError::Connect { place: self.place.clone(), error };
         let (client, connection) = connected.map_err(unconnected)?;
@@ -376,13 +370,12 @@ impl Store {
                 tracing::debug!(%error, "A connection to Postgres ended");
             }
         });
-        greeting.say(&client).await?;
         Ok(client)
     }
 }
 
-/// Connections that are opened when they are needed, up to `size`, and say `greeting` first.
-fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: Greeting) -> Pool {
+/// Connections that are opened when they are needed, up to `size`, and say the greeting first, where there is one.
+fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: Option<Greeting>) -> Pool {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     Pool::builder(Manager::from_config(config.clone(), tls.clone(), recycling))
         .max_size(size)
@@ -392,7 +385,10 @@ fn pool(config: &Config, tls: &MakeRustlsConnect, size: usize, greeting: Greetin
         .runtime(Runtime::Tokio1)
         .post_create(Hook::async_fn(move |client, _| {
             let greeting = greeting.clone();
-            Box::pin(async move { greeting.say(client).await.map_err(HookError::Backend) })
+            Box::pin(async move {
+                let Some(greeting) = greeting else { return Ok(()) };
+                greeting.say(client).await.map_err(HookError::Backend)
+            })
         }))
         .build()
         .expect("a pool with timeouts has a runtime")
@@ -404,13 +400,4 @@ async fn connection(pool: &Pool, place: &str) -> Result<Object, StoreError> {
         PoolError::Backend(error) => StoreError::Connect { place: place.to_owned(), error },
         other => StoreError::NoConnection { reason: format!("{place}: {other}") },
     })
-}
-
-/// The server process that answers, by the simple protocol: nothing is prepared, which a pooler might lose.
-async fn backend(client: &Client, before: &str) -> Result<Option<String>, StoreError> {
-    let messages = client.simple_query(&[before, "select pg_backend_pid()"].concat()).await?;
-    Ok(messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    }))
 }

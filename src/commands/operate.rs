@@ -7,10 +7,10 @@ use ebbtide::chain::verdict::{State, Verdict, duration};
 use ebbtide::config::{PauseArgs, ReplayArgs, ResumeArgs, Settings, StatusArgs};
 use ebbtide::store::Standing;
 
-use super::{aligned, migrated_store, open, refused, say};
+use super::{aligned, migrated_store, open, refused, say, unknown_sessions};
 
 pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
-    let store = open(settings, "ebbtide migrate")?;
+    let store = open(settings, "ebbtide migrate").await?;
     let done = store.migrate().await.context("the schema could not be brought up to date")?;
     if !done.repaired.is_empty() {
         say(format!("Repaired: {}.", done.repaired.join("; ")))?;
@@ -23,8 +23,8 @@ pub(super) async fn migrate(settings: &Settings) -> Result<ExitCode> {
 }
 
 pub(super) async fn status(settings: &Settings, args: &StatusArgs) -> Result<ExitCode> {
-    let store = open(settings, "ebbtide status")?;
-    let pulse = store.pulse().await.context("the database cannot be reached")?;
+    let store = unknown_sessions(settings, "ebbtide status")?.as_guest();
+    let mut pulse = store.pulse().await.context("the database cannot be reached")?;
     loop {
         pulse.check_schema().await.context("the database cannot be used")?;
         let standing = pulse.standing().await.context("where things stand cannot be read")?;

@@ -8,10 +8,14 @@ use ebbtide::config::Settings;
 use ebbtide::private_postgres::{self, Search};
 use ebbtide::store::Address;
 
-use super::database_url;
+use super::{database_url, open};
 
 /// Becomes psql. Its arguments are everybody's to read, so the password goes by PGPASSWORD.
-pub(super) fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
+pub(super) async fn psql(settings: &Settings, args: &[String]) -> Result<ExitCode> {
+    // What a person sets there would be left in sessions that others use. Anything else that is wrong psql says itself.
+    if let Ok(store) = open(settings, "ebbtide psql").await {
+        store.check_sessions()?;
+    }
     let (address, password) = Address::parse(&database_url(settings)?)?.for_libpq();
     let private =
         settings.database_url.is_none().then(|| private_postgres::running(&settings.private_dir, &Search::Installed));

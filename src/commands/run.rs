@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{migrated_store, open, stop_signal};
+use super::{migrated, migrated_store, open, stop_signal};
 
 /// More open files than all connections of all parts can be; some systems allow a billion, and programs that we start count
 /// them one by one.
@@ -80,7 +80,8 @@ pub(super) async fn everything(settings: Settings, url_by_flag: bool) -> Result<
 async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) -> Result<ExitCode> {
     let store = Store::open(url, settings.store("ebbtide"))?;
     reachable(&store, &stop).await?;
-    store.check_sessions().await.context("the database cannot be used")?;
+    let store = store.look_for_pooler().await.context("the database cannot be reached")?;
+    store.check_sessions().context("the database cannot be used")?;
     tokio::select! {
         migrated = store.migrate() => migrated.context("the schema could not be brought up to date")?,
         // Another may hold the migration lock for hours. A migration is one transaction: it is whole, or not there.
@@ -142,6 +143,11 @@ pub(super) async fn process(settings: Settings) -> Result<ExitCode> {
 pub(super) async fn serve(settings: Settings) -> Result<ExitCode> {
     let stop = stop_signal()?;
     let store = migrated_store(&settings, "ebbtide serve").await?;
+    if store.check_sessions().is_err() {
+        tracing::info!(
+            "A pooler gives each transaction another session: each read brings its own settings, and leaves none behind"
+        );
+    }
     let mut parts = Parts::new(stop);
     let api = bind(settings.listen, "--listen").await?;
     if let Some(operator) = optional_operator(&settings).await? {
@@ -154,8 +160,9 @@ pub(super) async fn serve(settings: Settings) -> Result<ExitCode> {
 
 /// For what holds locks and listens.
 async fn writing_store(settings: &Settings, name: &str) -> Result<Store> {
-    open(settings, name)?.check_sessions().await.context("the database cannot be used")?;
-    migrated_store(settings, name).await
+    let store = open(settings, name).await?;
+    store.check_sessions().context("the database cannot be used")?;
+    migrated(store).await
 }
 
 async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener> {

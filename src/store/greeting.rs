@@ -17,7 +17,6 @@ const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub(super) struct Greeting {
     settings: Vec<(&'static str, String)>,
-    then: &'static str,
 }
 
 impl Greeting {
@@ -32,18 +31,13 @@ impl Greeting {
             ("tcp_user_timeout", silent),
         ];
         all.extend(PINNED.map(fixed));
-        Greeting { settings: all, then: "" }
+        Greeting { settings: all }
     }
 
     /// With more settings; the last of one name counts.
     pub(super) fn and(mut self, more: &[(&'static str, &str)]) -> Greeting {
         self.settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         self
-    }
-
-    /// With this said after it.
-    pub(super) fn then(self, sql: &'static str) -> Greeting {
-        Greeting { then: sql, ..self }
     }
 
     /// The names, and what each is set to.
@@ -53,9 +47,20 @@ impl Greeting {
 
     /// Says it. Not as start-up options: poolers refuse those.
     pub(super) async fn say(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        // Names and values are ours; nothing from outside gets in here.
-        let words: Vec<String> = self.settings.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
-        client.batch_execute(&[&words.join("; "), ";\n", self.then].concat()).await
+        client.batch_execute(&self.words("set", &[])).await
+    }
+
+    /// The same for one transaction, to be said at its beginning, in a session that other programs use before and after it:
+    /// neither their role nor a temporary table of theirs, named like ours, is to stand for what is read.
+    pub(super) fn of_one_transaction(&self) -> String {
+        let own = "set local session authorization default; set local role none; ";
+        [own, &self.words("set local", &OF_CONNECTIONS), "; set local search_path = ebbtide, pg_temp; "].concat()
+    }
+
+    /// Names and values are ours; nothing from outside gets in here.
+    fn words(&self, set: &str, without: &[&str]) -> String {
+        let settings = self.settings.iter().filter(|(name, _)| !without.contains(name));
+        settings.map(|(name, value)| format!("{set} {name} = '{value}'")).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -81,6 +86,15 @@ const PINNED: [(&str, &str); 19] = [
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
     ("jit", "off"),
+];
+
+/// Of those, what is about the connection to the server: not ours where a pooler holds it.
+const OF_CONNECTIONS: [&str; 5] = [
+    "tcp_user_timeout",
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
+    "idle_session_timeout",
 ];
 
 /// Awaits something that is not said on this connection, with signs of life in between, so that the server keeps what the

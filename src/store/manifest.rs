@@ -16,17 +16,17 @@ pub(super) type Objects = BTreeMap<String, String>;
 
 /// What is there.
 pub(super) async fn objects<C: GenericClient>(client: &C) -> Result<Objects, StoreError> {
-    let rows = client.query(include_str!("../../sql/queries/schema_objects.sql"), &[]).await?;
+    let rows = client.query_typed(include_str!("../../sql/queries/schema_objects.sql"), &[]).await?;
     rows.iter().map(|row| Ok((row.try_get("object")?, row.try_get("definition")?))).collect()
 }
 
 /// What `migrate` made; None means that no version that keeps a manifest ever did.
 pub(super) async fn stored<C: GenericClient>(client: &C) -> Result<Option<Objects>, StoreError> {
-    let there = client.query_one("select to_regclass('ebbtide.schema_manifest') is not null", &[]).await?;
+    let there = client.query_typed_one("select to_regclass('ebbtide.schema_manifest') is not null", &[]).await?;
     if !there.try_get::<_, bool>(0)? {
         return Ok(None);
     }
-    let rows = client.query("select object, definition from schema_manifest", &[]).await?;
+    let rows = client.query_typed("select object, definition from schema_manifest", &[]).await?;
     let kept: Objects =
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, StoreError>>()?;
     Ok(Some(kept).filter(|kept| !kept.is_empty()))

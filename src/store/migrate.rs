@@ -130,13 +130,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::TooOld`], [`StoreError::TooNew`], [`StoreError::OtherText`] or [`StoreError::Drifted`] when it is not.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
-        let client = self.reader().await?;
-        check(&client).await
+        let mut guest = self.guest(&self.config, &self.greeting).await?;
+        let tx = guest.begin().await?;
+        check(&tx).await
     }
 }
 
-/// See [`Store::check_schema`].
-pub(super) async fn check(client: &Client) -> Result<(), StoreError> {
+/// See [`Store::check_schema`]. Nothing is prepared by a name, which a session that is lent would keep.
+pub(super) async fn check<C: GenericClient>(client: &C) -> Result<(), StoreError> {
     let found = version(client).await?;
     match found.cmp(&SCHEMA_VERSION) {
         std::cmp::Ordering::Less => return Err(StoreError::TooOld { found, known: SCHEMA_VERSION }),
@@ -152,13 +153,14 @@ pub(super) async fn check(client: &Client) -> Result<(), StoreError> {
 
 async fn version<C: GenericClient>(client: &C) -> Result<i64, StoreError> {
     let exists = client
-        .query_one("select to_regclass('ebbtide.refinery_schema_history') is not null", &[])
+        .query_typed_one("select to_regclass('ebbtide.refinery_schema_history') is not null", &[])
         .await?
         .get::<_, bool>(0);
     if !exists {
         return Ok(0);
     }
-    let row = client.query_one("select coalesce(max(version), 0)::int8 from refinery_schema_history", &[]).await?;
+    let row =
+        client.query_typed_one("select coalesce(max(version), 0)::int8 from refinery_schema_history", &[]).await?;
     Ok(row.get(0))
 }
 
@@ -173,7 +175,7 @@ fn mark() -> String {
 
 async fn is_of_this_version<C: GenericClient>(client: &C) -> Result<bool, StoreError> {
     let sql = "select obj_description(to_regclass('ebbtide.refinery_schema_history'), 'pg_class')";
-    let found: Option<String> = client.query_one(sql, &[]).await?.try_get(0)?;
+    let found: Option<String> = client.query_typed_one(sql, &[]).await?.try_get(0)?;
     Ok(found == Some(mark()))
 }
 

@@ -5,7 +5,7 @@ use super::{Store, StoreError};
 impl Store {
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.reader().await?.batch_execute("select 1").await?;
+        self.connect_silently(&self.config).await?.batch_execute("select 1").await?;
         Ok(())
     }
 

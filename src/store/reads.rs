@@ -1,23 +1,25 @@
 //! Reads for the REST interface: one snapshot for one answer.
 //!
-//! Every statement walks a primary key from where the last page ended; none scans history. The planner is told so (see
-//! `walk_indexes.sql`), since a plan that suits today's statistics may not suit tomorrow's table.
+//! Every statement walks a primary key from where the last page ended; none scans history. The planner is told so
+//! ([`ALONG_INDEXES`]), since a plan that suits today's statistics may not suit tomorrow's table.
 
 mod balances;
 mod history;
 mod moment;
 mod now;
+mod parameter;
 mod states;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, Transaction};
+use futures::{join, try_join};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row};
 
 use super::greeting::Greeting;
+use super::sessions::{Loan, lent};
 use super::{Store, StoreError, StoreSettings, connection, pool};
 use crate::chain::Kind;
 
@@ -25,6 +27,7 @@ pub use balances::{Balance, TokenRange};
 pub use history::{HistoryPage, HistoryRequest, Position, Transfer};
 pub use moment::{At, Moment, NOW};
 pub use now::{ListNow, Spelt};
+pub use parameter::Parameter;
 pub use states::{ChainStatus, ReorgRow};
 
 /// Most connections for REST. A core of a server is kept busy by two or three readers; more of them only wait for each other.
@@ -34,11 +37,26 @@ const WALKS: usize = 8;
 /// Longest wait for one. A client that is told to come again in a second has the answer sooner than one that waits ten.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// What the planner is told on a connection of the REST interface. Every read is a walk along an index, stopped by a limit: plans
+/// that sort or scan a whole table read the table's length instead of the page's. So the plan of a statement is known, and made
+/// once for a connection.
+pub const ALONG_INDEXES: &[(&str, &str)] = &[
+    ("default_transaction_read_only", "on"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_sort", "off"),
+];
+
 /// Connections for reading. Cheap to clone.
 #[derive(Clone)]
 pub struct Readers {
     pool: Pool,
     place: Arc<str>,
+    /// None means that each connection keeps its session.
+    loan: Option<Loan>,
     /// One for each connection: with a permit in hand, the pool has a connection.
     places: Arc<Semaphore>,
     walks: Arc<Semaphore>,
@@ -47,6 +65,7 @@ pub struct Readers {
 /// A connection for reading.
 pub struct Reader {
     client: Object,
+    loan: Option<Loan>,
     // Given back after the connection: fields are dropped in this order.
     _place: OwnedSemaphorePermit,
     _walk: Option<OwnedSemaphorePermit>,
@@ -55,6 +74,7 @@ pub struct Reader {
 /// One state of the database, however many statements are asked of it.
 pub struct Snapshot<'a> {
     tx: Transaction<'a>,
+    is_lent: bool,
 }
 
 /// A chain and the block a projection stands at on it.
@@ -132,10 +152,11 @@ impl Store {
     /// than `timeout`. Nothing is connected yet.
     pub fn readers(&self, timeout: Duration) -> Readers {
         let settings = StoreSettings { statement_timeout: timeout, ..self.settings.clone() };
-        let greeting = Greeting::new(&settings).then(include_str!("../../sql/queries/walk_indexes.sql"));
-        let pool = pool(&self.config, &self.tls, CONNECTIONS, greeting);
+        let greeting = Greeting::new(&settings).and(ALONG_INDEXES);
+        let loan = self.loan(&greeting);
+        let pool = pool(&self.config, &self.tls, CONNECTIONS, loan.is_none().then_some(greeting));
         let places = |count| Arc::new(Semaphore::new(count));
-        Readers { pool, place: self.place.as_str().into(), places: places(CONNECTIONS), walks: places(WALKS) }
+        Readers { pool, place: self.place.as_str().into(), loan, places: places(CONNECTIONS), walks: places(WALKS) }
     }
 }
 
@@ -160,7 +181,8 @@ impl Readers {
 
     async fn place(&self, walk: Option<OwnedSemaphorePermit>) -> Result<Reader, StoreError> {
         let place = place(&self.places, "all connections for reading are in use").await?;
-        Ok(Reader { client: connection(&self.pool, &self.place).await?, _place: place, _walk: walk })
+        let client = connection(&self.pool, &self.place).await?;
+        Ok(Reader { client, loan: self.loan.clone(), _place: place, _walk: walk })
     }
 }
 
@@ -176,25 +198,37 @@ impl Reader {
     /// # Errors
     /// Whatever Postgres says.
     pub async fn snapshot(&mut self, timeout: Duration) -> Result<Snapshot<'_>, StoreError> {
-        let tx = self
-            .client
-            .build_transaction()
-            .isolation_level(IsolationLevel::RepeatableRead)
-            .read_only(true)
-            .start()
-            .await?;
+        let begin = self.client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
         // Statements with many parameters that may be absent are planned each time: the right plan follows from the values.
         let timeout_ms = timeout.as_millis().max(1).to_string();
-        let settings = ["set local plan_cache_mode = force_custom_plan; set local statement_timeout = ", &timeout_ms];
-        tx.batch_execute(&settings.concat()).await?;
-        Ok(Snapshot { tx })
+        let greeting = self.loan.as_ref().map_or("", Loan::greeting);
+        let settings =
+            [greeting, "set local plan_cache_mode = force_custom_plan; set local statement_timeout = ", &timeout_ms];
+        let begun = async {
+            let tx = begin.start().await?;
+            tx.batch_execute(&settings.concat()).await?;
+            Ok::<_, tokio_postgres::Error>(tx)
+        };
+        let is_lent = self.loan.is_some();
+        let tx = if is_lent { lent(begun).await? } else { begun.await? };
+        Ok(Snapshot { tx, is_lent })
     }
 
     /// The rows of a statement with its parameters, a snapshot by itself. It is prepared at its first use on this connection,
-    /// and planned once.
-    async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
-        let statement = self.client.prepare_cached(sql).await?;
-        Ok(self.client.query(&statement, parameters).await?)
+    /// and planned once; in a session that is lent it is a transaction without a name, sent as a whole.
+    async fn rows(&self, sql: &str, parameters: &[&dyn Parameter]) -> Result<Vec<Row>, StoreError> {
+        let Some(loan) = &self.loan else {
+            let statement = self.client.prepare_cached(sql).await?;
+            return Ok(self.client.query(&statement, &parameter::of_statement(&statement, parameters)).await?);
+        };
+        let begin = ["begin isolation level read committed, read only; ", loan.greeting()].concat();
+        let typed = parameter::typed(parameters);
+        // Whichever of them fails, the last one is sent: the session is given back as it was.
+        let rest = async {
+            Ok::<_, StoreError>(join!(self.client.query_typed(sql, &typed), self.client.batch_execute("rollback")))
+        };
+        let ((), (rows, _)) = try_join!(lent(self.client.batch_execute(&begin)), rest)?;
+        Ok(rows?)
     }
 }
 
@@ -208,13 +242,17 @@ impl Snapshot<'_> {
         choice(&self.rows(sql, &[&name, &projection]).await?, projection)
     }
 
-    /// The rows of a statement with its parameters. It is prepared at its first use on this connection, and kept.
+    /// The rows of a statement with its parameters. It is prepared at its first use on this connection, and kept; in a session
+    /// that is lent it has no name.
     ///
     /// # Errors
     /// Whatever Postgres says.
-    pub async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    pub async fn rows(&self, sql: &str, parameters: &[&dyn Parameter]) -> Result<Vec<Row>, StoreError> {
+        if self.is_lent {
+            return Ok(self.tx.query_typed(sql, &parameter::typed(parameters)).await?);
+        }
         let statement = self.tx.prepare_cached(sql).await?;
-        Ok(self.tx.query(&statement, parameters).await?)
+        Ok(self.tx.query(&statement, &parameter::of_statement(&statement, parameters)).await?)
     }
 }
 

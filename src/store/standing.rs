@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tokio_postgres::types::{Json, Type};
-use tokio_postgres::{Client, GenericClient, Row};
+use tokio_postgres::{GenericClient, Row};
 
+use super::sessions::Guest;
 use super::{Store, StoreError, StoreFault, migrate};
 use crate::chain::verdict::{
     Beat, ChainFacts, ChainVerdict, Ended, Facts, Hold, Incomplete, Keeps, NextBlock, ProjectionFacts,
@@ -21,7 +22,7 @@ const IMPATIENT: [(&str, &str); 3] =
 /// A connection of its own for signs of life, and to see how everything is.
 #[derive(Debug)]
 pub struct Pulse {
-    client: Client,
+    guest: Guest,
 }
 
 impl Store {
@@ -33,8 +34,7 @@ impl Store {
         let mut config = self.config.clone();
         // Told from the connections that work: its statements come by the clock.
         config.application_name("ebbtide heart");
-        let client = self.connect_by(&config, &self.greeting.clone().and(&IMPATIENT)).await?;
-        Ok(Pulse { client })
+        Ok(Pulse { guest: self.guest(&config, &self.greeting.clone().and(&IMPATIENT)).await? })
     }
 }
 
@@ -44,7 +44,7 @@ impl Pulse {
     /// # Errors
     /// Whatever Postgres says.
     pub async fn beat(
-        &self,
+        &mut self,
         instance: &str,
         program: &str,
         ended: Option<Ended>,
@@ -56,31 +56,34 @@ impl Pulse {
         });
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] =
             [(&instance, Type::TEXT), (&program, Type::TEXT), (&ended, Type::TEXT), (&Json(says), Type::JSONB)];
-        self.client.query_typed(include_str!("../../sql/queries/beat.sql"), &parameters).await?;
-        Ok(())
+        let tx = self.guest.begin().await?;
+        tx.query_typed(include_str!("../../sql/queries/beat.sql"), &parameters).await?;
+        Ok(tx.commit().await?)
     }
 
     /// All that the verdict is made from.
     ///
     /// # Errors
     /// Whatever Postgres says; where somebody holds a lock on what is read, who that is.
-    pub async fn facts(&self) -> Result<Facts, StoreError> {
-        self.with_holder(facts(&self.client, None).await).await
+    pub async fn facts(&mut self) -> Result<Facts, StoreError> {
+        let found = async { facts(&self.guest.begin().await?, None).await }.await;
+        self.with_holder(found).await
     }
 
     /// As [`Store::check_schema`], on this connection.
     ///
     /// # Errors
     /// As [`Store::check_schema`]; where somebody holds a lock on what is read, who that is.
-    pub async fn check_schema(&self) -> Result<(), StoreError> {
-        self.with_holder(migrate::check(&self.client).await).await
+    pub async fn check_schema(&mut self) -> Result<(), StoreError> {
+        let checked = async { migrate::check(&self.guest.begin().await?).await }.await;
+        self.with_holder(checked).await
     }
 
     /// Names the one that a statement waited for in vain.
-    async fn with_holder<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn with_holder<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match result {
             Err(error) if error.fault() == StoreFault::Contended => {
-                let held = held(&self.client).await?;
+                let held = held(&self.guest.begin().await?).await?;
                 // What is read waits for nobody who holds no more than rows.
                 match held.iter().find(|held| held.hold.keeps == Keeps::All).or(held.first()) {
                     Some(Held { hold, .. }) => Err(StoreError::Held { what: hold.words(), pid: hold.pid }),
@@ -95,9 +98,9 @@ impl Pulse {
     ///
     /// # Errors
     /// As [`Pulse::facts`].
-    pub async fn standing(&self) -> Result<Vec<Standing>, StoreError> {
+    pub async fn standing(&mut self) -> Result<Vec<Standing>, StoreError> {
         let facts = self.facts().await?;
-        let rows = self.client.query_typed(include_str!("../../sql/queries/evidence.sql"), &[]).await?;
+        let rows = self.guest.begin().await?.query_typed(include_str!("../../sql/queries/evidence.sql"), &[]).await?;
         let mut evidence = BTreeMap::new();
         for row in &rows {
             let of: (String, String) = (row.try_get("chain")?, row.try_get("projection")?);

@@ -1,8 +1,14 @@
 //! What a page costs.
 
+use ebbtide::store::reads::ALONG_INDEXES;
 use serde_json::Value;
 
 use crate::ledger::Ledger;
+
+/// What a connection of the interface tells the planner.
+fn along_indexes() -> String {
+    ALONG_INDEXES.iter().map(|(name, value)| format!("set local {name} = {value};")).collect()
+}
 
 #[tokio::test]
 async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
@@ -76,7 +82,7 @@ async fn a_page_costs_the_same_on_a_long_chain_as_on_a_short_one() {
                 &[&1i64, &middle, &settled, &balances],
             ),
         ];
-        ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
+        ledger.sql(&format!("begin; {}", along_indexes())).await;
         let mut here = Vec::new();
         for (name, sql, parameters) in statements {
             here.push((name, pages(&ledger, sql, parameters).await));
@@ -175,7 +181,7 @@ async fn a_page_of_vaults_costs_the_same_among_many_as_among_few() {
                 &[&1i64, &"0xb1", &"0xe2", &ten],
             ),
         ];
-        ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
+        ledger.sql(&format!("begin; {}", along_indexes())).await;
         let mut here = Vec::new();
         for (name, sql, parameters) in statements {
             here.push((name, pages(&ledger, sql, parameters).await));
@@ -274,7 +280,7 @@ async fn an_account_costs_its_tokens_and_totals_cost_their_page_whatever_the_cha
             ))
             .await;
         ledger.sql("vacuum analyze").await;
-        ledger.sql(&format!("begin; {}", include_str!("../../sql/queries/walk_indexes.sql"))).await;
+        ledger.sql(&format!("begin; {}", along_indexes())).await;
         let mut here = Vec::new();
         let account = "null, 'token_balances', array['evm', 'other'], array['no', 'account'], '', false, 10";
         let (name, sql, _) = NOW[1];
@@ -284,7 +290,10 @@ async fn an_account_costs_its_tokens_and_totals_cost_their_page_whatever_the_cha
         }
         let (now, none, no, ten) = (i64::MAX, None::<&str>, false, 10i64);
         let sql = include_str!("../../sql/queries/balances_of_account.sql");
-        here.push(("balances_of_account", pages(&ledger, sql, &[&1i64, &"", &none, &"account", &now, &no, &ten]).await));
+        here.push((
+            "balances_of_account",
+            pages(&ledger, sql, &[&1i64, &"", &none, &"account", &now, &no, &ten]).await,
+        ));
         let sql = include_str!("../../sql/queries/tokens_of_account.sql");
         here.push(("tokens_of_account", pages(&ledger, sql, &[&1i64, &"account"]).await));
         ledger.sql("rollback").await;

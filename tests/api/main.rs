@@ -7,6 +7,7 @@ mod cost;
 mod history;
 mod ledger;
 mod now;
+mod pooler;
 mod served;
 #[path = "../support/mod.rs"]
 mod support;

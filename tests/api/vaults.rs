@@ -24,7 +24,7 @@ async fn registered() -> Ledger {
 }
 
 /// Puts a block; 102 brings the first provider some tokens as well.
-async fn put(ledger: &Ledger, height: u32, time: i64, hash: &str, parent: &str, events: &[Event]) {
+pub(crate) async fn put(ledger: &Ledger, height: u32, time: i64, hash: &str, parent: &str, events: &[Event]) {
     let events: Vec<Value> = events
         .iter()
         .map(|e| {
@@ -47,19 +47,19 @@ async fn put_story(ledger: &Ledger) {
     }
 }
 
-fn hash(height: u32) -> String {
+pub(crate) fn hash(height: u32) -> String {
     format!("0xb{height:x}")
 }
 
 /// Has the program apply what is there; the deployer of the example is one it believes.
-fn process(ledger: &Ledger) {
+pub(crate) fn process(ledger: &Ledger) {
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(config.path(), format!("[projections.option_vaults]\ndeployers = [\"{UDC}\"]\n")).unwrap();
     let config = config.path().to_str().unwrap();
     Ebbtide::succeed(&["process", "--once", "--config", config, "--database-url", &ledger.pg.url], &[]);
 }
 
-async fn played() -> Ledger {
+pub(crate) async fn played() -> Ledger {
     let ledger = registered().await;
     put_story(&ledger).await;
     process(&ledger);

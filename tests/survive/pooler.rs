@@ -1,56 +1,107 @@
-//! Behind a real PgBouncer, where one is installed.
+//! Behind a real PgBouncer, where one is installed: what each command does there. `serve` has tests of its own
+//! (tests/api/pooler.rs).
 
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::Output;
 
 use crate::support::check::World;
-use crate::support::{Ebbtide, free_port, pg, skip, wait_until};
+use crate::support::{Ebbtide, Neighbour, Pg, Pooler};
 
-const PROGRAM: &str = "/usr/sbin/pgbouncer";
+const SESSIONS: usize = 4;
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
 
 #[tokio::test]
-async fn a_pooler_in_transaction_mode_is_found_out_and_one_in_session_mode_serves() {
-    if !std::path::Path::new(PROGRAM).exists() {
-        skip("pgbouncer is not installed");
-        return;
-    }
-    for mode in ["transaction", "session"] {
-        let world = World::new(8).await;
-        world.branch("a", 1, 3, "a0").await;
-        let config = world.pg.as_ref().unwrap().config();
-        let password = String::from_utf8(config.get_password().unwrap_or_default().to_vec()).unwrap();
-        let (server, port) = (config.get_ports()[0], free_port());
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::fs::write(dir.path().join("users"), "\"postgres\" \"\"\n").unwrap();
-        let settings = format!(
-            "[databases]\n* = host=127.0.0.1 port={server} user=postgres password={password}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nunix_socket_dir =\nauth_type = any\nauth_file = {}\npool_mode = {mode}\n",
-            dir.path().join("users").display()
-        );
-        let file = dir.path().join("settings.ini");
-        std::fs::write(&file, settings).unwrap();
-        // It refuses to run as root.
-        let mut command = Command::new("setpriv");
-        if rustix::process::geteuid().is_root() {
-            command.args(["--reuid=65534", "--clear-groups"]);
+async fn behind_a_pooler_in_session_mode_the_processor_works() {
+    let world = World::new(8).await;
+    world.branch("a", 1, 3, "a0").await;
+    // Each of its connections keeps one.
+    let Some(pooler) = Pooler::start(&world.url, "session", 20).await else { return };
+    let url = pooler.before(&world.url);
+    Ebbtide::succeed(&["process", "--once", "--database-url", &url], &[]);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn behind_a_pooler_in_transaction_mode_a_command_works_or_says_what_to_do_and_leaves_all_as_it_was() {
+    let world = World::new(8).await;
+    world.branch("a", 1, 3, "a0").await;
+    world.settle().await;
+    world.branch("a", 4, 5, "a3").await;
+    let Some(pooler) = Pooler::start(&world.url, "transaction", SESSIONS).await else { return };
+    let url = pooler.before(&world.url);
+    let neighbour = Neighbour::new(&pooler, &world.url, SESSIONS).await;
+    // All rows, each with the transaction that wrote it.
+    let stands = async || {
+        let tables = "select string_agg(relname, ' ' order by relname) from pg_class
+            where relnamespace = 'ebbtide'::regnamespace and relkind = 'r'";
+        let mut all = Vec::new();
+        for table in world.one(tables).await.unwrap().split(' ') {
+            let sql =
+                format!("select string_agg(xmin || ' ' || t::text, '/' order by xmin::text, t::text) from {table} t");
+            all.push((table.to_owned(), world.one(&sql).await));
         }
-        let mut pooler = command.arg(PROGRAM).arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let url = pg::through(&world.url, ([127, 0, 0, 1], port).into());
-        wait_until("the pooler answers", async || {
-            tokio_postgres::connect(&url, tokio_postgres::NoTls).await.is_ok().then_some(())
-        })
-        .await;
-        let ended = Ebbtide::output(&["process", "--once", "--database-url", &url], &[]);
-        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        pooler.kill().unwrap();
-        pooler.wait().unwrap();
-        if mode == "session" {
-            assert!(ended.status.success(), "{said}");
-            world.check().await;
-        } else {
-            assert!(!ended.status.success() && said.contains("pooler in session mode"), "{said}");
-            assert_eq!(world.one("select count(*) from applied_blocks").await.as_deref(), Some("0"));
-        }
+        all
+    };
+    let opening = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(opening.path(), "token,address,amount\ngold,early,5\n").unwrap();
+    let opening = opening.path().to_str().unwrap();
+    let before = stands().await;
+    for command in [
+        &["run", "--source", "devnet"][..],
+        &["sync", "--source", "devnet"],
+        &["process"],
+        &["process", "--once"],
+        &["migrate"],
+        &["verify"],
+        &["verify", "token_balances"],
+        &["verify", "token_balances", "--fuzz", "7"],
+        &["pause"],
+        &["resume"],
+        &["replay", "--from", "1"],
+        &["opening-balances", opening],
+        &["rejected", "list"],
+        &["rejected", "retry", "--all"],
+        &["psql", "-c", "select 1"],
+    ] {
+        let output = Ebbtide::output(&[&["--database-url", &url], command].concat(), &[]);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(said.contains("or of a pooler in session mode"), "{command:?}: {said}");
+        let left = neighbour.leftovers().await;
+        assert!(left.is_empty(), "{command:?}: {left:#?}");
+        assert_eq!(stands().await, before, "{command:?}");
     }
+    for command in [&["status"][..], &["status", "--json"]] {
+        let directly = Ebbtide::output(&[&["--database-url", &world.url], command].concat(), &[]);
+        let pooled = Ebbtide::output(&[&["--database-url", &url], command].concat(), &[]);
+        assert_eq!(pooled.status.code(), directly.status.code(), "{}", said(&pooled));
+        assert!(said(&pooled).contains("token_balances"), "{}", said(&pooled));
+        let left = neighbour.leftovers().await;
+        assert!(left.is_empty(), "{command:?}: {left:#?}");
+    }
+    // The two blocks are still to be applied.
+    assert_eq!(world.one("select count(*) from applied_blocks").await.as_deref(), Some("3"));
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn an_empty_database_behind_a_pooler_in_transaction_mode_stays_empty() {
+    let pg = Pg::empty().await;
+    let Some(pooler) = Pooler::start(&pg.url, "transaction", SESSIONS).await else { return };
+    let url = pooler.before(&pg.url);
+    for (command, words) in [
+        (&["migrate"][..], "or of a pooler in session mode"),
+        (&["run", "--source", "devnet"], "or of a pooler in session mode"),
+        (&["process", "--once"], "or of a pooler in session mode"),
+        (&["serve"], "run `ebbtide migrate`"),
+        (&["status"], "run `ebbtide migrate`"),
+    ] {
+        let output = Ebbtide::output(&[&["--database-url", &url], command].concat(), &[]);
+        assert!(output.status.code() == Some(1) && said(&output).contains(words), "{command:?}: {}", said(&output));
+    }
+    let client = crate::support::pg::connect(&pg.url).await;
+    let sql = "select count(*) from pg_namespace where nspname like 'ebbtide%'";
+    assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 0);
 }

@@ -2,8 +2,8 @@
 
 use super::rows::{BidRow, BuyerRow, ProviderRow, QueuedRow, RoundRow, VaultRow};
 use super::statements::{bid_row, buyer_row, provider_row, queued_row, round_row, vault_row, whole};
-use crate::store::reads::{ChainState, Snapshot};
-use crate::store::{Row, StoreError, ToSql};
+use crate::store::reads::{ChainState, Parameter, Snapshot};
+use crate::store::{Row, StoreError};
 
 /// A row as it stood at some height.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Snapshot<'_> {
         address: &str,
     ) -> Result<Option<Standing<ProviderRow>>, StoreError> {
         let sql = include_str!("../../../sql/queries/providers_of_vault.sql");
-        let parameters: &[&(dyn ToSql + Sync)] = &[&chain.chain_id, &height, &vault, &"", &Some(address), &1i64];
+        let parameters: &[&dyn Parameter] = &[&chain.chain_id, &height, &vault, &"", &Some(address), &1i64];
         Ok(self.standing(sql, parameters, provider_row).await?.pop())
     }
 
@@ -207,7 +207,7 @@ impl Snapshot<'_> {
     async fn each<T>(
         &self,
         sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: &[&dyn Parameter],
         read: fn(&Row) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
         self.rows(sql, parameters).await?.iter().map(read).collect()
@@ -216,7 +216,7 @@ impl Snapshot<'_> {
     async fn standing<T>(
         &self,
         sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: &[&dyn Parameter],
         read: fn(&Row) -> Result<T, StoreError>,
     ) -> Result<Vec<Standing<T>>, StoreError> {
         let rows = self.rows(sql, parameters).await?;

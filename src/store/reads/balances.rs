@@ -1,9 +1,8 @@
 //! Balances and totals, a page at a time, at any height whose history is kept.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 
-use super::{ChainState, Snapshot, StoreError};
+use super::{ChainState, Parameter, Snapshot, StoreError};
 
 /// One balance, or one total.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +101,7 @@ impl Snapshot<'_> {
         limit: i64,
     ) -> Result<Option<Vec<Balance>>, StoreError> {
         let sql = include_str!("../../../sql/queries/balances_of_account.sql");
-        let parameters: &[&(dyn ToSql + Sync)] =
+        let parameters: &[&dyn Parameter] =
             &[&chain.chain_id, &tokens.low, &tokens.high, &address, &height, &zero, &limit];
         balances(&self.rows(sql, parameters).await?)
     }
@@ -122,7 +121,7 @@ impl Snapshot<'_> {
         limit: i64,
     ) -> Result<Option<Vec<Balance>>, StoreError> {
         let sql = include_str!("../../../sql/queries/balances_of_token.sql");
-        let parameters: &[&(dyn ToSql + Sync)] =
+        let parameters: &[&dyn Parameter] =
             &[&chain.chain_id, &tokens.low, &after, &tokens.high, &height, &zero, &limit];
         balances(&self.rows(sql, parameters).await?)
     }

@@ -9,11 +9,10 @@
 use std::collections::BTreeSet;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 
 use crate::chain::Kind;
 
-use super::{ChainState, Snapshot, StoreError};
+use super::{ChainState, Parameter, Snapshot, StoreError};
 
 /// Rows looked at for one page before a filter that finds too little gives up and hands out a cursor.
 const LOOK_AT_MOST: usize = 50_000;
@@ -197,7 +196,7 @@ impl Snapshot<'_> {
                 before = before.min(Position::start_of(chain.window_from().min(chain.settled_below())));
             }
             let wanted = filling.missing() as i64;
-            let parameters: &[&(dyn ToSql + Sync)] = &[
+            let parameters: &[&dyn Parameter] = &[
                 &chain.chain_id,
                 &before.height,
                 &before.tx_index,
@@ -252,7 +251,7 @@ impl Snapshot<'_> {
             let heights = Heights::merge(&rows, tokens.len(), per_token as usize, &mut seen_to_its_start)?;
             let newest_first: Vec<i64> = heights.known.iter().rev().copied().collect();
             let wanted = filling.missing() as i64;
-            let parameters: &[&(dyn ToSql + Sync)] = &[
+            let parameters: &[&dyn Parameter] = &[
                 &chain.chain_id,
                 &newest_first,
                 &address,
