@@ -7,10 +7,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io::{Error, ErrorKind};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -40,10 +41,11 @@ pub(super) struct Limits {
     /// Longest from the opening of a connection, or from the answer before, until the head of a request is there. So long an
     /// idle client keeps its connection.
     pub(super) head_within: Duration,
-    /// A connection takes no further request at this age: a client that does not read its answer cannot hold it for ever.
+    /// The first answer from this age on is a connection's last, and says so: closed while it is idle, it would fail a request
+    /// that is on its way.
     pub(super) oldest: Duration,
-    /// How long the request in hand may take from then on, its answer read by the client; then it is cut. The last request of
-    /// a connection has as long as any other.
+    /// How long that last request may take, its answer read by the client; then it is cut, so that a client that does not read
+    /// cannot hold a connection for ever.
     pub(super) request_within: Duration,
     /// How long requests in hand may take once the port is to end; then they are cut.
     pub(super) drain: Duration,
@@ -126,6 +128,7 @@ where
         tracing::debug!(%error, "A client left while it came");
         return;
     }
+    let opened = Instant::now();
     let routes = TowerToHyperService::new(warp::service(routes));
     let answering = service_fn(move |request: Request<Incoming>| {
         // CONNECT host:port, GET host:port and OPTIONS *: warp's filters take a path for granted.
@@ -134,13 +137,17 @@ where
         // to the next one with a statement still running on it.
         let routed = is_path.then(|| tokio::spawn(routes.call(request)));
         async move {
-            match routed {
+            let mut answer = match routed {
                 Some(answer) => answer.await.unwrap_or_else(|error| {
                     tracing::error!(%error, "A request ended by a fault of ours");
                     Ok(Failure::internal().into_answer().into_response())
-                }),
-                None => Ok::<_, Infallible>(Failure::invalid_target().into_answer().into_response()),
+                })?,
+                None => Failure::invalid_target().into_answer().into_response(),
+            };
+            if opened.elapsed() >= limits.oldest {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()
@@ -151,23 +158,16 @@ where
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = ended_by(limits.oldest, &stop) => {
+        () = tokio::time::sleep(limits.oldest + limits.head_within + limits.request_within) => return,
+        () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            // A port that is to end cuts it sooner: it drops this.
-            match tokio::time::timeout(limits.request_within, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
-            }
+            // Cut after a while: the port drops this.
+            connection.await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "A connection ended early");
     }
-}
-
-async fn ended_by(age: Duration, stop: &CancellationToken) {
-    // Its end is the same as the stop's.
-    let _ = tokio::time::timeout(age, stop.cancelled()).await;
 }
 
 #[cfg(test)]
@@ -252,6 +252,19 @@ mod tests {
         String::from_utf8(bytes).expect("text")
     }
 
+    /// Asks again and again until an answer says that it is the last; how many there were.
+    async fn ask_until_it_is_old(stream: &mut TcpStream) -> usize {
+        for answers in 1.. {
+            ask(stream, "/").await;
+            let answer = answer(stream).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            if answer.contains("connection: close\r\n") {
+                return answers;
+            }
+        }
+        unreachable!()
+    }
+
     async fn connect(address: SocketAddr) -> TcpStream {
         TcpStream::connect(address).await.expect("it is taken, or waits")
     }
@@ -275,14 +288,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_answers_many_requests_until_it_is_old() {
-        let limits = Limits { oldest: Duration::from_millis(400), head_within: Duration::from_secs(60), ..LIMITS };
+        let limits = Limits { oldest: Duration::from_millis(400), ..LIMITS };
         let port = open(limits).await;
         let address = port.address;
-        let mut stream = connect(address).await;
-        for _ in 0..3 {
-            ask(&mut stream, "/").await;
-            assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
-        }
+        let (mut stream, begun) = (connect(address).await, std::time::Instant::now());
+        assert!(ask_until_it_is_old(&mut stream).await > 1);
+        assert!(begun.elapsed() >= limits.oldest / 2, "it was young");
         assert_eq!(rest_of(&mut stream).await, "", "it is closed although the client would stay");
         let mut stuck = connect(address).await;
         ask(&mut stuck, "/never").await;
@@ -305,12 +316,11 @@ mod tests {
             ask(stream, path).await;
             asked.notified().await;
         }
-        // An idle one that came later is closed at that age: those are old by then, and at the second for longer than the drain.
+        // When one that came later is old, those are, and at the second for longer than the drain.
         for _ in 0..2 {
-            let mut idle = connect(address).await;
-            ask(&mut idle, "/").await;
-            answer(&mut idle).await;
-            assert_eq!(rest_of(&mut idle).await, "");
+            let mut later = connect(address).await;
+            ask_until_it_is_old(&mut later).await;
+            assert_eq!(rest_of(&mut later).await, "");
         }
         answers.notify_one();
         let whole = rest_of(&mut busy).await;
