@@ -264,9 +264,8 @@ async fn values_that_could_not_be_read_back_are_refused_where_they_enter() {
         refusal(&client, "select put_block('main', 1, '0xAB', '0xab')").await,
         "blocks_are_not_their_own_parents"
     );
-    let open = |amount: &str| {
-        format!("insert into opening_balances select chain_id, 'gold', 'alice', {amount} from chains")
-    };
+    let open =
+        |amount: &str| format!("insert into opening_balances select chain_id, 'gold', 'alice', {amount} from chains");
     for amount in ["repeat('9', 131072)::numeric", "2::numeric ^ 256", "-(2::numeric ^ 256)"] {
         let by = refusal(&client, &open(amount)).await;
         assert_eq!(by, "opening_balances_amount_is_below_2_to_the_256", "{amount}");
@@ -354,7 +353,10 @@ async fn what_follows_from_the_chain_is_written_by_the_processor_alone() {
         .await
         .unwrap();
     let (well, text) = said(&pg, &["verify"]);
-    assert!(!well && text.contains("balance x in t: ours 6") && text.contains("total t: ours 5; recomputed 6"), "{text}");
+    assert!(
+        !well && text.contains("balance x in t: ours 6") && text.contains("total t: ours 5; recomputed 6"),
+        "{text}"
+    );
     client.batch_execute("select drop_chain('main')").await.unwrap();
     let (well, text) = said(&pg, &["verify"]);
     assert!(well, "{text}");

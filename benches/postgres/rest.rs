@@ -94,7 +94,11 @@ pub(crate) async fn reads(server: &Server, size: &Size) -> Vec<Line> {
             size.of(20_000, 640),
         ),
         (Read::Holders, Line::new("rest: a thousand holders, 64 clients", "reads/s", budget), size.of(4_000, 320)),
-        (Read::Totals, Line::new("rest: totals of a thousand tokens, 64 clients", "reads/s", budget), size.of(4_000, 320)),
+        (
+            Read::Totals,
+            Line::new("rest: totals of a thousand tokens, 64 clients", "reads/s", budget),
+            size.of(4_000, 320),
+        ),
     ];
     let database = server.database().await;
     let accounts = size.of(100_000, 100);

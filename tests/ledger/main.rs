@@ -16,9 +16,9 @@ mod rejected;
 mod settings;
 mod spelling;
 mod standing;
-mod switches;
 #[path = "../support/mod.rs"]
 mod support;
+mod switches;
 
 use std::process::Output;
 

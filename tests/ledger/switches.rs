@@ -46,7 +46,10 @@ async fn a_session_that_may_only_write_switches_nothing_off() {
     assert_eq!(world.balance("gold", "late").await.as_deref(), Some("6"));
     writes("update blocks set hash = 'b3' where height = 3").await;
     world.settle().await;
-    assert_eq!(world.one("select hash from checkpoints where projection = 'token_balances'").await.as_deref(), Some("b3"));
+    assert_eq!(
+        world.one("select hash from checkpoints where projection = 'token_balances'").await.as_deref(),
+        Some("b3")
+    );
 
     // What goes is kept as evidence.
     writes("delete from blocks where height = 3").await;

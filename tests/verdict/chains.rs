@@ -70,7 +70,8 @@ async fn of_ten_chains_three_are_broken_and_named_and_seven_keep_their_pace() {
     // Each of the seven has applied so many blocks more in little more than the time in which they are made.
     let applied = "select string_agg(k.through_height::text, ' ' order by c.name) from checkpoints k
                    join chains c using (chain_id) where c.name like 'well%' and k.projection = 'token_balances'";
-    let heights = async || -> Vec<i64> { stage.one(applied).await.split_whitespace().map(|h| h.parse().unwrap()).collect() };
+    let heights =
+        async || -> Vec<i64> { stage.one(applied).await.split_whitespace().map(|h| h.parse().unwrap()).collect() };
     // What has not begun has no height.
     let begun = async || Some(heights().await).filter(|all| all.len() as i64 == HEALTHY);
     let (before, begun) = (wait_until("all seven have begun", begun).await, Instant::now());

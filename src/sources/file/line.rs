@@ -184,9 +184,9 @@ impl LineReader {
         let token = side(&wire.token, "token", Kind::is_token)?;
         let address = side(&wire.address, "address", Kind::is_address)?;
         let raw = wire.amount.ok_or_else(|| missing("amount"))?.get();
-        let amount = text::digits(raw)
-            .and_then(|digits| opening::amount_of(&digits))
-            .ok_or_else(|| BadLine::new(format!("has the amount {}: not a whole number in decimal below 2^256", short(raw))))?;
+        let amount = text::digits(raw).and_then(|digits| opening::amount_of(&digits)).ok_or_else(|| {
+            BadLine::new(format!("has the amount {}: not a whole number in decimal below 2^256", short(raw)))
+        })?;
         Ok(Line::Opening(OpeningBalance { token, address, amount }))
     }
 }
