@@ -73,7 +73,9 @@ async fn a_bell_is_left_out_where_the_queue_is_full() {
     listener.batch_execute("listen bell").await.unwrap();
     // Somebody listens and takes nothing in: 16 MB of what may be 8 GB.
     let somebody = world.client().await;
-    somebody.batch_execute("listen noise; begin; select 1").await.unwrap();
+    // One batch would be one transaction, and LISTEN takes effect at its end.
+    somebody.batch_execute("listen noise").await.unwrap();
+    somebody.batch_execute("begin; select 1").await.unwrap();
     world
         .sql("do $$ begin for n in 1..2000 loop perform pg_notify('noise', n || repeat('x', 7900)); end loop; end $$")
         .await;
