@@ -75,7 +75,7 @@ pub struct TokenMetadata {
 /// source can: each block is the one asked for, and its events belong to its hash.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// What is behind this source, asked anew: the first call, and again after a fail-over.
+    /// What is behind this source, asked for at each call: at the start, and again after a fail-over.
     async fn identify(&self) -> Result<Identity, SourceError>;
 
     /// Our tip and the position stored with it, before any block is asked for ([`identify`](Source::identify) and

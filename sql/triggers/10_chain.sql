@@ -35,7 +35,7 @@ begin
 end $$;
 
 -- Whether this session switched something off that keeps the tables whole, as the syncer does, which does it by itself. Only those
--- who could change the triggers are heard: whoever may write rows and no more would be wrong in silence.
+-- who could change the triggers are heard: from a role that may only write rows, it would make balances wrong in silence.
 create or replace function is_switched(name text) returns boolean
 language plpgsql stable set search_path = ebbtide, pg_temp as $$
 begin

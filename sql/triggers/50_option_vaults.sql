@@ -1,8 +1,8 @@
 -- Option vaults: what is told when their rows change, and what follows from a change of the registry.
 --
 -- A channel for each kind of row. A notification is a doorbell with a name plate: {op, table, chain_id, key, height}
--- and, while there is room, the row, unless the setting `notifications` is "keys": LISTEN needs no right, so whoever may
--- connect to the database hears it. What is true is read from the tables. Rows that a reorganisation deletes or puts
+-- and, while there is room, the row, unless the setting `notifications` is "keys": LISTEN needs no right, so every role that
+-- may connect to the database hears it. What is true is read from the tables. Rows that a reorganisation deletes or puts
 -- back ring as any others; the height is the row's latest_block, of a deleted row the one it had.
 --
 -- One notification a statement and vault instead of one a row where a statement changes many: commits with

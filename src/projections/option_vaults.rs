@@ -60,8 +60,8 @@ pub struct Settings {
     pub notifications: Notifications,
 }
 
-/// What a notification on the channels of the vaults' rows carries. LISTEN needs no right: whoever may connect to the database
-/// hears it.
+/// What a notification on the channels of the vaults' rows carries. LISTEN needs no right: every role that may connect to the
+/// database hears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Notifications {

@@ -389,7 +389,7 @@ async fn another_chain_behind_the_url_is_refused() {
         assert_eq!(error.kind(), FaultKind::Permanent, "{error}");
         assert!(error.to_string().contains("test-14, expected test-13"), "{error}");
     }
-    // Asked anew, it says what it hears: what is stored decides, and what was set.
+    // Asked again, it says what it hears: what is stored decides, and what was set.
     assert_eq!(source.identify().await.unwrap().network_id.as_deref(), Some("test-14"));
     let pinned = GnoSource::new(GnoSettings { network_id: Some("topaz-1".into()), ..settings(&[&indexer]) }).unwrap();
     let error = pinned.identify().await.unwrap_err();

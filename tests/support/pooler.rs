@@ -95,7 +95,7 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// Beside whoever uses the pooler for the database of this URL, which is that of the server.
+    /// Beside other programs that use the pooler for the database of this URL, which is that of the server.
     pub async fn new(pooler: &Pooler, url: &str, sessions: usize) -> Neighbour {
         let mut clients = Vec::new();
         for _ in 0..sessions {

@@ -1,5 +1,5 @@
 //! What anybody can put on a chain in masses: refused events in one block, and tokens. The blocks after it keep the pace of
-//! those before it, and whoever asks is answered meanwhile.
+//! those before it, and requests are answered meanwhile.
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -97,7 +97,7 @@ fn a_lock_is_held_against_those_alone_whom_it_keeps() {
         (vec![hold(1, Some("a row of checkpoints"), only(Some("west"), Some("mine")))], "- - - 1!"),
         (vec![hold(1, Some("a row of blocks"), only(Some("east"), None))], "1! 1! - -"),
         (vec![hold(1, Some("a row of public.mine"), only(None, Some("mine")))], "- 1! - 1!"),
-        // Each has his own, whoever comes first.
+        // Each projection has its own, in whatever order the locks are listed.
         (
             vec![
                 hold(1, Some("a row of public.mine"), only(None, Some("mine"))),

@@ -50,7 +50,7 @@ impl Servers {
         self.chain_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the network calls itself, asked anew: a wrong answer of the past binds nobody, since only what is stored with
+    /// What the network calls itself, asked again: an earlier wrong answer does not count, since only what is stored with
     /// blocks must stay.
     pub(super) async fn identify(&self) -> Result<String, SourceError> {
         self.chain_id.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.set_chain_id);

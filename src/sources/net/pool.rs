@@ -72,7 +72,7 @@ impl<E: Deref<Target = Server>> Pool<E> {
         others.map(|(_, endpoint)| Arc::clone(endpoint)).collect()
     }
 
-    /// Whoever is asked next is looked at first.
+    /// Each endpoint is verified before it is asked the next time.
     pub(crate) fn distrust_all(&self) {
         self.endpoints.iter().for_each(|endpoint| endpoint.trusted.store(false, Ordering::Relaxed));
     }

@@ -216,7 +216,7 @@ impl Reader {
         }
     }
 
-    /// What is behind the URLs, asked anew: a wrong answer of the past binds nobody, since only what is stored with blocks
+    /// What is behind the URLs, asked again: an earlier wrong answer does not count, since only what is stored with blocks
     /// must stay. `name_itself`: what one node says of itself, its network at the least.
     pub(crate) async fn identify<'s>(
         &'s self,
