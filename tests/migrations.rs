@@ -178,3 +178,73 @@ async fn a_database_of_schema_v3_is_migrated_with_all_it_holds_and_goes_on() {
     old.sql("select replay('main', 0); select replay('eth', 0); select replay('strk', 0)").await;
     old.settle("all of it again").await;
 }
+
+/// The old program is at work while its database is migrated: it may be waiting for just this table.
+#[tokio::test]
+async fn a_program_that_knows_no_totals_writes_no_balance_once_there_are_some() {
+    let pg = Pg::empty().await;
+    let (mut migrating, old) = (pg.client().await, pg.client().await);
+    migrating.batch_execute("create schema ebbtide; set ebbtide.ledger = on").await.unwrap();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let text = |version: u32| {
+        let is_it = |path: &std::path::PathBuf| {
+            path.file_name().unwrap().to_str().unwrap().starts_with(&format!("V{version}__"))
+        };
+        let path = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).find(is_it).unwrap();
+        std::fs::read_to_string(path).unwrap()
+    };
+    for version in 1..=6 {
+        migrating.batch_execute(&text(version)).await.unwrap();
+    }
+    migrating.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
+    let put =
+        "insert into balances (chain_id, token, address, amount, height) select chain_id, 'gold', $1, 5, 1 from chains";
+    assert_eq!(old.execute(put, &[&"before"]).await.unwrap(), 1);
+
+    let tx = migrating.transaction().await.unwrap();
+    tx.batch_execute(&text(7)).await.unwrap();
+    let reader = pg.client().await;
+    reader.batch_execute("set lock_timeout = '5s'; table blocks; table balances; table checkpoints").await.unwrap();
+    let waits = tokio::spawn(async move { old.execute(put, &[&"meanwhile"]).await });
+    support::wait_until("it waits for the table", async || {
+        let sql = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        reader.query_opt(sql, &[]).await.unwrap()
+    })
+    .await;
+    tx.commit().await.unwrap();
+    let refused = waits.await.unwrap().unwrap_err();
+    let word = "only_the_processor_writes_what_follows_from_the_chain";
+    assert_eq!(refused.as_db_error().unwrap().constraint(), Some(word), "{refused:?}");
+    let total: String = reader.query_one("select total::text from token_totals", &[]).await.unwrap().get(0);
+    assert_eq!(total, "5");
+}
+
+/// What the old version let in and this one bounds is named, or brought within.
+#[tokio::test]
+async fn what_is_out_of_bounds_is_named_or_brought_within() {
+    let old = Old::restored().await;
+    old.sql("insert into opening_balances select chain_id, 'gold', 'whale', 2::numeric ^ 300 from chains where name = 'main'").await;
+    old.sql(
+        r#"insert into chains (name, kind) values ('own', 'other');
+           select put_block('own', 0, 'g', 'g', 'infinity', token_events => '[{"tx_index":0,"event_index":0,"token":"gold","to_address":"x","amount":3}]');
+           select put_block('own', 1, 'h', 'g')"#,
+    )
+    .await;
+    let (well, text) = old.run(&["migrate"]);
+    assert!(
+        !well
+            && text.contains("the opening balance of whale in gold on chain main is 2037")
+            && text.contains("Correct or delete it"),
+        "{text}"
+    );
+    old.sql("delete from opening_balances where address = 'whale'").await;
+    let (well, text) = old.run(&["migrate"]);
+    assert!(well, "{text}");
+    let first = "select concat_ws('/', hash, parent_hash, time) from blocks where height = 0 and hash = 'g'";
+    assert_eq!(old.one(first).await, "g/");
+    // An edit of what is there is still an edit.
+    old.sql("update token_events set amount = 4 where height = 0 and to_address = 'x'").await;
+    old.run(&["process", "--once"]);
+    assert_eq!(old.one("select amount from balances where address = 'x'").await, "4");
+    assert!(old.run(&["verify", "token_balances", "--chain", "own"]).0);
+}

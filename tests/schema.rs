@@ -176,6 +176,91 @@ async fn a_processor_at_work_ends_when_a_trigger_is_dropped() {
     );
 }
 
+/// What a trigger that is gone did not see, nobody did: what can be told is refused, and what cannot is computed again.
+#[tokio::test]
+async fn what_was_written_while_a_trigger_was_gone_is_in_no_balance() {
+    let pg = Pg::new().await;
+    let client = pg.client().await;
+    let put = |height: i64, hash: &str, parent: &str, amount: i64| {
+        format!(
+            r#"select put_block('main', {height}, '{hash}', '{parent}', now(), '[]', '[{{"tx_index": 0, "event_index": {amount},
+               "token": "t", "to_address": "x", "amount": {amount}}}]')"#
+        )
+    };
+    let held = async || -> String {
+        assert!(said(&pg, &["process", "--once"]).0);
+        assert!(said(&pg, &["verify"]).0);
+        client.query_one("select amount::text from balances where address = 'x'", &[]).await.unwrap().get(0)
+    };
+    client.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
+    client.batch_execute(&put(1, "a1", "root", 500)).await.unwrap();
+    client.batch_execute(&put(2, "a2", "a1", 40)).await.unwrap();
+    assert_eq!(held().await, "540");
+
+    // The events of a block that is replaced stay, and would count for the next one: by a person, and by a source.
+    client.batch_execute("drop trigger deleted on blocks").await.unwrap();
+    let word = "blocks_take_their_events_along";
+    assert_eq!(refusal(&client, &put(2, "b2", "a1", 1)).await, word);
+    client.batch_execute("delete from blocks where height = 2").await.unwrap();
+    assert_eq!(refusal(&client, &put(2, "b2", "a1", 1)).await, word);
+    assert!(said(&pg, &["migrate"]).1.contains("every projection is built again"));
+    assert_eq!(refusal(&client, &put(2, "b2", "a1", 1)).await, word);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chain.ndjson");
+    let line = |height: i64, hash: &str, parent: &str, amount: i64| {
+        let event = format!(
+            r#"{{"tx_index": 0, "event_index": {amount}, "token": "t", "to_address": "x", "amount": "{amount}"}}"#
+        );
+        format!(
+            r#"{{"event": "block", "height": {height}, "hash": "{hash}", "parent_hash": "{parent}", "token_events": [{event}]}}"#
+        )
+    };
+    std::fs::write(&file, format!("{}\n{}\n", line(1, "a1", "root", 500), line(2, "b2", "a1", 1))).unwrap();
+    let (well, text) = said(
+        &pg,
+        &[
+            "run",
+            "--once",
+            "--source",
+            "file",
+            "--file",
+            file.to_str().unwrap(),
+            "--listen",
+            "127.0.0.1:0",
+            "--operator-listen",
+            "127.0.0.1:0",
+        ],
+    );
+    assert!(!well && text.contains("holds rows at height 2 already") && text.contains("delete these rows"), "{text}");
+    client.batch_execute("delete from token_events where height = 2").await.unwrap();
+    let (well, text) = said(
+        &pg,
+        &[
+            "run",
+            "--once",
+            "--source",
+            "file",
+            "--file",
+            file.to_str().unwrap(),
+            "--listen",
+            "127.0.0.1:0",
+            "--operator-listen",
+            "127.0.0.1:0",
+        ],
+    );
+    assert!(well, "{text}");
+    assert_eq!(held().await, "501");
+
+    // An edit far below the head.
+    client
+        .batch_execute("update chains set final_height = 2; alter table token_events disable trigger user")
+        .await
+        .unwrap();
+    client.batch_execute("update token_events set amount = 600 where height = 1").await.unwrap();
+    assert!(said(&pg, &["migrate"]).1.contains("every projection is built again"));
+    assert_eq!(held().await, "601");
+}
+
 #[tokio::test]
 async fn roles_that_came_after_the_first_migration_get_their_rights() {
     let pg = Pg::new().await;

@@ -75,11 +75,13 @@ restored as (
       and k.prev_height is not null and b.amount = k.left_at and b.height = k.left_height
     returning b.token, k.amount_before - k.left_at as change
 ),
+-- Blocks that were applied together left no row where their changes of a token came to nothing; one of them alone may not.
 summed as (
-    update token_totals t
-    set total = t.total + c.change
+    insert into token_totals (chain_id, token, total)
+    select $1, c.token, c.change
     from (select token, sum(change) as change from (table dropped union all table restored) e group by token) c
-    where t.chain_id = $1 and t.token = c.token and c.change <> 0
+    where c.change <> 0
+    on conflict (chain_id, token) do update set total = token_totals.total + excluded.total
 ),
 unnoted as (
     delete from applied_blocks a

@@ -43,6 +43,14 @@ begin
         (select n.nspowner from pg_namespace n where n.oid = 'ebbtide'::regnamespace), 'usage');
 end $$;
 
+-- Whether drop_chain takes this chain away at this moment: no evidence of it is kept. A row and no setting, since members of
+-- ebbtide_writer may call drop_chain, and could make such a setting too.
+create or replace function is_being_dropped(chain bigint) returns boolean
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return exists (select from dropped_chains d where d.chain_id = chain);
+end $$;
+
 -- Rows of blocks came, went or changed: take the writer's turn, lower complete_to, send changes below the undo
 -- horizon to redo_from, ring.
 drop function if exists blocks_touched(bigint, bigint);
@@ -93,7 +101,10 @@ declare
     not_concerned constant text[] := case when pg_trigger_depth() > 1
         then nullif(current_setting('ebbtide.not_concerned', true), '') end;
 begin
-    perform blocks_touched(n.chain_id, min(n.height), coalesce(not_concerned, '{}'))
+    -- Anybody who may write can set it, and a block whose own row is another one concerns them all.
+    perform blocks_touched(n.chain_id, min(n.height),
+        case when bool_and((n.hash, n.parent_hash, n.event_count) is not distinct from (o.hash, o.parent_hash, o.event_count))
+             then coalesce(not_concerned, '{}') else '{}' end)
     from new_rows n
     join old_rows o on o.chain_id = n.chain_id and o.height = n.height
     where n.revision <> o.revision
@@ -138,9 +149,8 @@ language plpgsql security definer set search_path = ebbtide, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
 begin
     perform blocks_touched(chain_id, min(height)) from old_rows group by chain_id order by chain_id;
-    if not is_switched('dropping_chain') then
-        perform archive_block(chain_id, height, hash, parent_hash, time) from old_rows order by chain_id, height;
-    end if;
+    perform archive_block(chain_id, height, hash, parent_hash, time)
+    from old_rows where not is_being_dropped(chain_id) order by chain_id, height;
     delete from transactions t using old_rows o where t.chain_id = o.chain_id and t.height = o.height;
     delete from token_events e using old_rows o where e.chain_id = o.chain_id and e.height = o.height;
     delete from events e using old_rows o where e.chain_id = o.chain_id and e.height = o.height;

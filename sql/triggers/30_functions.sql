@@ -120,6 +120,36 @@ begin
         = (select coalesce(jsonb_agg(to_jsonb(g) order by tx_index, event_index), '[]') from given_events(events, its_kind) g);
 end $$;
 
+-- Refuses to go on where rows are stored that would count for a block to come: those of a block that was removed while its
+-- trigger was off, or of none.
+create or replace function refuse_left_over(cid bigint, from_height bigint, to_height bigint default null) returns void
+language plpgsql stable set search_path = ebbtide, pg_temp set enable_seqscan = off as $$
+declare
+    up_to constant bigint := coalesce(to_height, 9223372036854775807);
+    found_in text;
+    found_at bigint;
+begin
+    select l.of_table, l.height into found_in, found_at
+    from (
+        (select 'token_events' as of_table, e.height from token_events e
+         where e.chain_id = cid and e.height between from_height and up_to order by e.height limit 1)
+        union all
+        (select 'events', e.height from events e
+         where e.chain_id = cid and e.height between from_height and up_to order by e.height limit 1)
+        union all
+        (select 'transactions', t.height from transactions t
+         where t.chain_id = cid and t.height between from_height and up_to order by t.height limit 1)
+    ) l
+    limit 1;
+    if found then
+        raise exception 'blocks from height % on cannot be written to chain %: table % holds rows at height % already, without a block',
+            from_height, (select c.name from chains c where c.chain_id = cid), found_in, found_at
+            using errcode = 'integrity_constraint_violation', constraint = 'blocks_take_their_events_along',
+                  hint = 'Their block was removed while the trigger of table blocks was off, or they were written ahead of it. '
+                      '`ebbtide migrate` restores the trigger; then delete these rows.';
+    end if;
+end $$;
+
 create or replace function put_block(
     chain text, height bigint, hash text, parent_hash text, "time" timestamptz default now(),
     transactions jsonb default '[]', token_events jsonb default '[]', events jsonb default '[]'
@@ -157,6 +187,7 @@ begin
         delete from ebbtide.blocks b where b.chain_id = cid and b.height >= put_block.height;
         outcome := 'replaced';
     end if;
+    perform refuse_left_over(cid, put_block.height, put_block.height);
     insert into ebbtide.transactions (chain_id, height, tx_index, hash, success)
     select cid, put_block.height, t.* from given_transactions(put_block.transactions) t;
     insert into ebbtide.token_events (chain_id, height, tx_index, event_index, token, from_address, to_address, amount)
@@ -202,10 +233,10 @@ begin
             perform drop_projection(p.name);
         end if;
     end loop;
-    perform set_config('ebbtide.dropping_chain', 'on', true);
+    insert into dropped_chains (chain_id) values (cid);
     delete from blocks where chain_id = cid;
     delete from vault_registry where chain_id = cid;
-    perform set_config('ebbtide.dropping_chain', '', true);
+    delete from dropped_chains where chain_id = cid;
     delete from transactions where chain_id = cid;
     delete from token_events where chain_id = cid;
     delete from events where chain_id = cid;
@@ -284,7 +315,7 @@ begin
     perform checkpoints_named(cid, resume.projection);
     update checkpoints k set paused = false, pause_at = null, halted_reason = null, deep_change = false
     where k.chain_id = cid and (k.projection = resume.projection or resume.projection is null);
-    -- Also where nothing was paused: whoever says so wants it looked at now.
+    -- Also where nothing was paused: the caller wants it looked at now.
     perform tell('ebbtide_blocks', cid::text);
 end $$;
 comment on function resume is 'Goes on after pause(), and after a halt whose cause is fixed.';

@@ -162,7 +162,7 @@ create or replace function vault_registry_changed() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
     -- A chain that is dropped takes its checkpoints along.
-    if is_switched('dropping_chain') then
+    if is_being_dropped(coalesce(old.chain_id, new.chain_id)) then
         return null;
     end if;
     if tg_op <> 'INSERT' then

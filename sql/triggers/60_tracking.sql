@@ -23,7 +23,6 @@
 --   bulk                  the syncer                  is_switched                   it writes the block rows itself
 --   catching_up           the syncer                  is_switched                   a vault is caught up
 --   not_concerned         events_touched              blocks_rewritten              projections that do not follow from the change
---   dropping_chain        drop_chain                  is_switched                   no evidence is kept
 
 -- A table's name as tracked_tables keeps it.
 create or replace function relation_name(given regclass) returns text
@@ -498,7 +497,7 @@ $f$, fn, a.suffix, case when t.by_chain then (select string_agg(format($q$
         referencing old table as old_rows new table as new_rows for each statement execute function %s_both()', t.relation, fn);
     execute format('create or replace trigger ebbtide_delete after delete on %s referencing old table as old_rows
         for each statement execute function %s_old()', t.relation, fn);
-    -- Whoever disabled them did not mean to lose the undo; nor did a function that sets session_replication_role.
+    -- A person who disabled them did not mean to lose the undo; nor did a function that sets session_replication_role.
     execute format('alter table %s enable always trigger ebbtide_statement, enable trigger ebbtide_truncate,
         enable always trigger ebbtide_insert, enable always trigger ebbtide_update, enable always trigger ebbtide_delete',
         t.relation);

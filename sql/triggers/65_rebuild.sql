@@ -1,5 +1,5 @@
 -- The program's own projections built again beside their live tables: readers keep the old state until the commit, and only
--- what differs is written, so neither the tables nor their indexes grow by a copy of themselves, and whoever listens hears of
+-- what differs is written, so neither the tables nor their indexes grow by a copy of themselves, and a listener hears of
 -- what changed and of nothing else (docs/decisions/010).
 
 -- Empty tables of this transaction under the names of the live ones. pg_temp comes first in every search path that does not

@@ -68,7 +68,7 @@ begin
     return followed;
 end $$;
 
--- Whoever was not taken back must not look as if it had been, once the same block stands on other ones: it goes back itself.
+-- A follower that was not taken back must not look as if it had been, once the same block stands on other ones: it goes back itself.
 create or replace function leave_followers_behind(chain bigint, parent text, to_height bigint) returns void
 language plpgsql set search_path = ebbtide, pg_temp set enable_hashjoin = on set plan_cache_mode = auto as $$
 #variable_conflict use_variable

@@ -34,7 +34,7 @@ const TRIGGERS: [&str; 13] = [
 const RIGHTS: &str = include_str!("../../sql/triggers/90_rights.sql");
 
 /// The last migration this version knows.
-pub const SCHEMA_VERSION: i64 = 7;
+pub const SCHEMA_VERSION: i64 = 8;
 
 /// "ebbtide" in ASCII, cut to eight bytes: the advisory lock that migrations hold.
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;
@@ -203,6 +203,13 @@ async fn make(client: &mut Client, kept: Option<Objects>, drift: &[String]) -> R
     }
     for text in TRIGGERS {
         tx.batch_execute(text).await?;
+    }
+    if drift.iter().any(|what| what.starts_with("the trigger ") || what.starts_with("the function ")) {
+        tracing::warn!(
+            "Repaired: {}. What was written meanwhile may not have been followed, so every projection is built again",
+            manifest::named(drift)
+        );
+        tx.batch_execute("update checkpoints set redo_from = 0 where start_height is not null").await?;
     }
     let made = match fresh.or(kept) {
         Some(made) => made,

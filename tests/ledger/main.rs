@@ -19,6 +19,7 @@ mod standing;
 #[path = "../support/mod.rs"]
 mod support;
 mod switches;
+mod totals;
 
 use std::process::Output;
 

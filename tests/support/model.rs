@@ -160,6 +160,16 @@ impl Ledger {
         self.balances.insert(account, (amount, height));
     }
 
+    /// The sums of its tokens, without those that are nothing.
+    pub fn totals(&self) -> BTreeMap<String, BigInt> {
+        let mut totals = BTreeMap::<String, BigInt>::new();
+        for ((token, _), (amount, _)) in &self.balances {
+            *totals.entry(token.clone()).or_default() += amount;
+        }
+        totals.retain(|_, total| *total != BigInt::ZERO);
+        totals
+    }
+
     /// The first thing in which `seen` is not as it must be. Changes up to `pruned_to` may be missing.
     pub fn difference(&self, seen: &Ledger, pruned_to: Option<i64>) -> Option<String> {
         if (&self.block, self.through) != (&seen.block, seen.through) {

@@ -1,6 +1,7 @@
 //! One named test for each way in which a row could come back wrong.
 
 use crate::harness::Mine;
+use crate::support::wait_until;
 
 #[tokio::test]
 async fn rows_come_go_and_change() {
@@ -313,4 +314,35 @@ async fn a_column_that_is_dropped_and_one_that_changes_its_type() {
     mine.put(3, &[]).await;
     mine.settle().await;
     assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1,"v":1}]}"#);
+}
+
+/// A row of the journal that is gone leaves rows behind that no block stands for: it is said, and nothing is taken back.
+#[tokio::test]
+async fn a_journal_with_a_hole_is_not_undone() {
+    for hole in [6, 4] {
+        let mut mine = Mine::new("create table t (k text primary key, v int)", &["t"]).await;
+        for v in 1..=6 {
+            let put = format!("insert into t values ('a', {v}) on conflict (k) do update set v = {v}");
+            let new = format!("insert into t values ('only {v}', {v})");
+            mine.add(&[&put, &new]).await;
+        }
+        let before = mine.dump().await;
+        let damage = format!(
+            "set ebbtide.write_tracked_tables = on; delete from applied_blocks where projection = 'mine' and height = {hole}"
+        );
+        mine.client.batch_execute(&damage).await.unwrap();
+        mine.put(3, &["update t set v = 30 where k = 'a'"]).await;
+        let sql = "select failed_reason from checkpoints where projection = 'mine'";
+        let why = wait_until("it is said", async || {
+            mine.client.query_one(sql, &[]).await.unwrap().get::<_, Option<String>>(0)
+        });
+        let why = why.await;
+        assert!(why.contains(&format!("lacks block {hole}")), "{why}");
+        assert_eq!(mine.dump().await, before, "nothing was taken back");
+        mine.client.batch_execute("select forget_undo('mine')").await.unwrap();
+        mine.settle().await;
+        let rows = mine.client.query("select k, v from t order by k", &[]).await.unwrap();
+        let rows: Vec<(String, i32)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        assert_eq!(rows, [("a".into(), 30), ("only 1".into(), 1), ("only 2".into(), 2)], "without block {hole}");
+    }
 }

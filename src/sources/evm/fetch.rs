@@ -248,8 +248,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Near the head, also where it was said to be farther off: a node may name a block before it has its logs, and then answers with an empty list. All logs
-    /// of the block together must make up the header's bloom.
+    /// Near the head, also where it was said to be farther off: a node may name a block before it has its logs, and then
+    /// answers with an empty list. All logs of the block together must make up the header's bloom.
     async fn prove_complete(
         &self,
         filters: &[LogFilter],

@@ -1,6 +1,6 @@
 //! Blocks on their way into the tables: a few in one statement, many by COPY.
 
-use futures::future::{try_join3, try_join5};
+use futures::future::{try_join, try_join3, try_join5};
 use futures::try_join;
 use postgres_types::{ToSql, Type};
 use serde_json::{Value, json};
@@ -30,6 +30,7 @@ pub(super) struct Statements {
     take_turn: Statement,
     may_write: Statement,
     drop_above: Statement,
+    left_over: Statement,
     put_blocks: Statement,
     pub(super) put_rejects: Statement,
     note_written: Statement,
@@ -38,16 +39,26 @@ pub(super) struct Statements {
 
 impl Statements {
     pub(super) async fn prepare(client: &Client) -> Result<Statements, StoreError> {
-        let (take_turn, may_write, drop_above, put_blocks, put_rejects, note_written, note_followed) = try_join!(
+        let (take_turn, may_write, drop_above, left_over, put_blocks, put_rejects, note_written, note_followed) = try_join!(
             client.prepare(super::TAKE_TURN),
             client.prepare(include_str!("../../../sql/queries/may_write.sql")),
             client.prepare("delete from blocks where chain_id = $1 and height > $2"),
+            client.prepare("select refuse_left_over($1, $2::bigint + 1)"),
             client.prepare(include_str!("../../../sql/queries/put_blocks.sql")),
             client.prepare(include_str!("../../../sql/queries/put_source_rejects.sql")),
             client.prepare(include_str!("../../../sql/queries/note_written.sql")),
             client.prepare(include_str!("../../../sql/queries/note_followed.sql")),
         )?;
-        Ok(Statements { take_turn, may_write, drop_above, put_blocks, put_rejects, note_written, note_followed })
+        Ok(Statements {
+            take_turn,
+            may_write,
+            drop_above,
+            left_over,
+            put_blocks,
+            put_rejects,
+            note_written,
+            note_followed,
+        })
     }
 }
 
@@ -80,7 +91,14 @@ impl SyncLock {
         if !may_write.try_get::<_, bool>(0)? {
             return Ok(Written::Stale);
         }
-        let removed = if new.replace { client.execute(&statements.drop_above, &[chain, &above]).await? } else { 0 };
+        let removed = async {
+            let above: [&(dyn ToSql + Sync); 2] = [chain, &above];
+            Ok::<_, StoreError>(if new.replace { client.execute(&statements.drop_above, &above).await? } else { 0 })
+        };
+        // A trigger takes the events of a block that is removed. Where it was switched off they are there still, and would count
+        // for the block that comes instead.
+        let none_left_over = async { Ok(client.execute(&statements.left_over, &[chain, &above]).await?) };
+        let (removed, _) = try_join(removed, none_left_over).await?;
         let few = few_events(new.blocks)?;
         if few.is_none() {
             copy_blocks(client, self.chain, new.blocks).await?;
