@@ -22,6 +22,7 @@ mod wake;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -301,6 +302,9 @@ impl StoreError {
     }
 }
 
+/// Longest wait for the first answer on a connection. A pooler lets everybody in, and keeps those waiting for whom it has no session.
+const GREETED_WITHIN: Duration = Duration::from_secs(10);
+
 /// The database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -356,11 +360,23 @@ impl Store {
     async fn connect_as(&self, greeting: &Greeting) -> Result<Client, StoreError> {
         self.check_sessions()?;
         let client = self.connect_silently(&self.config).await?;
-        greeting.say(&client).await?;
+        self.greet(&client, greeting).await?;
         Ok(client)
     }
 
-    /// The same without any settings of ours.
+    /// Makes our settings on a new connection.
+    async fn greet(&self, client: &Client, greeting: &Greeting) -> Result<(), StoreError> {
+        let unanswered = |_| StoreError::NoConnection {
+            reason: format!(
+                "{} let us in and has not answered within {GREETED_WITHIN:?}; a pooler in session mode before it needs a session \
+                 for each of our connections",
+                self.place
+            ),
+        };
+        Ok(timeout(GREETED_WITHIN, greeting.say(client)).await.map_err(unanswered)??)
+    }
+
+    /// [`connect`](Store::connect) without any settings of ours.
     async fn connect_silently(&self, config: &Config) -> Result<Client, StoreError> {
         let connected = config.connect(self.tls.clone()).await;
         let unconnected = |error| StoreError::Connect { place: self.place.clone(), error };

@@ -114,7 +114,7 @@ impl Store {
         let client = self.connect_silently(config).await?;
         let loan = self.loan(greeting);
         if loan.is_none() {
-            greeting.say(&client).await?;
+            self.greet(&client, greeting).await?;
         }
         Ok(Guest { client, loan })
     }

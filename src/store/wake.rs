@@ -165,7 +165,7 @@ async fn listen_once(
         }
     }));
     let probe = format!("ebbtide_probe_{:016x}", rand::random::<u64>());
-    store.greeting.clone().and(&[("statement_timeout", "0")]).say(&client).await?;
+    store.greet(&client, &store.greeting.clone().and(&[("statement_timeout", "0")])).await?;
     client.batch_execute(&format!("listen {CHANNEL}; listen {probe}; notify {probe}")).await?;
     // A pooler takes LISTEN and drops it: only hearing ourselves proves that we are heard.
     let heard_ourselves = timeout(Duration::from_secs(2), async {

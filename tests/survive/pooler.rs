@@ -2,9 +2,10 @@
 //! (tests/api/pooler.rs).
 
 use std::process::Output;
+use std::time::Duration;
 
 use crate::support::check::World;
-use crate::support::{Ebbtide, Neighbour, Pg, Pooler};
+use crate::support::{Ebbtide, Neighbour, Pg, Pooler, wait_until};
 
 const SESSIONS: usize = 4;
 
@@ -21,6 +22,22 @@ async fn behind_a_pooler_in_session_mode_the_processor_works() {
     let url = pooler.before(&world.url);
     Ebbtide::succeed(&["process", "--once", "--database-url", &url], &[]);
     world.check().await;
+}
+
+/// A pooler lets everybody in, also those for whom it has no session.
+#[tokio::test]
+async fn behind_a_pooler_in_session_mode_that_has_too_few_it_says_so() {
+    let world = World::new(8).await;
+    let Some(pooler) = Pooler::start(&world.url, "session", 2).await else { return };
+    let url = pooler.before(&world.url);
+    let mut process = Ebbtide::spawn(&["process", "--database-url", &url], &[]);
+    wait_until("it says what it lacks", async || {
+        let said = process.stderr().join("\n");
+        said.contains("needs a session for each of our connections").then_some(())
+    })
+    .await;
+    process.terminate();
+    process.wait(Duration::from_secs(10)).await;
 }
 
 #[tokio::test]
