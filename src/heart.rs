@@ -104,6 +104,7 @@ impl Heart {
             Err(error) if error.is_about_the_schema() && !self.voices.are_none() => Err(error),
             Err(error) => {
                 self.is_lost |= self.pulse.is_none();
+                self.show_that_nothing_is_known();
                 self.health.publish(HealthReport::of_one("database", State::Failing.as_str(), &error.to_string()));
                 Ok(())
             }
@@ -171,6 +172,24 @@ impl Heart {
         self.beaten_at = Instant::now();
         self.measure(facts, &judged);
         self.health.publish(report(facts, &judged, &database));
+    }
+
+    /// Nothing says that anything moves: nothing is well, and every projection lags by the time since the last look as well.
+    /// Heights stay as they were last known.
+    fn show_that_nothing_is_known(&mut self) {
+        let since = self.beaten_at.elapsed().as_secs_f64();
+        self.seen = self.seen_until_now();
+        self.beaten_at = Instant::now();
+        for series in &self.shown {
+            match series {
+                Series::Chain(_) => {}
+                Series::Source(chain) => self.metrics.source_is(chain, State::Failing.as_str(), &WORDS),
+                Series::Projection(chain, projection) => {
+                    self.metrics.projection(chain, projection).lag_seconds.inc_by(since);
+                    self.metrics.projection_is(chain, projection, State::Failing.as_str(), &WORDS);
+                }
+            }
+        }
     }
 
     /// Logs once that the database is worse than it should be, and once that it is not any more.

@@ -39,6 +39,7 @@ pub fn operator_routes(
     health: Health,
     metrics: Metrics,
 ) -> impl Filter<Extract = (Answer,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let measured = health.clone();
     let component_health = warp::any().map(move || health.clone());
     // GET /health: 200 while the process serves, with what every component says.
     let health = exactly("/health")
@@ -57,8 +58,9 @@ pub fn operator_routes(
             }
             answer
         });
-    // GET /metrics: OpenMetrics text.
+    // GET /metrics: OpenMetrics text. Readiness as of now, since whoever would set it may hang.
     let metrics = exactly("/metrics").and(reading()).map(move || {
+        metrics.ready.set(i64::from(measured.readiness().ready));
         let mut answer = Response::new(metrics.encode());
         answer.headers_mut().insert(
             CONTENT_TYPE,

@@ -90,6 +90,8 @@ fn apply_times() -> Histogram {
 pub struct Metrics {
     registry: Arc<Registry>,
     families: Families,
+    /// 1 while `/ready` is 200, else 0; set at each scrape.
+    pub ready: Gauge,
     /// 1 while the LISTEN connection stands, else 0.
     pub listener_connected: Gauge,
     /// Times the LISTEN connection was made again.
@@ -134,7 +136,8 @@ pub struct ProjectionMetrics {
     pub applied_height: Gauge,
     /// Blocks between here and the newest block known.
     pub lag_blocks: Gauge,
-    /// Seconds since the newest applied block's own time; 0 when nothing is waiting.
+    /// Seconds since the newest applied block's own time, 0 when nothing is waiting; while the database cannot be read, that of the
+    /// last look and the time since.
     pub lag_seconds: Seconds,
     /// Balances that a transaction left below zero, counted each time: history is missing.
     pub negative_balances: Counter,
@@ -169,12 +172,14 @@ impl Metrics {
             lag_seconds: Family::default(),
             negative_balances: Family::default(),
         };
+        let ready = Gauge::default();
         let (listener_connected, listener_reconnects, db_reconnects) =
             (Gauge::default(), Counter::default(), Counter::default());
         let notification_queue_usage = Gauge::default();
         let mut registry = Registry::with_prefix("ebbtide");
         let r = &mut registry;
         let f = &families;
+        r.register("ready", "1 while all is known to be well and /ready is 200, else 0", ready.clone());
         r.register("source_state", "1 for the state that the chain's source is in, else 0", f.source_state.clone());
         r.register("projection_state", "1 for the state that the projection is in, else 0", f.projection_state.clone());
         r.register("head_height", "Newest height of the source", f.head_height.clone());
@@ -212,6 +217,7 @@ impl Metrics {
         Metrics {
             registry: Arc::new(registry),
             families,
+            ready,
             listener_connected,
             listener_reconnects,
             db_reconnects,

@@ -2,17 +2,18 @@
 
 use std::net::SocketAddr;
 
-use crate::support::{Ebbtide, FaultProxy, free_addr, holds_within};
-use crate::{HEARD_WITHIN, Stage, Way, expect, way};
+use crate::support::{Ebbtide, FaultProxy, free_addr, holds_within, wait_until};
+use crate::{HEARD_WITHIN, Said, Stage, Way, expect, states_in, states_of, way};
 
 /// Everybody who is asked is unready and names the cause.
 async fn agree(stage: &Stage, why: &str) {
     holds_within(HEARD_WITHIN, why, async || {
-        let (ready, health) = tokio::join!(stage.get("/ready"), stage.get("/health"));
+        let (ready, health, metrics) = tokio::join!(stage.get("/ready"), stage.get("/health"), stage.get("/metrics"));
         let is_failing = health.1.contains(r#""status":"failing""#);
         let mut said = vec![
             expect("/ready", ready.0 == 503 && ready.1.contains(why), &ready.1),
             expect("/health", is_failing && health.1.contains(why), &health.1),
+            nothing_is_green(&metrics.1),
         ];
         if said.iter().all(Result::is_ok) {
             let status = stage.status(&[]).await;
@@ -21,6 +22,19 @@ async fn agree(stage: &Stage, why: &str) {
         said.into_iter().filter_map(Result::err).collect()
     })
     .await;
+}
+
+/// Not ready, and no part is in another state than `failing`.
+fn nothing_is_green(metrics: &str) -> Said {
+    let is_unready = metrics.lines().any(|line| line == "ebbtide_ready 0");
+    let all_fail = states_of(metrics).all(|line| line.contains(r#"state="failing""#));
+    expect("/metrics", is_unready && all_fail && states_of(metrics).count() > 0, &states_in(metrics))
+}
+
+/// Of the balances.
+fn lag_seconds(metrics: &str) -> Option<f64> {
+    let series = r#"ebbtide_lag_seconds{chain="main",projection="token_balances"} "#;
+    metrics.lines().find_map(|line| line.strip_prefix(series)?.parse().ok())
 }
 
 /// The schema is changed under a processor: it ends, and all say what was changed until `migrate` brought it back.
@@ -63,6 +77,9 @@ pub fn ways() -> Vec<Way> {
                 .unwrap()
                 .get(0);
             agree(&stage, &format!("select pg_terminate_backend({pid})")).await;
+            let lag = async || lag_seconds(&stage.get("/metrics").await.1);
+            let before = wait_until("there is a lag", &lag).await;
+            wait_until("the lag grows", async || (lag().await? > before).then_some(())).await;
             stage.sql(&format!("select pg_terminate_backend({pid})")).await;
             stage.is_well().await;
         }),
@@ -85,6 +102,7 @@ pub fn ways() -> Vec<Way> {
             // What it knows itself.
             let (code, said) = stage.get_from(operator, "/ready").await;
             assert!(code == 503 && said.contains("database: failing"), "{code} {said}");
+            nothing_is_green(&stage.get_from(operator, "/metrics").await.1).unwrap();
             proxy.reopen();
             stage.is_well().await;
             let metrics = stage.get_from(operator, "/metrics").await.1;

@@ -39,6 +39,7 @@ async fn each_metric_has_its_value() {
     let at = |all: &BTreeMap<String, f64>, name: &str| all.get(name).copied().unwrap_or(f64::NAN);
 
     let all = until("it is at the head", &|all| at(all, &balances("ebbtide_applied_height")) == 11.0).await;
+    until("it is ready", &|all| at(all, "ebbtide_ready") == 1.0).await;
     assert_eq!(at(&all, &of_chain("ebbtide_head_height")), 11.0);
     assert_eq!(at(&all, &of_chain("ebbtide_tip_height")), 11.0);
     assert_eq!(at(&all, &of_chain("ebbtide_final_height")), 6.0);
@@ -138,7 +139,7 @@ async fn each_metric_has_its_value() {
     // None was left out.
     let text = http::get(operator, "/metrics").await;
     let help = text.lines().filter_map(|line| line.strip_prefix("# TYPE ebbtide_")?.split(' ').next());
-    let known = "source_state projection_state head_height tip_height final_height source_looks source_faults rejected_events blocks_synced
+    let known = "ready source_state projection_state head_height tip_height final_height source_looks source_faults rejected_events blocks_synced
                  blocks_applied events_applied reorgs reorg_depth apply_seconds applied_height lag_blocks lag_seconds
                  negative_balances listener_connected listener_reconnects db_reconnects notification_queue_usage";
     let known: Vec<&str> = known.split_whitespace().collect();
