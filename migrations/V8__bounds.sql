@@ -21,15 +21,16 @@ alter table opening_balances
     add constraint opening_balances_amount_is_below_2_to_the_256 check (
         abs(amount) < 115792089237316195423570985008687907853269984665640564039457584007913129639936);
 
--- A later time cannot be shown (RFC 3339 has four digits for a year), and an infinite one is no time. A block keeps its place
--- without one. Only the first block of a chain can have named itself as its parent: it has none. All rows are looked at here, under
--- a lock that lets others read, so the constraints need not do it again.
+-- A later time cannot be read back: jiff's end at 9999-12-30 22:00:00.999999999 UTC, so that each is in a year of four digits
+-- (RFC 3339 has no more) in every time zone, up to 25:59:59 from UTC. An infinite one is no time. A block keeps its place without
+-- one. Only the first block of a chain can have named itself as its parent: it has none. All rows are looked at here, under a lock
+-- that lets others read, so the constraints need not do it again.
 lock table blocks in share row exclusive mode;
-update blocks set time = null where not (time >= '0001-01-01 00:00:00+00' and time < '10000-01-01 00:00:00+00');
+update blocks set time = null where not (time >= '0001-01-01 00:00:00+00' and time < '9999-12-30 22:00:01+00');
 update blocks set parent_hash = '' where parent_hash = hash;
 alter table blocks
-    add constraint blocks_time_is_in_the_years_1_to_9999 check (
-        time >= '0001-01-01 00:00:00+00' and time < '10000-01-01 00:00:00+00') not valid,
+    add constraint blocks_time_is_from_year_1_to_9999_12_30 check (
+        time >= '0001-01-01 00:00:00+00' and time < '9999-12-30 22:00:01+00') not valid,
     add constraint blocks_are_not_their_own_parents check (parent_hash <> hash) not valid;
 
 create table dropped_chains (

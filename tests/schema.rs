@@ -332,13 +332,13 @@ async fn values_that_could_not_be_read_back_are_refused_where_they_enter() {
     let pg = Pg::new().await;
     let client = pg.client().await;
     client.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
-    for time in ["infinity", "-infinity", "10000-01-01 00:00:00+00", "0001-12-31 23:59:59+00 BC"] {
+    for time in ["infinity", "-infinity", "9999-12-30 22:00:01+00", "0001-12-31 23:59:59+00 BC"] {
         let put = format!("select put_block('main', 1, 'a', 'root', '{time}')");
-        assert_eq!(refusal(&client, &put).await, "blocks_time_is_in_the_years_1_to_9999", "{time}");
+        assert_eq!(refusal(&client, &put).await, "blocks_time_is_from_year_1_to_9999_12_30", "{time}");
         let insert = format!(
             "insert into blocks (chain_id, height, hash, parent_hash, time) select chain_id, 1, 'a', 'root', '{time}' from chains"
         );
-        assert_eq!(refusal(&client, &insert).await, "blocks_time_is_in_the_years_1_to_9999", "{time}");
+        assert_eq!(refusal(&client, &insert).await, "blocks_time_is_from_year_1_to_9999_12_30", "{time}");
     }
     assert_eq!(
         refusal(&client, "select put_block('main', 1, 'a', 'a')").await,
@@ -368,7 +368,7 @@ async fn values_that_could_not_be_read_back_are_refused_where_they_enter() {
 
     // The largest of each are taken, and read back.
     client.batch_execute(&open("trunc(2::numeric ^ 256) - 1")).await.unwrap();
-    for (height, time) in [(1, "0001-01-01 00:00:00+00"), (2, "9999-12-31 23:59:59.999999+00")] {
+    for (height, time) in [(1, "0001-01-01 00:00:00+00"), (2, "9999-12-30 22:00:00.999999+00")] {
         let put = format!("select put_block('main', {height}, 'b{height}', 'b{}', '{time}')", height - 1);
         client.batch_execute(&put).await.unwrap();
     }

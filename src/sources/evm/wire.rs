@@ -243,6 +243,9 @@ mod tests {
             header(&raw).expect("a block").expect("not null").time
         };
         assert_eq!(block("0xffffffffffffffff"), None);
+        // 9999-12-31T00:00:00Z, and the last second of the type.
+        assert_eq!(block("0x3afff2f000"), None);
+        assert_eq!(block("0x3afff2d3e0"), jiff::Timestamp::from_second(253_402_207_200).ok());
         assert_eq!(block("0x0"), Some(jiff::Timestamp::UNIX_EPOCH));
     }
 }

@@ -135,7 +135,10 @@ impl LineReader {
                 let link = link(wire.height, wire.number, wire.hash, wire.parent_hash)?;
                 let time = match (wire.time, wire.timestamp) {
                     (Some(raw), _) | (None, Some(raw)) => Some(text::time(raw.get()).ok_or_else(|| {
-                        BadLine::new(format!("has the time {}: neither RFC 3339 nor Unix seconds", short(raw.get())))
+                        BadLine::new(format!(
+                            "has the time {}: neither RFC 3339 nor Unix seconds, up to 9999-12-30T22:00:00Z",
+                            short(raw.get())
+                        ))
                     })?),
                     (None, None) => None,
                 };

@@ -106,7 +106,8 @@ mod tests {
         for good in ["1700000000", "\"1700000000\"", "\"2023-11-14T22:13:20Z\"", "\"2023-11-15T00:13:20+02:00\""] {
             assert_eq!(time(good), at, "{good}");
         }
-        for bad in ["null", "1.5", "\"yesterday\"", "99999999999999999", "{}"] {
+        let beyond = "\"9999-12-31T00:00:00Z\"";
+        for bad in ["null", "1.5", "\"yesterday\"", "99999999999999999", beyond, "{}"] {
             assert_eq!(time(bad), None, "{bad}");
         }
     }

@@ -383,11 +383,11 @@ async fn copy_blocks(client: &Client, chain: ChainId, blocks: &[Block]) -> Resul
     Ok(())
 }
 
-/// A block's time, if the table holds it: years from 1 on; the type ends before the year 10000. None also means that the chain's
-/// clock is beyond that, which says as little as no clock at all.
+/// A block's time in whole microseconds, if the table holds it: from the year 1 to the end of the type, which rounding may exceed.
+/// None also means that the chain's clock is beyond that, which says as little as no clock at all.
 fn time_of(block: &Block) -> Option<jiff::Timestamp> {
-    const YEAR_1: i64 = -62_135_596_800;
-    block.time.filter(|time| time.as_second() >= YEAR_1)
+    const YEAR_1: jiff::Timestamp = jiff::Timestamp::constant(-62_135_596_800, 0);
+    block.time?.round(jiff::Unit::Microsecond).ok().filter(|time| *time >= YEAR_1)
 }
 
 /// A binary COPY under way.
@@ -407,5 +407,39 @@ impl Copy {
 
     async fn end(mut self) -> Result<u64, StoreError> {
         Ok(self.writer.as_mut().finish().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Hash, Height, Link};
+
+    #[test]
+    fn a_time_beyond_what_the_table_holds_is_none() {
+        let link =
+            Link { height: Height::new(1).expect("a height"), hash: Hash::new("a"), parent_hash: Hash::new("root") };
+        let kept = |text: &str| {
+            let time = Some(text.parse().expect("a time"));
+            let block = Block {
+                link: link.clone(),
+                time,
+                transactions: Vec::new(),
+                token_events: Vec::new(),
+                events: Vec::new(),
+                rejects: Vec::new(),
+            };
+            time_of(&block).map(|time| time.to_string())
+        };
+        for (text, as_kept) in [
+            ("-000001-01-01T00:00:00Z", None),
+            ("0000-12-31T23:59:59.999999Z", None),
+            ("0001-01-01T00:00:00Z", Some("0001-01-01T00:00:00Z")),
+            ("2026-07-01T10:00:00.1234567Z", Some("2026-07-01T10:00:00.123457Z")),
+            ("9999-12-30T22:00:00.999999Z", Some("9999-12-30T22:00:00.999999Z")),
+            ("9999-12-30T22:00:00.9999995Z", None),
+        ] {
+            assert_eq!(kept(text).as_deref(), as_kept, "{text}");
+        }
     }
 }
