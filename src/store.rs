@@ -19,6 +19,7 @@ mod standing;
 mod tls;
 mod wake;
 
+use std::io;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
@@ -227,6 +228,13 @@ fn describe(error: &tokio_postgres::Error) -> String {
     plain(&text).into_owned()
 }
 
+/// Whether there is no connection, or none any more. What cannot be sent at all (text with a NUL) is an invalid input.
+fn is_broken(error: &tokio_postgres::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let mut broken = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+    error.is_closed() || broken.any(|cause| cause.kind() != io::ErrorKind::InvalidInput)
+}
+
 /// What to do about a [`StoreError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreFault {
@@ -248,12 +256,8 @@ impl StoreError {
             StoreError::Held { .. } => StoreFault::Contended,
             StoreError::Postgres(error) | StoreError::Connect { error, .. } => {
                 let Some(code) = error.code() else {
-                    // No answer from the server at all: the connection broke. But a value that cannot be written or
-                    // read as its column's type is ours to fix.
-                    let ours = std::error::Error::source(error).is_some_and(|source| {
-                        source.is::<postgres_types::WrongType>() || source.is::<postgres_types::WasNull>()
-                    });
-                    return if ours { StoreFault::Permanent } else { StoreFault::Unavailable };
+                    // What is not the connection's fault is ours: a value that cannot be written or read.
+                    return if is_broken(error) { StoreFault::Unavailable } else { StoreFault::Permanent };
                 };
                 let class = code.code().get(..2).unwrap_or_default();
                 match *code {

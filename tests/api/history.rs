@@ -1,5 +1,6 @@
 //! Transfer history: what is applied, page by page.
 
+use ebbtide::store::{Store, StoreError, StoreFault, StoreSettings};
 use serde_json::{Value, json};
 
 use crate::ledger::{A, B, C, Ledger, WUGNOT, get};
@@ -28,6 +29,52 @@ async fn history_in_detail_names_its_block_and_transaction() {
     ledger.sql("delete from transactions; update blocks set time = null; update applied_blocks a set revision = b.revision from blocks b where b.height = a.height").await;
     let bare = get(&api, "/tokens/transfer-history?detail=true&limit=1").await.json();
     assert_eq!((&bare["transfers"][0]["txHash"], &bare["transfers"][0]["time"]), (&Value::Null, &Value::Null));
+}
+
+#[tokio::test]
+async fn the_last_time_that_is_taken_can_be_shown_and_one_that_cannot_be_read_is_our_fault() {
+    let ledger = Ledger::with_chain("gno", "gno").await;
+    ledger.block("gno", 1, &[(WUGNOT, "", A, "5")]).await;
+    ledger.sql("update blocks set time = '9999-12-30 22:00:00.999999+00'").await;
+    ledger.sql("update applied_blocks a set revision = b.revision from blocks b where b.height = a.height").await;
+    let api = ledger.api().await;
+    let paths = ["", &format!("&address={A}")].map(|of| format!("/tokens/transfer-history?detail=true{of}"));
+    for path in &paths {
+        let reply = get(&api, path).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text);
+        assert_eq!(reply.json()["transfers"][0]["time"], "9999-12-30T22:00:00.999999Z");
+    }
+    // One microsecond more.
+    ledger
+        .sql(
+            "alter table blocks drop constraint blocks_time_is_from_year_1_to_9999_12_30;
+             update blocks set time = '9999-12-30 22:00:01+00';
+             update applied_blocks a set revision = b.revision from blocks b where b.height = a.height",
+        )
+        .await;
+    for path in &paths {
+        assert_eq!(get(&api, path).await.code(), (500, "internal".into()), "{path}");
+    }
+    let row = ledger.db.query_one("select time from blocks", &[]).await.unwrap();
+    let unread = row.try_get::<_, Option<jiff::Timestamp>>(0).unwrap_err();
+    assert_eq!(StoreError::from(unread).fault(), StoreFault::Permanent);
+}
+
+#[tokio::test]
+async fn only_a_broken_connection_is_one_to_make_again() {
+    let ledger = Ledger::new().await;
+    let unsent = ledger.db.batch_execute("select '\0'").await.unwrap_err();
+    assert_eq!(StoreError::from(unsent).fault(), StoreFault::Permanent);
+    let closed = ledger.db;
+    let other = ledger.pg.client().await;
+    let pid: i32 = closed.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    other.query_one("select pg_terminate_backend($1, 5000)", &[&pid]).await.unwrap();
+    for said in ["ended by the server", "closed"] {
+        let error = closed.query_one("select 1", &[]).await.unwrap_err();
+        assert_eq!(StoreError::from(error).fault(), StoreFault::Unavailable, "{said}");
+    }
+    let nobody = Store::open("postgres://nobody@127.0.0.1:1/none", StoreSettings::default()).unwrap();
+    assert_eq!(nobody.ping().await.unwrap_err().fault(), StoreFault::Unavailable, "refused");
 }
 
 #[tokio::test]
