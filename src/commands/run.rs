@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ebbtide::api::{self, ApiSettings};
-use ebbtide::chain::verdict::Ended;
+use ebbtide::chain::verdict::{Ended, State};
 use ebbtide::config::{ChainConfig, ConfigError, Settings, SourceConfig};
 use ebbtide::heart::Heart;
-use ebbtide::ops::{Health, Metrics};
+use ebbtide::ops::{Health, HealthReport, Metrics};
 use ebbtide::private_postgres::{Options, PrivatePostgres};
 use ebbtide::process;
 use ebbtide::projections::token_balances::NegativeBalances;
@@ -82,13 +82,11 @@ async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) 
     reachable(&store, &stop).await?;
     let store = store.look_for_pooler().await.context("the database cannot be reached")?;
     store.check_sessions().context("the database cannot be used")?;
-    tokio::select! {
-        migrated = store.migrate() => migrated.context("the schema could not be brought up to date")?,
-        // Another may hold the migration lock for hours. A migration is one transaction: it is whole, or not there.
-        () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
-    };
     let mut parts = Parts::new(stop.clone());
     if settings.process.once {
+        if !parts.migrate(&store).await? {
+            return parts.end().await;
+        }
         let syncing = Parts::sync_all(&mut parts, settings, &store)?;
         parts.heart(&store, "run");
         parts.wait_for(syncing).await?;
@@ -96,12 +94,14 @@ async fn with_database(settings: &Settings, url: &str, stop: CancellationToken) 
     }
     // Addresses first: a port that is taken should be known before anything is written.
     let api = bind(settings.listen, "--listen").await?;
-    let operator = bind(settings.operator_listen, "--operator-listen").await?;
+    parts.operator(bind(settings.operator_listen, "--operator-listen").await?);
+    if !parts.migrate(&store).await? {
+        return parts.end().await;
+    }
     parts.api(api, settings, store.clone());
     Parts::sync_all(&mut parts, settings, &store)?;
     parts.process(settings, &store);
     parts.heart(&store, "run");
-    parts.operator(operator);
     parts.end().await
 }
 
@@ -227,6 +227,19 @@ impl Parts {
             api::serve_operator(listener, health, metrics, stop.cancelled_owned()).await;
             Ok(())
         });
+    }
+
+    /// Brings the schema to this version, and shows what is waited for meanwhile. False: the stop signal came first.
+    async fn migrate(&self, store: &Store) -> Result<bool> {
+        let waits = |what: &str| {
+            self.health.publish_for_long(HealthReport::of_one("database", State::Waiting.as_str(), what));
+        };
+        tokio::select! {
+            migrated = store.migrate_telling(waits) => migrated.context("the schema could not be brought up to date")?,
+            // Another may hold the migration lock for hours. A migration is one transaction: it is whole, or not there.
+            () = self.stop.cancelled() => return Ok(false),
+        };
+        Ok(true)
     }
 
     /// Tells that the parts live, and how everything is. It ends the process when the schema under it is changed.

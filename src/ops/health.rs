@@ -18,6 +18,8 @@ pub struct Health {
 
 struct Published {
     at: Instant,
+    /// For how long the report says something.
+    known_for: Duration,
     report: HealthReport,
 }
 
@@ -70,12 +72,17 @@ impl Health {
     #[must_use]
     pub fn new() -> Health {
         let report = HealthReport::of_one("database", "starting", "it has not been asked yet");
-        Health { published: Arc::new(Mutex::new(Published { at: Instant::now(), report })) }
+        Health { published: Arc::new(Mutex::new(Published { at: Instant::now(), known_for: KNOWN_FOR, report })) }
     }
 
     /// From now on this is how everything is, for a few seconds.
     pub fn publish(&self, report: HealthReport) {
-        *self.lock() = Published { at: Instant::now(), report };
+        *self.lock() = Published { at: Instant::now(), known_for: KNOWN_FOR, report };
+    }
+
+    /// From now on everything is so until something else is published: of what takes as long as it takes.
+    pub fn publish_for_long(&self, report: HealthReport) {
+        *self.lock() = Published { at: Instant::now(), known_for: Duration::MAX, report };
     }
 
     /// How everything is now.
@@ -93,8 +100,12 @@ impl Health {
     fn report_at(&self, now: Instant) -> HealthReport {
         let published = self.lock();
         let age = now.saturating_duration_since(published.at);
-        if age <= KNOWN_FOR {
-            return published.report.clone();
+        if age <= published.known_for {
+            let mut report = published.report.clone();
+            for component in report.components.values_mut() {
+                component.for_seconds += age.as_secs();
+            }
+            return report;
         }
         let reason = format!("nothing has been heard of it for {} s", age.as_secs());
         let mut report = HealthReport::of_one("database", "silent", &reason);
@@ -162,6 +173,15 @@ mod tests {
         ]);
         health.publish(HealthReport { status: "catching_up", components });
         assert_eq!(health.readiness().reasons, ["sync:main: catching up: 7 blocks"]);
+    }
+
+    #[test]
+    fn what_takes_long_is_known_until_it_ends() {
+        let health = Health::new();
+        health.publish_for_long(HealthReport::of_one("database", "waiting", "for a lock"));
+        let late = health.report_at(Instant::now() + Duration::from_secs(3600));
+        assert_eq!((late.status, late.components["database"].for_seconds / 60), ("waiting", 60));
+        assert_eq!(late.readiness().reasons, ["database: waiting: for a lock"]);
     }
 
     #[test]

@@ -57,6 +57,15 @@ impl Store {
     /// [`StoreError::TooNew`] for a database of a newer version, and [`StoreError::SchemaOfOthers`] for a schema that others
     /// may change, which are left as they are; [`StoreError::Migration`] for tables that were changed by hand.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
+        self.migrate_telling(|_| {}).await
+    }
+
+    /// As [`migrate`](Store::migrate), and tells what is waited for whenever that changes: for the lock and who holds it, or for
+    /// the schema.
+    ///
+    /// # Errors
+    /// As [`migrate`](Store::migrate).
+    pub async fn migrate_telling(&self, waits: impl Fn(&str)) -> Result<Migrated, StoreError> {
         let holder = self.connect().await?;
         // Without a limit: the holder of the lock may be migrating a large database.
         holder.batch_execute("set lock_timeout = 0; set statement_timeout = 0").await?;
@@ -67,13 +76,15 @@ impl Store {
                 let role: Option<String> = other.try_get("role")?;
                 let program: Option<String> = other.try_get("application_name")?;
                 let (role, program) = (role.unwrap_or_default(), program.unwrap_or_default());
-                tracing::info!(
-                    "Waiting for the migration lock, which process {pid} of the server holds (role {role:?}, program \
-                     {program:?})"
+                let what = format!(
+                    "for the migration lock, which process {pid} of the server holds (role {role:?}, program {program:?})"
                 );
+                waits(&what);
+                tracing::info!("Waiting {what}");
             }
             holder.query_one("select pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
         }
+        waits("for its schema to be brought up to date");
         let done = self.migrate_alone().await;
         // Ends with the connection anyway; letting go early spares the next one the wait for our socket to close.
         holder.query_one("select pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;

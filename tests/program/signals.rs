@@ -1,16 +1,18 @@
 //! Whatever it does, it ends soon after it is told to: by SIGTERM, or by a terminal that is closed.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::support::own_pg::signal;
 use crate::support::process::{ebbtide_command, processes_in};
-use crate::support::{Ebbtide, Pg, free_addr, wait_until};
+use crate::support::{Ebbtide, Pg, free_addr, http, wait_until};
 
 /// What a service manager and a container runtime grant.
 const SOON: Duration = Duration::from_secs(10);
@@ -109,6 +111,20 @@ async fn it_says_who_holds_the_migration_lock_and_ends_soon_meanwhile() {
     let mut ebbtide = Ebbtide::spawn(&args, &[]);
     let line = ebbtide.wait_for_line("Waiting for the migration lock").await;
     assert!(line.contains(&format!("process {pid} ")) && line.contains("somebody else"), "{line}");
+    // Probes are answered meanwhile, for longer than what was found once counts as known.
+    let port: SocketAddr = operator.parse().unwrap();
+    wait_until("it has waited for long", async || {
+        let health = http::get(port, "/health").await;
+        let health: Value = serde_json::from_str(health.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let database = &health["components"]["database"];
+        let reason = database["reason"].as_str().unwrap();
+        assert!(database["status"] == "waiting" && reason.contains(&format!("process {pid} ")), "{health}");
+        assert!(http::get(port, "/metrics").await.lines().any(|line| line == "ebbtide_ready 0"));
+        let (is_ready, words) = http::ready(port).await;
+        assert!(!is_ready && words.contains("somebody else"), "{words}");
+        (database["for_seconds"].as_u64() > Some(6)).then_some(())
+    })
+    .await;
     ebbtide.terminate();
     let status = ebbtide.wait(SOON).await;
     assert_eq!(status.code(), Some(0), "{}", ebbtide.stderr().join("\n"));
