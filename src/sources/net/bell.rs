@@ -266,11 +266,32 @@ mod tests {
         assert!(grown < 8 << 20, "{grown} bytes more");
     }
 
-    #[test]
-    fn what_is_said_of_a_subscription_holds_no_key_and_nothing_that_a_terminal_obeys() {
-        let url = Url::parse("wss://node.example/v1/0123456789abcdef").expect("a URL");
-        let said = format!("{}project 0123456789abcdef \u{1b}[31mis unknown\n", "x".repeat(285));
-        let shown = shortened(&Secrets::of(&url), &said);
-        assert!(!shown.contains("0123") && !shown.chars().any(char::is_control), "{shown}");
+    static REFUSED: Manner = Manner { hear: |text| Err(text.to_owned()), ..COUNTS };
+
+    #[tokio::test]
+    async fn what_is_logged_of_a_subscription_holds_no_key_and_nothing_that_a_terminal_obeys() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let url = Url::parse(&format!("ws://{address}/v1/0123456789abcdef")).expect("a URL");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().expect("the file"));
+        let _here = tracing::subscriber::set_default(logs.finish());
+        // It comes again once it has told why.
+        let refused_twice = async {
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                let mut socket = tokio_tungstenite::accept_async(stream).await.expect("a handshake");
+                let said = format!("\u{1b}[31m{}project 0123456789abcdef is unknown\n", "x".repeat(275));
+                socket.send(Message::text(said)).await.expect("it listens");
+            }
+        };
+        tokio::select! {
+            () = refused_twice => {}
+            () = keep_listening(url, &REFUSED, Arc::default()) => {}
+        }
+        let text = std::fs::read_to_string(file.path()).expect("text");
+        let told = text.lines().find(|line| line.contains("No subscription to new blocks")).expect(&text);
+        assert!(told.contains(r"\u001b[31mxx") && told.contains("project ***"), "{text}");
+        assert!(!text.contains("0123") && !told.chars().any(char::is_control), "{text}");
     }
 }

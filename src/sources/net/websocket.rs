@@ -64,6 +64,10 @@ async fn open(url: &Url, protocol: Option<&'static str>) -> Result<Socket, Strin
     } else {
         Box::new(tcp)
     };
+    open_over(transport, url, protocol).await
+}
+
+async fn open_over(transport: Box<dyn Transport>, url: &Url, protocol: Option<&'static str>) -> Result<Socket, String> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(LARGEST_MESSAGE))
         .max_frame_size(Some(LARGEST_MESSAGE))
@@ -75,4 +79,54 @@ async fn open(url: &Url, protocol: Option<&'static str>) -> Result<Socket, Strin
     }
     let opened = tokio_tungstenite::client_async_with_config(request, transport, Some(config)).await;
     opened.map(|(socket, _)| socket).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{SinkExt, StreamExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio_tungstenite::tungstenite::Message;
+
+    use super::*;
+
+    /// What the pipe between the two holds in each direction.
+    const PIPE: usize = 1 << 10;
+    /// Head and payload of the longest ping.
+    const PING: [u8; 127] = {
+        let mut frame = [7; 127];
+        (frame[0], frame[1]) = (0x89, 125);
+        frame
+    };
+
+    #[tokio::test]
+    async fn answers_that_the_server_does_not_read_are_not_kept_without_end() {
+        let (ours, theirs) = duplex(PIPE);
+        let url = Url::parse("ws://node.example/").expect("a URL");
+        let (opened, accepted) =
+            tokio::join!(open_over(Box::new(ours), &url, None), tokio_tungstenite::accept_async(theirs));
+        let (mut socket, mut server) = (opened.expect("open"), accepted.expect("a handshake").into_inner());
+        // An answer is at least as long as its ping: eight times of what may wait.
+        let pings = 8 * LARGEST_BACKLOG / PING.len();
+        let flood = async {
+            for _ in 0..pings {
+                server.write_all(&PING).await.expect("it reads");
+            }
+        };
+        let heard = async {
+            for n in 0..pings {
+                let message = socket.next().await;
+                assert!(matches!(message, Some(Ok(Message::Ping(_)))), "{n}: {message:?}");
+            }
+        };
+        tokio::join!(flood, heard);
+        let sent = async {
+            socket.flush().await.expect("the server reads now");
+            drop(socket);
+        };
+        let mut kept = Vec::new();
+        let (_, read) = tokio::join!(sent, server.read_to_end(&mut kept));
+        read.expect("to the end");
+        assert!(kept.len() > PIPE, "{} bytes", kept.len());
+        assert!(kept.len() <= 2 * LARGEST_BACKLOG + PIPE, "{} bytes", kept.len());
+    }
 }
