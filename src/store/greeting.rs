@@ -51,9 +51,10 @@ impl Greeting {
     }
 
     /// The same for one transaction, to be said at its beginning, in a session that other programs use before and after it:
-    /// neither their role nor a temporary table of theirs, named like ours, is to stand for what is read.
+    /// neither their role nor a temporary table of theirs, named like ours, is to stand for what is read. The role is the one
+    /// that the connection began with (`alter role … set role`).
     pub(super) fn of_one_transaction(&self) -> String {
-        let own = "set local session authorization default; set local role none; ";
+        let own = "set local session authorization default; set local role to default; ";
         [own, &self.words("set local", &OF_CONNECTIONS), "; set local search_path = ebbtide, pg_temp; "].concat()
     }
 

@@ -175,3 +175,23 @@ async fn psql_is_given_the_password_where_nobody_else_reads_it() {
     .await;
     drop(pg::connect(&pg.url).await);
 }
+
+#[tokio::test]
+async fn what_the_administrator_set_a_role_to_is_the_one_that_reads() {
+    let pg = Pg::new().await;
+    let admin = pg.client().await;
+    let (app, owner) = (format!("app_{}", std::process::id()), format!("owner_{}", std::process::id()));
+    admin
+        .batch_execute(&format!(
+            "create role {owner}; grant usage on schema ebbtide to {owner};
+             grant select on all tables in schema ebbtide to {owner};
+             create role {app} login noinherit password 'app' in role {owner}; alter role {app} set role = {owner}"
+        ))
+        .await
+        .unwrap();
+    let (place, password) = (pg.url.split_once('@').unwrap().1, "app");
+    let output = Ebbtide::output(&["status", "--database-url", &format!("postgres://{app}:{password}@{place}")], &[]);
+    let clean = format!("drop owned by {app}, {owner}; drop role {app}, {owner}");
+    admin.batch_execute(&clean).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+}
