@@ -20,7 +20,10 @@ with held as materialized (
     join pg_database d on d.oid = l.database and d.datname = current_database()
     where l.granted and l.mode in ('AccessExclusiveLock', 'ExclusiveLock') and l.pid <> pg_backend_pid()
 )
-select distinct on (b.pid, h.relation, h.place) b.pid, concat_ws(', ', b.usename, nullif(b.application_name, '')) as who,
+select distinct on (b.pid, h.relation, h.place) b.pid,
+    -- A standby holds what a transaction of its primary holds.
+    case when b.backend_type = 'startup' then 'replay of a transaction of the primary'
+        else concat_ws(', ', b.usename, nullif(b.application_name, '')) end as who,
     b.state as does, extract(epoch from clock_timestamp() - b.xact_start)::float8 as open_seconds,
     case when h.is_row then 'a row of ' else '' end || h.relation::regclass::text as what,
     case when c.oid is not null then format('%I.%I', n.nspname, c.relname) end as relation, case when h.is_row then h.place end as place

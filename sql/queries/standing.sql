@@ -11,7 +11,7 @@ select c.name as chain, c.start_height, c.head_height, c.final_height, c.complet
         as age_seconds,
     n.height as next_height, n.hash as next_hash, n.parent_hash as next_parent,
     r.reason as rebuild_reason, r.from_height, r.at_height, r.to_height, r.started_at,
-    (select pg_notification_queue_usage()) as queue_usage
+    (select pg_notification_queue_usage()) as queue_usage, pg_is_in_recovery() as is_standby
 from chains c
 cross join lateral (select min(b.height) as lowest from blocks b where b.chain_id = c.chain_id) b
 left join lateral (

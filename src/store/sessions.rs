@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tokio_postgres::{Client, Config, IsolationLevel, SimpleQueryMessage, Transaction};
+use tokio_postgres::{Client, Config, IsolationLevel, SimpleQueryMessage, Transaction, TransactionBuilder};
 
 use super::greeting::Greeting;
 use super::{Store, StoreError};
@@ -54,20 +54,32 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// Begins a transaction. It is rolled back when dropped.
+    /// Begins a transaction that only reads, as a standby allows. It is rolled back when dropped.
     ///
     /// # Errors
     /// Whatever Postgres says, and as [`lent`].
     pub(super) async fn begin(&mut self) -> Result<Transaction<'_>, StoreError> {
-        let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
-        let Some(loan) = &self.loan else { return Ok(begin.start().await?) };
-        let begun = async {
-            let tx = begin.start().await?;
-            tx.batch_execute(loan.greeting()).await?;
-            Ok(tx)
-        };
-        lent(begun).await
+        begun(self.client.build_transaction().read_only(true), self.loan.as_ref()).await
     }
+
+    /// Begins a transaction that may write, whatever is the default of the role or the database.
+    ///
+    /// # Errors
+    /// As [`begin`](Guest::begin).
+    pub(super) async fn begin_writing(&mut self) -> Result<Transaction<'_>, StoreError> {
+        begun(self.client.build_transaction().read_only(false), self.loan.as_ref()).await
+    }
+}
+
+async fn begun<'a>(begin: TransactionBuilder<'a>, loan: Option<&Loan>) -> Result<Transaction<'a>, StoreError> {
+    let begin = begin.isolation_level(IsolationLevel::ReadCommitted);
+    let Some(loan) = loan else { return Ok(begin.start().await?) };
+    let begun = async {
+        let tx = begin.start().await?;
+        tx.batch_execute(loan.greeting()).await?;
+        Ok(tx)
+    };
+    lent(begun).await
 }
 
 impl Store {

@@ -56,7 +56,7 @@ impl Pulse {
         });
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] =
             [(&instance, Type::TEXT), (&program, Type::TEXT), (&ended, Type::TEXT), (&Json(says), Type::JSONB)];
-        let tx = self.guest.begin().await?;
+        let tx = self.guest.begin_writing().await?;
         tx.query_typed(include_str!("../../sql/queries/beat.sql"), &parameters).await?;
         Ok(tx.commit().await?)
     }
@@ -130,6 +130,7 @@ pub(super) async fn facts<C: GenericClient>(client: &C, chain: Option<&str>) -> 
     let mut facts = Facts { beats: beats(client).await?, ..Facts::default() };
     if let Some(row) = rows.first() {
         facts.queue_usage = row.try_get("queue_usage")?;
+        facts.is_standby = row.try_get("is_standby")?;
     }
     for row in &rows {
         let name: String = row.try_get("chain")?;

@@ -9,7 +9,7 @@ use ebbtide::store::{Store, StoreSettings};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
 use crate::support::process::ebbtide_command;
-use crate::support::{Ebbtide, OwnPg, Pg, free_port, pg, wait_until};
+use crate::support::{Ebbtide, OwnPg, Pg, free_addr, free_port, http, pg, wait_until};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -194,4 +194,61 @@ async fn what_the_administrator_set_a_role_to_is_the_one_that_reads() {
     let clean = format!("drop owned by {app}, {owner}; drop role {app}, {owner}");
     admin.batch_execute(&clean).await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+}
+
+#[tokio::test]
+async fn a_standby_is_read_and_says_when_it_is_not_fed() {
+    let primary = OwnPg::start().await;
+    let url = primary.url();
+    Ebbtide::succeed(&["migrate", "--database-url", &url], &[]);
+    let db = primary.client().await;
+    db.batch_execute("insert into chains (name, kind) values ('main', 'other')").await.unwrap();
+    let put = async |height: i64| {
+        let gold =
+            serde_json::json!([{"tx_index": 0, "event_index": 0, "token": "gold", "to_address": "alice", "amount": 5}]);
+        let parent = height - 1;
+        db.batch_execute(&format!(
+            "select put_block('main', {height}, 'a{height}', 'a{parent}', token_events => '{gold}')"
+        ))
+        .await
+        .unwrap();
+    };
+    put(1).await;
+    let _process = Ebbtide::spawn(&["process", "--database-url", &url], &[]);
+    let standby = primary.standby().await;
+    let standby_url = standby.url();
+    let (api, operator) = (free_addr(), free_addr());
+    let (listen, operator_listen) = (api.to_string(), operator.to_string());
+    let args = ["serve", "--database-url", &standby_url, "--listen", &listen, "--operator-listen", &operator_listen];
+    let _serve = Ebbtide::spawn(&args, &[]);
+    let status = || Ebbtide::output(&["status", "--database-url", &standby_url], &[]);
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned() + &said(output);
+    put(2).await;
+    wait_until("it shows what the primary has", async || {
+        let balances = http::get(api, "/tokens/balances").await;
+        (http::ready(operator).await.0 && balances.contains(r#""amount":"10""#)).then_some(())
+    })
+    .await;
+    wait_until("status says that all is well", async || (status().status.code() == Some(0)).then_some(())).await;
+    // A lock is replayed too.
+    db.batch_execute("begin; lock table blocks").await.unwrap();
+    wait_until("it names the primary", async || {
+        let (is_ready, words) = http::ready(operator).await;
+        (!is_ready && words.contains("(replay of a transaction of the primary)")).then_some(())
+    })
+    .await;
+    db.batch_execute("rollback").await.unwrap();
+    wait_until("it is let go", async || http::ready(operator).await.0.then_some(())).await;
+    let mut primary = primary;
+    drop(db);
+    primary.stop().await;
+    wait_until("it says so", async || {
+        let (is_ready, words) = http::ready(operator).await;
+        (!is_ready && words.contains("silent: the processor has given no sign of life")).then_some(())
+    })
+    .await;
+    let output = status();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("see to the replication of this standby"), "{}", text(&output));
+    assert!(http::get(api, "/tokens/balances").await.contains(r#""amount":"10""#), "it is read all the same");
 }

@@ -31,6 +31,23 @@ impl OwnPg {
 
     /// [`start`](OwnPg::start) with settings such as `max_connections=10`.
     pub async fn start_with(settings: &[&str]) -> OwnPg {
+        let initdb = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
+        let server =
+            OwnPg::made_by("initdb", &initdb, settings.iter().map(|setting| (*setting).to_owned()).collect()).await;
+        let admin = pg::connect(&server.url_of("postgres")).await;
+        admin.batch_execute("create database ebbtide").await.unwrap();
+        server
+    }
+
+    /// A hot standby of this server, which follows it by streaming.
+    pub async fn standby(&self) -> OwnPg {
+        let of = format!("host=127.0.0.1 port={} user=postgres", self.port);
+        let copy = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &of];
+        OwnPg::made_by("pg_basebackup", &copy, self.settings.clone()).await
+    }
+
+    /// A running server whose data this program has put into the folder that it is given.
+    async fn made_by(program: &str, args: &[&str], settings: Vec<String>) -> OwnPg {
         let found = Search::Installed.find();
         let installation = found.installations.first().unwrap_or_else(|| panic!("no Postgres in {found:?}")).clone();
         let user = rustix::process::geteuid().is_root().then(|| ServerUser::find().expect("a user postgres"));
@@ -38,30 +55,23 @@ impl OwnPg {
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
+        // A server refuses a folder that others may read.
+        std::fs::set_permissions(&data, Permissions::from_mode(0o700)).unwrap();
         if let Some(user) = user {
             std::os::unix::fs::chown(&data, Some(user.uid), Some(user.gid)).unwrap();
         }
-        let initdb = installation
-            .command("initdb", user)
-            .arg("-D")
-            .arg(&data)
-            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
-            .output()
-            .unwrap();
-        assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
-        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let made = installation.command(program, user).arg("-D").arg(&data).args(args).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let mut server = OwnPg { installation, user, dir, settings, port: 0, child: None };
         for attempt in 1.. {
             // A free port cannot be reserved; a taken one means another try.
             server.port = free_port();
             if server.launch().await {
-                break;
+                return server;
             }
             assert!(attempt < 5, "the server does not start:\n{}", server.log());
         }
-        let admin = pg::connect(&server.url_of("postgres")).await;
-        admin.batch_execute("create database ebbtide").await.unwrap();
-        server
+        unreachable!("it starts, or the test has failed")
     }
 
     /// Starts it after [`stop`](OwnPg::stop) or [`kill`](OwnPg::kill), at the same address.

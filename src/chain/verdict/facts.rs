@@ -20,6 +20,8 @@ pub struct Facts {
     pub incomplete: Vec<Incomplete>,
     /// How full the queue is that all notifications of the server share, 0 to 1. 0 as well while there is no chain.
     pub queue_usage: f64,
+    /// They were read from a standby, whose copy may be old. False as well while there is no chain.
+    pub is_standby: bool,
 }
 
 /// One chain.
@@ -334,6 +336,14 @@ impl Facts {
         let sources = self.beats.iter().filter(|beat| beat.is_alive()).flat_map(|beat| beat.says.sources.keys());
         let unknown = sources.filter(|name| !self.chains.iter().any(|chain| chain.name == **name));
         unknown.map(String::as_str).collect::<BTreeSet<_>>().into_iter()
+    }
+
+    /// What to do where nobody is known to be alive who would do the work of these commands.
+    pub(super) fn start(&self, commands: &str) -> String {
+        match self.is_standby {
+            true => format!("see to the replication of this standby, or start {commands} on its primary"),
+            false => format!("start {commands}"),
+        }
     }
 
     /// The next block of each projection that stands although there is work: its chain and height; -1 where what stands in its

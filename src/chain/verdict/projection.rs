@@ -126,7 +126,7 @@ impl Case<'_> {
         if let Some(failure) = self.failure() {
             waiting = format!("{waiting}; before that it failed: {failure}");
         }
-        let start = "start `ebbtide process` or `ebbtide run`";
+        let start = self.facts.start("`ebbtide process` or `ebbtide run`");
         let Some((last, says)) = self.processors().next() else {
             let reason = format!("no processor has told that it is alive{waiting}");
             return Some(Verdict::new(State::Silent, reason, start));

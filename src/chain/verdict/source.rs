@@ -13,11 +13,11 @@ pub(super) fn judge(facts: &Facts, chain: &ChainFacts) -> Option<Verdict> {
     // One of several is enough: the others stand by.
     let living = syncers.iter().filter(|(beat, _)| beat.is_alive());
     let best = living.map(|(beat, says)| of_living(facts, chain, beat, says)).min_by_key(|verdict| verdict.state);
-    Some(best.unwrap_or_else(|| nobody(chain, syncers.first().copied())))
+    Some(best.unwrap_or_else(|| nobody(facts, chain, syncers.first().copied())))
 }
 
-fn nobody(chain: &ChainFacts, last: Option<(&Beat, &PartSays)>) -> Verdict {
-    let start = "start `ebbtide sync` or `ebbtide run` with its source";
+fn nobody(facts: &Facts, chain: &ChainFacts, last: Option<(&Beat, &PartSays)>) -> Verdict {
+    let start = facts.start("`ebbtide sync` or `ebbtide run` with its source");
     let Some((beat, says)) = last else {
         let name = &chain.name;
         let remedy = format!(
