@@ -42,7 +42,8 @@ impl Loan {
 /// # Errors
 /// [`StoreError::Busy`] when none is lent in time.
 pub(super) async fn lent<T>(begun: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
-    let busy = |_| StoreError::Busy { what: "the pooler before the database has no session to lend" };
+    let busy =
+        |_| StoreError::Busy { what: "the database, or a pooler before it, has not begun a transaction within 2 s" };
     Ok(timeout(LENT_WITHIN, begun).await.map_err(busy)??)
 }
 

@@ -309,7 +309,10 @@ async fn serve_behind_a_pooler_comes_back_when_a_session_is_ended_or_the_pooler_
         assert_eq!(ask(&http, &serve.url(path)).await.status, 503, "{path}");
         assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{path}: {:?}", begun.elapsed());
     }
-    wait_until("it says so", async || ready(serve.operator).await.1.contains("no session to lend").then_some(())).await;
+    wait_until("it says so", async || {
+        ready(serve.operator).await.1.contains("or a pooler before it, has not begun").then_some(())
+    })
+    .await;
     neighbour.release().await;
     all_is_well().await;
     let left = neighbour.leftovers().await;
