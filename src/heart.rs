@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn bells_that_are_left_out_are_told_once_and_so_is_that_they_are_rung_again() {
+    fn notifications_that_are_left_out_are_told_once_and_so_is_that_they_are_sent_again() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let store =
             Store::open("postgres://nobody@127.0.0.1:1/none", StoreSettings::default()).expect("not connected yet");
@@ -372,8 +372,8 @@ mod tests {
         });
         let text = String::from_utf8(lines.0.lock().expect("one thread").clone()).expect("text");
         let told: Vec<&str> = text.lines().collect();
-        let [left_out, rung] = told[..] else { panic!("{text}") };
-        assert!(left_out.contains(" WARN ") && left_out.contains("75 % full: no bell is rung"), "{text}");
-        assert!(rung.contains(" INFO ") && rung.contains("as it should be again"), "{text}");
+        let [left_out, sent] = told[..] else { panic!("{text}") };
+        assert!(left_out.contains(" WARN ") && left_out.contains("75 % full: no notification is sent"), "{text}");
+        assert!(sent.contains(" INFO ") && sent.contains("as it should be again"), "{text}");
     }
 }

@@ -24,7 +24,7 @@ pub const PASSES_WITHIN_SECONDS: f64 = 1.0;
 /// Behind by more than what is in hand at any moment: it is still catching up.
 pub const MOST_IN_HAND: i64 = 16;
 
-/// Where more of the server's notification queue is taken, no bell is rung: the default of `tell` in
+/// Where more of the server's notification queue is taken, no notification is sent: the default of `tell` in
 /// `sql/triggers/10_chain.sql`.
 pub const MOST_QUEUED: f64 = 0.5;
 
@@ -161,7 +161,7 @@ pub fn judge(facts: &Facts) -> Vec<ChainVerdict> {
     known.chain(to_come.map(|chain| judge_chain(facts, &chain))).collect()
 }
 
-/// How the database is that the facts were read from. Bells that are left out cost moments and no data, since everybody polls as
+/// How the database is that the facts were read from. Notifications that are left out cost moments and no data, since everybody polls as
 /// well: it stays ready.
 #[must_use]
 pub fn judge_database(facts: &Facts) -> Verdict {
@@ -169,7 +169,7 @@ pub fn judge_database(facts: &Facts) -> Verdict {
         return Verdict::ok();
     }
     let reason = format!(
-        "the server's notification queue is {:.0} % full: no bell is rung, and blocks are found by polling alone",
+        "the server's notification queue is {:.0} % full: no notification is sent, and blocks are found by polling alone",
         facts.queue_usage * 100.0
     );
     let remedy = "end the session that listens and takes nothing in, such as one that is idle in a transaction; the server's \

@@ -211,7 +211,7 @@ impl Metrics {
         r.register("db_reconnects", "Times the database was reached again after it was lost", db_reconnects.clone());
         r.register(
             "notification_queue_usage",
-            "How full the server's notification queue is, 0 to 1; above 0.5 no bell is rung",
+            "How full the server's notification queue is, 0 to 1; above 0.5 no notification is sent",
             notification_queue_usage.clone(),
         );
         Metrics {

@@ -13,7 +13,7 @@ fn a_full_notification_queue_is_told_and_nothing_is_worse_for_it() {
     assert!(verdict.state.is_ready(), "readers may rely on it");
     assert_eq!(
         verdict.words(),
-        "ok: the server's notification queue is 75 % full: no bell is rung, and blocks are found by polling alone"
+        "ok: the server's notification queue is 75 % full: no notification is sent, and blocks are found by polling alone"
     );
     assert!(verdict.remedy.is_some_and(|remedy| remedy.contains("end the session that listens")));
     assert_eq!(judge(&full), judge(&facts(0.0)));
