@@ -58,7 +58,7 @@
 //! It answers with logs of another block: the source compares hashes and the header's bloom filter, and refuses the answer as
 //! a fault that may pass. It reports a lower head: that is a hint, and nothing is dropped until a hash at a height of ours
 //! differs. It names other blocks below the final height: the syncer stops, shows both hashes and is unready, and readers keep
-//! what stood, until someone says `--allow-reset`. It is another network altogether: the id stored at first sight differs,
+//! what stood, until someone says `--allow-reset`. It is another network altogether: the id stored with the first blocks differs,
 //! and nothing is written. An event in it that no account can have made: the event goes to `rejected_events` with its reason.
 //!
 //! # The modules, in reading order

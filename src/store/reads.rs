@@ -88,7 +88,7 @@ pub struct ChainState {
     pub name: String,
     /// Which grammar its texts follow.
     pub kind: Kind,
-    /// What the node calls itself, if a source has asked.
+    /// What the network called itself when a source stored its first blocks. None where none has, or none that knows.
     pub network_id: Option<String>,
     /// Nothing up to here is expected to be replaced.
     pub final_height: Option<i64>,

@@ -10,7 +10,7 @@ use crate::chain::{BlockRef, Hash, Height, Kind, Text};
 pub struct Sample {
     /// The grammar of the chain's texts.
     pub kind: Kind,
-    /// What the network called itself at first sight.
+    /// What the network called itself when a source stored its first blocks. None where none has, or none that knows.
     pub network_id: Option<String>,
     /// The block they are true at; None means nothing is applied yet.
     pub at: Option<BlockRef>,

@@ -96,10 +96,10 @@ mod tests {
         let refused = |text: &str, words: &[&str]| assert!(words.iter().all(|word| text.contains(word)), "{text}");
         let mut unnamed = stored(Some((5, 9)), None);
         unnamed.chain.network_id = None;
-        // Kept at first sight, whenever that is.
+        // People wrote its blocks, or no source that names its network: it is kept with the next ones.
         assert_eq!(said(&unnamed, Kind::Other, net, None, false), "goes on");
         for allow in [false, true] {
-            // Without blocks everything may change but the network that was seen.
+            // Without blocks everything may change but the network, where one is stored.
             assert_eq!(said(&empty, Kind::Evm, net, Some(7), allow), "goes on");
             assert_eq!(said(&empty, Kind::Evm, None, None, allow), "goes on");
             refused(&said(&empty, Kind::Other, Some("net-b"), None, allow), &["net-b", "net-a", "--chain"]);
