@@ -33,6 +33,35 @@ async fn applied() -> (Stage, Ebbtide) {
     (stage, process)
 }
 
+/// Each names the one that holds it, and not the one that holds the other.
+fn two_are_held_by_two(name: &'static str, holds_the_balances: &'static str) -> Way {
+    way(name, async move {
+        let stage = Stage::written().await;
+        projection(&stage, "mine", "", "").await;
+        stage.branch("a", 1, 3, "a0").await;
+        let _process = stage.process(&[]);
+        stage.is_well().await;
+        let held =
+            [("token_balances", holds_the_balances), ("mine", "select from public.mine where height = 3 for update")];
+        let mut holders = Vec::new();
+        for (part, sql) in held {
+            let holder = stage.pg.client().await;
+            holder.batch_execute(&format!("begin; {sql}")).await.unwrap();
+            let pid: i32 = holder.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+            holders.push((part, pid, holder));
+        }
+        stage.branch("b", 3, 3, "a2").await;
+        for (part, pid, _) in &holders {
+            let (why, remedy) = (format!("server process {pid} "), format!("select pg_terminate_backend({pid})"));
+            stage.agree(Must { part, state: "waiting", why: &why, remedy: Some(&remedy) }).await;
+        }
+        for (.., holder) in holders {
+            holder.batch_execute("rollback").await.unwrap();
+        }
+        stage.is_well().await;
+    })
+}
+
 pub fn ways() -> Vec<Way> {
     vec![
         way("nobody ever processed", async {
@@ -212,33 +241,11 @@ pub fn ways() -> Vec<Way> {
             stage.sql(&remedy).await;
             stage.is_well().await;
         }),
-        way("two are held by two", async {
-            let stage = Stage::written().await;
-            projection(&stage, "mine", "", "").await;
-            stage.branch("a", 1, 3, "a0").await;
-            let _process = stage.process(&[]);
-            stage.is_well().await;
-            let held = [
-                ("token_balances", "select from checkpoints where projection = 'token_balances' for update"),
-                ("mine", "select from public.mine where height = 3 for update"),
-            ];
-            let mut holders = Vec::new();
-            for (part, sql) in held {
-                let holder = stage.pg.client().await;
-                holder.batch_execute(&format!("begin; {sql}")).await.unwrap();
-                let pid: i32 = holder.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
-                holders.push((part, pid, holder));
-            }
-            stage.branch("b", 3, 3, "a2").await;
-            for (part, pid, _) in &holders {
-                let (why, remedy) = (format!("server process {pid} "), format!("select pg_terminate_backend({pid})"));
-                stage.agree(Must { part, state: "waiting", why: &why, remedy: Some(&remedy) }).await;
-            }
-            for (.., holder) in holders {
-                holder.batch_execute("rollback").await.unwrap();
-            }
-            stage.is_well().await;
-        }),
+        two_are_held_by_two(
+            "two are held by two",
+            "select from checkpoints where projection = 'token_balances' for update",
+        ),
+        two_are_held_by_two("somebody locks a table of the balances", "lock table token_totals in exclusive mode"),
         way("held by a lock that tells nothing", async {
             let stage = Stage::written().await;
             projection(&stage, "mine", "perform pg_advisory_xact_lock(77);", "").await;
