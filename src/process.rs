@@ -39,8 +39,9 @@ pub struct ProcessSettings {
     /// Most final blocks merged into one commit: a cap on what far behind is merged anyhow, up to 10,000 events. Defaults to
     /// no cap.
     pub batch: usize,
-    /// Pairs of connections to work with, for balances and again for functions and code. Defaults to 4, so that a processor
-    /// has at most 18 connections, whatever the number of chains: these, one to look through, one that listens.
+    /// Pairs of connections to work with: for balances, again for functions and code, and again for functions that follow
+    /// another projection and go their own way. Defaults to 4, so that a processor has at most 26 connections, whatever the
+    /// number of chains: these, one to look through, one that listens.
     pub workers: usize,
     /// Ends when there is nothing left to do.
     pub once: bool,
@@ -174,7 +175,7 @@ pub async fn run_on(
     watcher: std::sync::Arc<dyn Watcher>,
     shutdown: CancellationToken,
 ) -> Result<(), ProcessError> {
-    let Connections { store, lookout, for_balances, for_functions } = connections;
+    let Connections { store, lookout, for_balances, for_functions, for_followers } = connections;
     let dropping = settings.keep_evidence_days.map(|days| {
         let dropping = evidence::drop_old(for_balances.clone(), days, settings.once, shutdown.child_token());
         AbortOnDropHandle::new(tokio::spawn(dropping))
@@ -233,6 +234,7 @@ pub async fn run_on(
                         ),
                         lookout: lookout.clone(),
                         workers: workers.clone(),
+                        for_followers: for_followers.clone(),
                         settings: settings.clone(),
                         wake: wake.of(*chain),
                         watcher: watcher.clone(),

@@ -24,6 +24,8 @@ pub(super) struct Task {
     pub(super) engine: Engine,
     pub(super) lookout: Arc<Lookout>,
     pub(super) workers: Arc<Workers>,
+    /// Whose sessions a follower works on while it goes its own way.
+    pub(super) for_followers: Arc<Workers>,
     pub(super) settings: ProcessSettings,
     pub(super) wake: Wake,
     pub(super) watcher: Arc<dyn Watcher>,
@@ -47,7 +49,7 @@ pub(super) struct Caution {
     is_out: bool,
     /// First statistics are made, after the first blocks.
     pub(super) analyzed: bool,
-    /// A session of its own, with a replica of the balances on it.
+    /// A follower's session, with a replica of the balances on it.
     replica: Option<Lent>,
     /// The chain's name and why it does not go on, as last seen.
     seen: Option<(String, Option<String>)>,
@@ -141,6 +143,7 @@ impl Task {
                     self.carry_out(&look, decide(&look, &rules)).await
                 }
                 Ok(None) => {
+                    self.give_up_replica().await;
                     self.tell_gone();
                     return Ok(());
                 }
@@ -192,8 +195,12 @@ impl Task {
         };
         if is_broken || lent.session().is_closed() {
             lent.end();
-        } else if lent.is_own() {
+        } else if look.after.is_some() && !lent.is_wanted() {
             self.caution.replica = Some(lent);
+            // From here on it is taken along.
+            if matches!(outcome, Ok(Outcome::Settled)) {
+                self.give_up_replica().await;
+            }
         }
         outcome
     }
@@ -225,7 +232,7 @@ impl Task {
     /// Nothing is to be done for now; what is left over from before goes.
     async fn settle(&mut self, look: &Look, wait: Wait) -> Result<Outcome, Fault> {
         if matches!(wait, Wait::InStep | Wait::Operator) {
-            self.caution.replica = None;
+            self.give_up_replica().await;
             self.caution.stuck_at = None;
         }
         let is_compared = matches!(wait, Wait::NextBlock | Wait::MissingBlock | Wait::InStep);
@@ -251,12 +258,21 @@ impl Task {
         Ok(Outcome::Settled)
     }
 
-    /// A session to work with. One that follows another keeps its replica of the balances on a session of its own.
+    /// A session to work with. One that follows another keeps its replica of the balances on it.
     async fn session(&mut self, look: &Look) -> Result<Lent, StoreError> {
-        match self.caution.replica.take() {
-            Some(own) => Ok(own),
-            None if look.after.is_some() => self.workers.own().await,
-            None => self.workers.lend().await,
+        match (look.after.is_some(), self.caution.replica.take()) {
+            (true, Some(kept)) => Ok(kept),
+            (true, None) => self.for_followers.lend().await,
+            (false, _) => self.workers.lend().await,
+        }
+    }
+
+    /// The session goes to whoever needs one, without the replica, which is as large as the balances.
+    async fn give_up_replica(&mut self) {
+        let Some(mut lent) = self.caution.replica.take() else { return };
+        if let Err(error) = lent.session().write.drop_replica().await {
+            tracing::debug!(chain = self.engine.chain.0, %error, "The replica of the balances could not be dropped");
+            lent.end();
         }
     }
 
@@ -324,10 +340,20 @@ impl Task {
         }
     }
 
-    /// Waits for the bell, at most so long.
+    /// Waits for the bell, at most so long. Whoever sleeps keeps no session from others.
     async fn sleep(&mut self, at_most: Duration) {
         let shutdown = self.shutdown.clone();
-        tokio::select! { () = self.wake.wait(at_most) => {}, () = shutdown.cancelled() => {} }
+        let wanted = async {
+            match &self.caution.replica {
+                Some(replica) => replica.wanted().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.wake.wait(at_most) => {}
+            () = shutdown.cancelled() => {}
+            () = wanted => self.caution.replica = None,
+        }
     }
 
     /// Something failed: wait, do less at once, or give up a block that nothing will fix.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::store::{LedgerRead, LedgerWrite, Store, StoreError};
 
@@ -14,15 +14,19 @@ pub struct Connections {
     pub(super) lookout: Arc<Lookout>,
     pub(super) for_balances: Arc<Workers>,
     pub(super) for_functions: Arc<Workers>,
+    /// For functions that go their own way after another projection: each keeps a replica of the balances on its session, for
+    /// as long as nobody waits for it.
+    pub(super) for_followers: Arc<Workers>,
 }
 
 impl Connections {
-    /// At most `workers` pairs for balances and as many for functions and code, and one more.
+    /// At most `workers` pairs for balances, as many for functions and code and as many for followers on their own way, and one
+    /// more.
     #[must_use]
     pub fn new(store: &Store, workers: usize) -> Connections {
-        let [for_balances, for_functions] =
-            [false, true].map(|for_functions| Workers::new(store, for_functions, workers));
-        Connections { store: store.clone(), lookout: Lookout::new(store), for_balances, for_functions }
+        let [for_balances, for_functions, for_followers] =
+            [false, true, true].map(|for_functions| Workers::new(store, for_functions, workers));
+        Connections { store: store.clone(), lookout: Lookout::new(store), for_balances, for_functions, for_followers }
     }
 
     /// The database that they lead to.
@@ -62,35 +66,47 @@ pub(super) struct Workers {
     /// Whether somebody's functions run on them, for which the planner is left as they know it.
     for_functions: bool,
     permits: Arc<Semaphore>,
+    /// How many tasks wait for a session.
+    waiting: watch::Sender<usize>,
     idle: Mutex<Vec<Session>>,
 }
 
 impl Workers {
     pub(super) fn new(store: &Store, for_functions: bool, most: usize) -> Arc<Workers> {
         let permits = Arc::new(Semaphore::new(most));
-        Arc::new(Workers { store: store.clone(), for_functions, permits, idle: Mutex::default() })
+        let (store, waiting) = (store.clone(), watch::Sender::new(0));
+        Arc::new(Workers { store, for_functions, permits, waiting, idle: Mutex::default() })
     }
 
     /// A session, once one is free.
     pub(super) async fn lend(self: &Arc<Workers>) -> Result<Lent, StoreError> {
-        let permit = self
-            .permits
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|closed| StoreError::NoConnection { reason: closed.to_string() })?;
+        let permit = {
+            let _turn = Waits::for_one_of(self);
+            self.permits.clone().acquire_owned().await
+        };
+        let permit = permit.map_err(|closed| StoreError::NoConnection { reason: closed.to_string() })?;
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let session = match kept {
             Some(session) => session,
             None => Session::connect(&self.store, self.for_functions).await?,
         };
-        Ok(Lent { session: Some(session), home: self.clone(), permit: Some(permit) })
+        Ok(Lent { session: Some(session), home: self.clone(), _permit: permit })
     }
+}
 
-    /// A session outside of the count, for a task that keeps what only its connection has (a replica of the balances).
-    pub(super) async fn own(self: &Arc<Workers>) -> Result<Lent, StoreError> {
-        let session = Session::connect(&self.store, self.for_functions).await?;
-        Ok(Lent { session: Some(session), home: self.clone(), permit: None })
+/// Counts a task that waits for a session, until it is dropped.
+struct Waits<'w>(&'w Workers);
+
+impl Waits<'_> {
+    fn for_one_of(workers: &Workers) -> Waits<'_> {
+        workers.waiting.send_modify(|waiting| *waiting += 1);
+        Waits(workers)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.send_modify(|waiting| *waiting -= 1);
     }
 }
 
@@ -99,8 +115,7 @@ impl Workers {
 pub(super) struct Lent {
     session: Option<Session>,
     home: Arc<Workers>,
-    /// None means it is of its task alone, and is closed at the end.
-    permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Lent {
@@ -109,9 +124,15 @@ impl Lent {
         self.session.as_mut().expect("it is there until it is ended or dropped")
     }
 
-    /// Whether it is of its task alone.
-    pub(super) fn is_own(&self) -> bool {
-        self.permit.is_none()
+    /// Whether somebody else waits for a session.
+    pub(super) fn is_wanted(&self) -> bool {
+        *self.home.waiting.borrow() > 0
+    }
+
+    /// Waits until somebody else waits for a session. Cancel safe.
+    pub(super) async fn wanted(&self) {
+        // The sender is there for as long as this is.
+        let _ = self.home.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 
     /// Closes its connections: they broke.
@@ -122,7 +143,7 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take().filter(|_| self.permit.is_some()) {
+        if let Some(session) = self.session.take() {
             self.home.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
         }
     }

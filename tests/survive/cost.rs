@@ -12,8 +12,9 @@ use crate::support::check::{World, movement};
 use crate::support::{FaultProxy, wait_until};
 
 const CHAINS: u64 = 50;
-/// What README says of the connections: a listener, one to look through, four pairs for balances and four for functions.
-const MOST_CONNECTIONS: i64 = 18;
+/// What README says of the connections: a listener, one to look through, four pairs for balances, four for functions and four
+/// for functions that follow the balances on their own way.
+const MOST_CONNECTIONS: i64 = 26;
 
 #[derive(Default)]
 struct Looks(AtomicU64);
@@ -41,6 +42,12 @@ async fn quiet(proxy: &FaultProxy) -> u64 {
         (same >= 10).then_some(now)
     })
     .await
+}
+
+async fn connections(world: &World) -> i64 {
+    let sql =
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'ebbtide'";
+    world.db.query_one(sql, &[]).await.unwrap().get(0)
 }
 
 async fn put(world: &World, chain: &str, height: i64) {
@@ -83,15 +90,7 @@ async fn fifty_chains_share_few_connections_and_a_block_wakes_its_chain_alone() 
     for n in 2..=CHAINS {
         applied(&world, &format!("c{n}"), 1).await;
     }
-    let connections: i64 = world
-        .db
-        .query_one(
-            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'ebbtide'",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
+    let connections = connections(&world).await;
     println!("{CHAINS} chains: {connections} connections");
     assert!(connections <= MOST_CONNECTIONS, "{connections} connections");
     let mut most = 0;
@@ -110,6 +109,53 @@ async fn fifty_chains_share_few_connections_and_a_block_wakes_its_chain_alone() 
     stop.cancel();
     running.await.unwrap().unwrap();
     world.check().await;
+}
+
+/// Each chain's follower needs a replica of the balances on a session of its own: they take turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_fifty_chains_that_catch_up_take_turns_on_few_connections() {
+    let world = World::new(64).await;
+    world
+        .sql(&format!("insert into chains (name, kind) select 'c' || n, 'other' from generate_series(2, {CHAINS}) n"))
+        .await;
+    let chains: Vec<String> = (1..=CHAINS).map(|n| if n == 1 { "main".to_owned() } else { format!("c{n}") }).collect();
+    for chain in &chains {
+        for height in 1..=5 {
+            put(&world, chain, height).await;
+        }
+    }
+    let running = world.start(WakeMode::Listen, Duration::from_hours(1));
+    for chain in &chains {
+        applied(&world, chain, 5).await;
+    }
+    world
+        .sql(
+            "create table public.held (chain_id bigint, height bigint, holders bigint not null, total numeric not null,
+                primary key (chain_id, height));
+             create function public.hold(bigint, bigint) returns void language sql as $$
+                insert into held select $1, $2, count(*), sum(amount) from balances where chain_id = $1 and amount > 0 $$;
+             select create_projection('held', 'public.hold(bigint,bigint)', '{public.held}', after => 'token_balances')",
+        )
+        .await;
+    let mut most = 0;
+    wait_until("every follower is in step", async || {
+        most = most.max(connections(&world).await);
+        let sql = "select count(*) from checkpoints where projection = 'held' and height = 5 and failed_reason is null";
+        (world.one(sql).await.as_deref() == Some(&*CHAINS.to_string())).then_some(())
+    })
+    .await;
+    println!("{CHAINS} followers on their own way: at most {most} connections");
+    assert!(most <= MOST_CONNECTIONS, "{most} connections");
+    // 20 users with 5 coins, and each block begins one user further on.
+    let wrong =
+        world.one("select count(*) from public.held where holders <> 19 + height or total <> 100 * height").await;
+    assert_eq!(wrong.as_deref(), Some("0"));
+    let replicas = "select count(*) from pg_class where relname = 'ebbtide_replica'";
+    wait_until("who is in step keeps no replica", async || {
+        (world.one(replicas).await.as_deref() == Some("0")).then_some(())
+    })
+    .await;
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -129,6 +129,11 @@ impl LedgerWrite {
         Ok(())
     }
 
+    /// Drops this session's replica of the balances, if it has one.
+    pub async fn drop_replica(&self) -> Result<(), StoreError> {
+        Ok(self.client.batch_execute("select drop_replica()").await?)
+    }
+
     /// Takes the note of a failure away, if the state still is the one that was looked at: nothing is left that fails.
     pub async fn forget_failure(&self, chain: ChainId, projection: &str, seq: i64) -> Result<(), StoreError> {
         self.client
