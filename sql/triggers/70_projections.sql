@@ -155,11 +155,11 @@ begin
                 using errcode = 'feature_not_supported', constraint = 'after_names_token_balances';
         end if;
         if f.prosqlbody is not null or coalesce(array_to_string(f.proconfig, ' '), '') ~ 'search_path'
-            or f.prosrc ~* '[[:<:]]ebbtide"?[[:space:]]*[.][[:space:]]*"?balance' then
+            or f.prosrc ~* '[[:<:]]ebbtide"?[[:space:]]*[.][[:space:]]*"?(balance|token_totals)' then
             raise exception '% follows %: it must find `balances` by that name alone', shown, create_projection.after
                 using errcode = 'feature_not_supported', constraint = 'followers_read_balances_by_its_short_name',
-                      hint = 'Write `balances` and `balance_changes` without a schema, no `set search_path`, and a body in quotes: '
-                          'while it catches up, they are replicas at its block.';
+                      hint = 'Write `balances`, `balance_changes` and `token_totals` without a schema, no `set search_path`, and a body '
+                          'in quotes: while it catches up, they are replicas at its block.';
         end if;
     end if;
     insert into projections (name, apply, tables, after, chain_id, start_height)
@@ -549,10 +549,11 @@ begin
         end if;
         perform block_settings(settings);
         if on_replica and live_reads() > reads then
-            raise exception 'the projection % reads ebbtide.balances by its full name, or through a view: while it catches up, that is not at its block',
+            raise exception 'the projection % reads ebbtide.balances or its totals by the full name, or through a view: while it catches up, that is not at its block',
                 name
                 using errcode = 'object_not_in_prerequisite_state', constraint = 'followers_read_balances_by_its_short_name',
-                      hint = 'Write `balances` and `balance_changes` without a schema, and no `set search_path` on the function.';
+                      hint = 'Write `balances`, `balance_changes` and `token_totals` without a schema, and no `set search_path` on the '
+                          'function.';
         end if;
     end loop;
     perform leave_block(name);

@@ -135,8 +135,10 @@ language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_variable
 declare is_filled boolean;
 begin
-    create temp table if not exists ebbtide_replica (chain_id bigint, height bigint, hash text);
-    if to_regclass('pg_temp.balances') is null then
+    if to_regclass('pg_temp.token_totals') is null then
+        -- An earlier version made others.
+        drop table if exists pg_temp.ebbtide_replica, pg_temp.balances, pg_temp.balance_changes;
+        create temp table ebbtide_replica (chain_id bigint, height bigint, hash text, opened numeric);
         create temp table balances (
             chain_id bigint not null, token text collate "C" not null, address text collate "C" not null,
             amount numeric not null, height bigint not null, prev_height bigint, balance_id bigint, place integer,
@@ -145,8 +147,11 @@ begin
             chain_id bigint not null, token text collate "C" not null, address text collate "C" not null,
             height bigint not null, delta numeric not null, balance_after numeric not null, prev_height bigint,
             primary key (chain_id, token, address));
+        create temp table token_totals (
+            chain_id bigint not null, token text collate "C" not null, total numeric not null,
+            primary key (chain_id, token)) with (fillfactor = 70);
     end if;
-    truncate pg_temp.balances, pg_temp.balance_changes, pg_temp.ebbtide_replica;
+    truncate pg_temp.balances, pg_temp.balance_changes, pg_temp.token_totals, pg_temp.ebbtide_replica;
     -- From the balances as they stand, less what changed above the height: no more than there are accounts, and one snapshot.
     -- Only while they follow from the blocks that stand, and their history reaches down to there.
     with stands as materialized (
@@ -193,24 +198,42 @@ begin
         ) m
         group by m.token, m.address;
     end if;
+    insert into pg_temp.token_totals (chain_id, token, total)
+    select chain, b.token, sum(b.amount) from pg_temp.balances b group by b.token having sum(b.amount) <> 0;
     analyze pg_temp.balances;
-    insert into pg_temp.ebbtide_replica values (chain, at_height, at_hash);
+    insert into pg_temp.ebbtide_replica values (chain, at_height, at_hash, opened(chain));
 end $$;
 
--- Takes the replica over one block, which the projection itself has applied already.
+-- A number for all the opening balances of a chain: another one when they change.
+create or replace function opened(chain bigint) returns numeric
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return (select sum(hash_record_extended(o, 0)) from ebbtide.opening_balances o where o.chain_id = chain);
+end $$;
+
+-- Whether the replica is of the balances after a block; no hash: before the first one, with the opening balances as they are,
+-- since a projection that has not begun is not told when they change.
+create or replace function replica_stands(chain bigint, at_height bigint, at_hash text) returns boolean
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+#variable_conflict use_variable
+begin
+    if to_regclass('pg_temp.token_totals') is null then
+        return false;
+    end if;
+    return exists (select from pg_temp.ebbtide_replica r
+                   where r.chain_id = chain and r.height = at_height and r.hash is not distinct from at_hash
+                     and (at_hash is not null or r.opened is not distinct from opened(chain)));
+end $$;
+
+-- Takes the replica over one block, which the projection itself has applied already. Where it does not stand before that block
+-- (it does unless something moved meanwhile: LedgerWrite::fill_replica), it is filled within the time that a statement has.
 create or replace function advance_replica(
     chain bigint, before_height bigint, before_hash text, at_height bigint, at_hash text
 ) returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_variable
-declare stands boolean := false;
 begin
-    if to_regclass('pg_temp.ebbtide_replica') is not null then
-        select exists (select from pg_temp.ebbtide_replica r
-                       where r.chain_id = chain and r.height is not distinct from before_height
-                         and r.hash is not distinct from before_hash) into stands;
-    end if;
-    if not stands then
+    if not replica_stands(chain, coalesce(before_height, at_height - 1), before_hash) then
         perform fill_replica(chain, coalesce(before_height, at_height - 1), before_hash);
     end if;
     delete from pg_temp.balance_changes;
@@ -233,26 +256,30 @@ begin
     insert into pg_temp.balance_changes (chain_id, token, address, height, delta, balance_after, prev_height)
     select chain, n.token, n.address, at_height, n.delta, c.amount, c.prev_height
     from net n join changed c on c.token = n.token and c.address = n.address;
+    insert into pg_temp.token_totals as t (chain_id, token, total)
+    select chain, c.token, sum(c.delta) from pg_temp.balance_changes c group by c.token having sum(c.delta) <> 0
+    on conflict (chain_id, token) do update set total = t.total + excluded.total;
     update pg_temp.ebbtide_replica r set height = at_height, hash = at_hash;
 end $$;
 
 create or replace function drop_replica() returns void
 language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
-    if to_regclass('pg_temp.ebbtide_replica') is not null then
-        drop table pg_temp.ebbtide_replica, pg_temp.balances, pg_temp.balance_changes;
+    if to_regclass('pg_temp.token_totals') is not null then
+        drop table pg_temp.ebbtide_replica, pg_temp.balances, pg_temp.balance_changes, pg_temp.token_totals;
     end if;
 end $$;
 
--- Reads of the live balances in this transaction so far.
+-- Reads of the live balances and totals in this transaction so far.
 create or replace function live_reads() returns bigint
 language plpgsql stable set search_path = ebbtide, pg_temp as $$
+declare
+    live constant oid[] := array['ebbtide.balances'::regclass, 'ebbtide.balance_history'::regclass, 'ebbtide.token_totals'::regclass];
 begin
     return (select sum(pg_stat_get_xact_numscans(o.oid))
-            from (select c.oid from pg_class c where c.oid in ('ebbtide.balances'::regclass, 'ebbtide.balance_history'::regclass)
+            from (select unnest(live) as oid
                   union all
-                  select i.indexrelid from pg_index i
-                  where i.indrelid in ('ebbtide.balances'::regclass, 'ebbtide.balance_history'::regclass)) o);
+                  select i.indexrelid from pg_index i where i.indrelid = any (live)) o);
 end $$;
 
 drop function if exists apply_sql_block_on_replica(bigint, text, bigint, bigint[], text[], bigint[], bigint, bigint, text, bigint, bigint, boolean, text);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::{Mark, Step, StoredBlock, Theirs, Window, counting, plan};
-use super::{BlockRef, Height, Kind};
+use super::{BlockRef, Hash, Height, Kind};
 
 /// All that a decision is made from: a chain, a projection's checkpoint on it, and the blocks around it, in one snapshot.
 #[derive(Debug, Clone, Default)]
@@ -245,6 +245,21 @@ impl Checkpoint {
             (Some(_), ..) | (None, true, None) => None,
             (None, true, Some(at)) => Some(at),
             (None, false, _) => Some(Height::MAX),
+        }
+    }
+}
+
+impl Move {
+    /// After which block the first one is applied: its height and hash (none: before the start). None means none is applied.
+    pub fn applies_after(&self, look: &Look) -> Option<(i64, Option<Hash>)> {
+        let after = |block: &BlockRef| (block.height.to_sql(), Some(block.hash.clone()));
+        let from_the_start = || look.start().map(|start| (start.to_sql() - 1, None));
+        match self {
+            Move::Begin { .. } => look.ahead.first().map(|first| (first.height.to_sql() - 1, None)),
+            Move::Extend { .. } => look.checkpoint.block.as_ref().map(after),
+            Move::Switch(Switch { to: Some(_), ancestor, .. }) => ancestor.as_ref().map(after).or_else(from_the_start),
+            Move::Rebuild(Rebuild { to: Some(_), .. }) => from_the_start(),
+            _ => None,
         }
     }
 }

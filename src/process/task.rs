@@ -1,7 +1,8 @@
 //! The loop of one projection on one chain: look, decide, carry out, wait.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,8 @@ use crate::store::{LedgerWrite, Run, StoreError, StoreFault, Wake};
 const TIMEOUTS_FORGIVEN: u32 = 5;
 /// Longest pause while someone else holds blocks or the checkpoint.
 const MOST_CONTENDED: Duration = Duration::from_millis(250);
+/// A copy of the balances that takes longer is shown.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 /// The journal is pruned after so many blocks: a delete for every block would double its statements.
 const PRUNE_EVERY: u64 = 16;
 
@@ -51,6 +54,8 @@ pub(super) struct Caution {
     pub(super) analyzed: bool,
     /// A follower's session, with a replica of the balances on it.
     replica: Option<Lent>,
+    /// Until then it keeps that from others who wait: it has worked with it for as long as it took to fill.
+    replica_pays_until: Option<Instant>,
     /// The chain's name and why it does not go on, as last seen.
     seen: Option<(String, Option<String>)>,
 }
@@ -66,6 +71,7 @@ impl Default for Caution {
             is_out: false,
             analyzed: false,
             replica: None,
+            replica_pays_until: None,
             seen: None,
         }
     }
@@ -188,14 +194,19 @@ impl Task {
             return self.settle(look, wait).await;
         }
         let mut lent = self.session(look).await?;
-        let outcome = self.carry_out_on(lent.session(), look, decided).await;
+        let outcome = match self.fill_replica(lent.session(), look, &decided).await {
+            Ok(true) => self.carry_out_on(lent.session(), look, decided).await,
+            Ok(false) => Ok(Outcome::Contended),
+            Err(error) => Err(error.into()),
+        };
         let is_broken = match &outcome {
             Ok(_) => false,
             Err(Fault::Store(error) | Fault::Failed(Failed { error, .. })) => error.fault() == StoreFault::Unavailable,
         };
+        let pays = self.caution.replica_pays_until.is_some_and(|until| Instant::now() < until);
         if is_broken || lent.session().is_closed() {
             lent.end();
-        } else if look.after.is_some() && !lent.is_wanted() {
+        } else if look.after.is_some() && (pays || !lent.is_wanted()) {
             self.caution.replica = Some(lent);
             // From here on it is taken along.
             if matches!(outcome, Ok(Outcome::Settled)) {
@@ -265,6 +276,34 @@ impl Task {
             (true, None) => self.for_followers.lend().await,
             (false, _) => self.workers.lend().await,
         }
+    }
+
+    /// What a follower on its own way reads stands where its next block begins. False: it was told to stop.
+    async fn fill_replica(&mut self, session: &mut Session, look: &Look, decided: &Move) -> Result<bool, StoreError> {
+        let Some((height, hash)) = look.after.as_ref().and_then(|_| decided.applies_after(look)) else {
+            return Ok(true);
+        };
+        let (chain, name, begun) = (self.engine.chain, self.engine.name.clone(), Instant::now());
+        let Session { read, write } = session;
+        let mut is_told = false;
+        let filled = {
+            let mut filling = pin!(write.fill_replica(chain, (height, hash.as_ref()), self.shutdown.cancelled()));
+            tokio::select! {
+                filled = &mut filling => filled,
+                () = tokio::time::sleep(TOLD_AFTER) => {
+                    is_told = true;
+                    tracing::info!(chain = %look.chain_name, projection = %name, height, "Copying the balances of {height} for {name}");
+                    let told = read.copies_balances(chain, &name, height).await;
+                    filling.await.and_then(|filled| told.map(|()| filled))
+                }
+            }
+        };
+        if is_told {
+            read.rebuild_ended(chain, &name).await?;
+        }
+        let now = Instant::now();
+        self.caution.replica_pays_until = self.caution.replica_pays_until.max(Some(now + (now - begun)));
+        filled
     }
 
     /// The session goes to whoever needs one, without the replica, which is as large as the balances.

@@ -210,6 +210,8 @@ const OF_THE_LEDGER: &[(&str, &str)] = &[("ebbtide.ledger", "on"), ("synchronous
 pub struct LedgerWrite {
     client: Client,
     statements: Statements,
+    /// To reach the server once more, where a statement must be cancelled.
+    store: Store,
 }
 
 /// What makes a session again what it was before code of people ran on it.
@@ -268,11 +270,11 @@ impl LedgerWrite {
         let client = store.connect_as(&greeting).await?;
         let (names, settings) = greeting.columns();
         let alone = client.prepare("select reset_session($1, $2)").await?;
-        LedgerWrite::prepare(client, Reset { names, settings, alone }).await
+        LedgerWrite::prepare(client, Reset { names, settings, alone }, store.clone()).await
     }
 
     /// All statements are sent at once: a connection costs few round trips.
-    async fn prepare(client: Client, reset: Reset) -> Result<LedgerWrite, StoreError> {
+    async fn prepare(client: Client, reset: Reset, store: Store) -> Result<LedgerWrite, StoreError> {
         let several = async {
             Ok(try_join!(
                 client.prepare(include_str!("../../sql/queries/pass_empty_blocks.sql")),
@@ -298,7 +300,7 @@ impl LedgerWrite {
             tracked,
             reset,
         };
-        Ok(LedgerWrite { client, statements })
+        Ok(LedgerWrite { client, statements, store })
     }
 
     /// Whether the connection is gone.

@@ -1,7 +1,16 @@
 //! Projections that run after the balances: holders of each token, counted from the balances at just this block.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebbtide::chain::verdict::{PartSays, Says, State};
+use ebbtide::process::{ProcessError, ProcessSettings, Unwatched, run};
+use ebbtide::projections::token_balances::History;
+use ebbtide::store::{Store, StoreSettings, Wake, WakeMode};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Ebbtide, Pg, wait_until};
 
@@ -110,6 +119,27 @@ impl Gold {
             assert_eq!(row.get::<_, Option<i64>>(0), Some(row.get::<_, i64>(1)), "at {a:?}");
         }
         (row.get(0), row.get(1))
+    }
+
+    /// A processor in this test, whose statements may run for half a second.
+    fn impatient(&self, history: History) -> (CancellationToken, JoinHandle<Result<(), ProcessError>>) {
+        let limits = StoreSettings { statement_timeout: Duration::from_millis(500), ..StoreSettings::default() };
+        let store = Store::open(&self.pg.url, limits).unwrap();
+        let (wake, stop) = (Wake::start(&store, WakeMode::Listen), CancellationToken::new());
+        let mut settings = ProcessSettings::default();
+        settings.token_balances.history = history;
+        (stop.clone(), tokio::spawn(run(store, settings, wake, Arc::new(Unwatched), stop)))
+    }
+
+    /// From now on a copy of the balances takes so many seconds longer.
+    async fn slow_copies(&self, seconds: u32) {
+        let sql = format!(
+            "alter function ebbtide.fill_replica(bigint, bigint, text) rename to fill_at_once;
+             create function ebbtide.fill_replica(bigint, bigint, text) returns void language plpgsql
+             set search_path = ebbtide, pg_temp as $$
+             begin perform pg_sleep({seconds}); perform fill_at_once($1, $2, $3); end $$"
+        );
+        self.client.batch_execute(&sql).await.unwrap();
     }
 
     fn process(&self) -> Ebbtide {
@@ -266,6 +296,7 @@ async fn a_follower_that_would_read_balances_of_another_block_is_refused() {
     gold.client.batch_execute(HOLDERS).await.unwrap();
     for body in [
         "language plpgsql as $$ begin perform from ebbtide.balances; end $$",
+        "language plpgsql as $$ begin perform from ebbtide.token_totals; end $$",
         "language plpgsql set search_path = ebbtide as $$ begin perform from balances; end $$",
         "language sql begin atomic select from ebbtide.balances; end",
     ] {
@@ -418,5 +449,130 @@ async fn a_replica_is_filled_without_a_look_at_the_events() {
         assert_eq!(filled.as_deref(), Some(expected[2].1), "{otherwise}");
         assert!(read > 0, "{otherwise}");
         gold.client.batch_execute(back).await.unwrap();
+    }
+}
+
+/// A copy takes as long as there are accounts: the limit of a statement is not for it.
+#[tokio::test]
+async fn a_replica_that_takes_longer_than_a_statement_may_is_filled() {
+    for (history, args) in [(History::Full, "full"), (History::Window, "window")] {
+        let mut gold = Gold::new().await;
+        gold.client.batch_execute("update chains set finality_depth = 3").await.unwrap();
+        for height in 1..=8 {
+            gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
+        }
+        // What is applied becomes final, and then its history goes.
+        for _ in 0..3 {
+            let args = ["process", "--once", "--history", args, "--database-url", &gold.pg.url];
+            Ebbtide::succeed(&args, &[]);
+        }
+        let is_pruned = "select history_from > 0 from checkpoints where projection = 'token_balances'";
+        let is_pruned: Option<bool> = gold.client.query_one(is_pruned, &[]).await.unwrap().get(0);
+        assert_eq!(is_pruned.unwrap_or_default(), history == History::Window);
+        gold.slow_copies(1).await;
+        gold.client.batch_execute(HOLDERS).await.unwrap();
+        gold.client.batch_execute(FOLLOW).await.unwrap();
+        let (stop, running) = gold.impatient(history);
+        wait_until("the follower reaches the tip", async || {
+            let sql = "select height, failed_reason from checkpoints where projection = 'holders'";
+            let row = gold.client.query_opt(sql, &[]).await.unwrap()?;
+            assert_eq!(row.get::<_, Option<String>>(1), None);
+            (row.get::<_, Option<i64>>(0) == Some(8)).then_some(())
+        })
+        .await;
+        assert_eq!(gold.holders().await, Some(8));
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_long_copy_of_the_balances_is_shown_and_ends_when_it_is_told_to_stop() {
+    let mut gold = Gold::new().await;
+    for height in 1..=3 {
+        gold.put(height, &[(None, &format!("a{height}"), 5)]).await;
+    }
+    Ebbtide::succeed(&["process", "--once", "--database-url", &gold.pg.url], &[]);
+    gold.slow_copies(600).await;
+    gold.client.batch_execute(HOLDERS).await.unwrap();
+    gold.client.batch_execute(FOLLOW).await.unwrap();
+    let (stop, running) = gold.impatient(History::Full);
+    let store = Store::open(&gold.pg.url, StoreSettings::default()).unwrap();
+    let mut pulse = store.pulse().await.unwrap();
+    let says = Says { processor: Some(PartSays::default()), ..Says::default() };
+    wait_until("the copy is what it waits for", async || {
+        pulse.beat("of the test", "process", None, &says).await.unwrap();
+        let standing = pulse.standing().await.unwrap();
+        let holders = standing.iter().find(|s| s.projection.as_deref() == Some("holders"))?;
+        (holders.verdict.state == State::CatchingUp && holders.verdict.reason.as_ref()?.contains("are being copied"))
+            .then_some(())
+    })
+    .await;
+    let begun = Instant::now();
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?} to stop", begun.elapsed());
+    wait_until("the server does not go on with it", async || {
+        let sql = "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+                   and pid <> pg_backend_pid()";
+        (gold.client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    let shown: i64 = gold.client.query_one("select count(*) from rebuilds", &[]).await.unwrap().get(0);
+    assert_eq!(shown, 0);
+}
+
+#[tokio::test]
+async fn a_follower_that_comes_late_reads_the_totals_of_each_block() {
+    let mut gold = Gold::new().await;
+    gold.client.batch_execute("insert into opening_balances values (1, 'gold', 'opened', 7)").await.unwrap();
+    let _process = gold.process();
+    for height in 1..=6 {
+        // In block 4 nothing is added.
+        let from = (height == 4).then_some("a3");
+        gold.put(height, &[(from, &format!("a{height}"), 5)]).await;
+    }
+    wait_until("the balances are there", async || {
+        gold.client.query_opt("select from checkpoints where height = 6", &[]).await.unwrap()
+    })
+    .await;
+    gold.client
+        .batch_execute(
+            "create table public.sums (chain_id bigint, height bigint, total numeric not null, primary key (chain_id, height));
+             create function public.sum_up(bigint, bigint) returns void language sql as $$
+                insert into sums select $1, $2, total from token_totals where chain_id = $1 and token = 'gold' $$;
+             select create_projection('sums', 'public.sum_up(bigint,bigint)', '{public.sums}', after => 'token_balances')",
+        )
+        .await
+        .unwrap();
+    gold.settle().await;
+    gold.put(7, &[(None, "a7", 5)]).await;
+    gold.settle().await;
+    let sums: String = gold
+        .client
+        .query_one("select string_agg(total::text, ' ' order by height) from public.sums", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(sums, "12 17 22 22 27 32 37");
+}
+
+/// Whoever has not begun is not told of opening balances that change: a copy of before the start must find it out.
+#[tokio::test]
+async fn a_replica_of_before_the_start_does_not_outlive_its_opening_balances() {
+    let gold = Gold::new().await;
+    let stands = async |hash: Option<&str>| -> bool {
+        gold.client.query_one("select replica_stands(1, 0, $1)", &[&hash]).await.unwrap().get(0)
+    };
+    for (hash, outlives) in [(None, false), (Some("h0"), true)] {
+        assert!(!stands(hash).await);
+        gold.client.execute("select fill_replica(1, 0, $1)", &[&hash]).await.unwrap();
+        assert!(stands(hash).await);
+        gold.client
+            .execute("insert into opening_balances values (1, 'gold', $1, 7)", &[&format!("{hash:?}")])
+            .await
+            .unwrap();
+        assert_eq!(stands(hash).await, outlives);
+        gold.client.execute("select drop_replica()", &[]).await.unwrap();
     }
 }

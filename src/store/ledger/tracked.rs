@@ -1,5 +1,7 @@
 //! Projections whose tables triggers keep undo for: SQL functions, and code that writes through a [`RangeTransaction`].
 
+use std::pin::pin;
+
 use futures::try_join;
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
@@ -7,7 +9,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::{LedgerWrite, RangeTransaction, Reset, Run, Tx, Undone, count, height};
 use crate::chain::decide::Base;
-use crate::chain::{BlockRef, ChainId, Height, Kind};
+use crate::chain::{BlockRef, ChainId, Hash, Height, Kind};
 use crate::store::{Prepared, Store, StoreError};
 
 /// A projection as `projections` has it.
@@ -127,6 +129,38 @@ impl LedgerWrite {
             .execute("select prune_undo($1, $2, $3, $4)", &[&chain.0, &projection, &horizon.to_sql(), &seq])
             .await?;
         Ok(())
+    }
+
+    /// Has this session's replica of the balances stand at a height, after the block of this hash (none: before the first one), in
+    /// a transaction of its own: filling it takes as long as there are accounts, which no limit for a statement knows. False: it
+    /// was not filled, because `stop` came first.
+    pub async fn fill_replica(
+        &mut self,
+        chain: ChainId,
+        (height, hash): (i64, Option<&Hash>),
+        stop: impl Future<Output = ()>,
+    ) -> Result<bool, StoreError> {
+        let parameters: [&(dyn ToSql + Sync); 3] = [&chain.0, &height, &hash.map(Hash::as_str)];
+        if self.client.query_one("select replica_stands($1, $2, $3)", &parameters).await?.try_get(0)? {
+            return Ok(true);
+        }
+        let tx = self.client.transaction().await?;
+        tx.batch_execute("set local statement_timeout = 0").await?;
+        let filled = {
+            let mut filling = pin!(tx.execute("select fill_replica($1, $2, $3)", &parameters));
+            tokio::select! {
+                filled = &mut filling => filled.map(drop),
+                // Dropped alone, the server would go on with it.
+                () = stop => {
+                    tx.cancel_token().cancel_query(self.store.tls.clone()).await?;
+                    let _ = filling.await;
+                    return Ok(false);
+                }
+            }
+        };
+        filled?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Drops this session's replica of the balances, if it has one.
@@ -386,6 +420,20 @@ impl super::LedgerRead {
                  values ($1, $2, $3, $4, $5, $6) on conflict (chain_id, projection) do update \
                  set reason = excluded.reason, at_height = excluded.at_height, to_height = excluded.to_height",
                 &[&chain.0, &projection, &reason, &from.to_sql(), &at.to_sql(), &to.to_sql()],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Shows that a follower on its own way waits for a copy of the balances as they stood at a height.
+    pub async fn copies_balances(&self, chain: ChainId, projection: &str, at: i64) -> Result<(), StoreError> {
+        self.client
+            .execute(
+                "insert into rebuilds (chain_id, projection, reason, from_height, at_height, to_height) \
+                 values ($1, $2, 'the balances of that height are being copied', $3, $3, $3) \
+                 on conflict (chain_id, projection) do update \
+                 set reason = excluded.reason, at_height = excluded.at_height, to_height = excluded.to_height",
+                &[&chain.0, &projection, &at],
             )
             .await?;
         Ok(())
