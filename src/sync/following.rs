@@ -1,5 +1,5 @@
-//! Registered vaults: the source follows those whose history is stored up to the tip; the others are caught up, a piece
-//! after each round, so that nothing else waits for them.
+//! Registered vaults: the source follows those whose history is stored up to the tip; the others are caught up in pieces, one
+//! vault after the other, for a moment after each round, so that nothing else waits for them.
 //!
 //! ```text
 //! stored   | 1 … 500 | 501 … 900 | 901 … 1000 | 1001 …
@@ -22,6 +22,9 @@ use crate::store::{CaughtUp, Missed, RegisteredVault, StoreError, StoreFault, St
 
 /// Blocks that hold anything, in one transaction: a projection that reads events is sent back by each.
 const PIECE_BLOCKS: usize = 256;
+/// For so long the head may wait for vaults after each round, and for the answer under way then: about what it falls behind by when a
+/// node is slow. With less, the same blocks would come in more pieces, each a transaction and a step back for projections.
+const CATCHING_UP: Duration = Duration::from_secs(2);
 
 /// Whom the source follows because people registered them, and whom it does not yet.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub(super) struct Following {
     followed: Option<Vec<Text>>,
     /// Those to be caught up.
     behind: Vec<RegisteredVault>,
+    /// Whose turn was last.
+    served: Option<Text>,
     tries: HashMap<Text, Attempt>,
 }
 
@@ -84,13 +89,23 @@ impl Syncer {
         Ok(true)
     }
 
-    /// A piece of each vault that is behind. Whether anything was stored.
+    /// A piece of each vault that is behind, as far as there is time; the others come first the next time. Whether anything was
+    /// stored.
     pub(super) async fn catch_up(&mut self, lock: &mut SyncLock) -> Result<bool, SyncError> {
         let source = Arc::clone(&self.source);
         let Some(source) = source.follows() else { return Ok(false) };
+        let until = Instant::now() + CATCHING_UP;
+        let mut behind = std::mem::take(&mut self.following.behind);
+        behind.sort_by(|a, b| a.address.cmp(&b.address));
+        let served = behind.partition_point(|vault| Some(&vault.address) <= self.following.served.as_ref());
+        behind.rotate_left(served);
         let mut moved = false;
-        for vault in std::mem::take(&mut self.following.behind) {
-            moved |= self.catch_up_vault(lock, source, &vault).await?;
+        for vault in behind {
+            if Instant::now() >= until {
+                break;
+            }
+            moved |= self.catch_up_vault(lock, source, &vault, until).await?;
+            self.following.served = Some(vault.address);
         }
         Ok(moved)
     }
@@ -101,13 +116,14 @@ impl Syncer {
         lock: &mut SyncLock,
         source: &dyn Follows,
         vault: &RegisteredVault,
+        until: Instant,
     ) -> Result<bool, SyncError> {
         let attempt = self.following.tries.entry(vault.address.clone()).or_default();
         if attempt.not_before.is_some_and(|at| at > Instant::now()) {
             return Ok(false);
         }
         let mut attempt = std::mem::take(attempt);
-        let result = self.piece(lock, source, vault, &mut attempt).await;
+        let result = self.piece(lock, source, vault, &mut attempt, until).await;
         let moved = match result {
             Ok(moved) => {
                 (attempt.pause, attempt.not_before) = (None, None);
@@ -140,6 +156,7 @@ impl Syncer {
         source: &dyn Follows,
         vault: &RegisteredVault,
         attempt: &mut Attempt,
+        until: Instant,
     ) -> Result<bool, SyncError> {
         let StoredChain { tip: Some(tip), lowest: Some(lowest), .. } = lock.stored().await? else { return Ok(false) };
         let begin =
@@ -152,7 +169,8 @@ impl Syncer {
         let read = if begin > tip.height {
             Ok(Piece { blocks: Vec::new(), through: tip, named })
         } else {
-            lock.hold_during(self.history(source, vault, named, begin..=tip.height, attempt.span)).await
+            let asked = Asked { heights: begin..=tip.height, span: attempt.span, until };
+            lock.hold_during(self.history(source, vault, named, asked)).await
         };
         let piece = match read {
             Err(SourceError::RangeTooLarge { what, at_most }) => {
@@ -191,15 +209,14 @@ impl Syncer {
         source: &dyn Follows,
         vault: &RegisteredVault,
         mut named: BTreeSet<Text>,
-        heights: RangeInclusive<Height>,
-        span: Option<u64>,
+        Asked { heights, span, until }: Asked,
     ) -> Result<Piece, SourceError> {
         let mut said = EventsByBlock::default();
         let mut next = *heights.start();
         loop {
             let end = span.map_or(*heights.end(), |span| next.plus(span - 1).min(*heights.end()));
             let mut asked: Vec<Text> = named.iter().cloned().chain([vault.address.clone()]).collect();
-            let (blocks, through) = source.events_of(&asked, next..=end).await?;
+            let (blocks, mut through) = source.events_of(&asked, next..=end).await?;
             said.add(blocks, &BTreeMap::new())?;
             // Once for each generation of contracts that are named on the way.
             loop {
@@ -216,12 +233,19 @@ impl Syncer {
                     let (blocks, to) = source.events_of(&contracts, from..=through).await?;
                     said.add(blocks, &new)?;
                     from = to.next();
+                    if to < through && Instant::now() >= until {
+                        through = to;
+                        said.0.split_off(&from);
+                    }
                 }
-                named.extend(contracts.iter().cloned());
+                // Those that were named above where it ends now are named again.
+                named.extend(
+                    new.into_iter().filter(|(_, (height, ..))| *height <= through).map(|(contract, _)| contract),
+                );
                 asked.extend(contracts);
             }
             next = through.next();
-            if said.0.len() >= PIECE_BLOCKS || next > *heights.end() {
+            if said.0.len() >= PIECE_BLOCKS || next > *heights.end() || Instant::now() >= until {
                 let found = self.source.links(through..=through).await?;
                 // Compared with the stored block: that nothing was said is true of one branch alone.
                 let link = found.into_iter().next().ok_or(SourceError::Changed { height: through })?;
@@ -229,6 +253,15 @@ impl Syncer {
             }
         }
     }
+}
+
+/// What a piece is read of.
+struct Asked {
+    heights: RangeInclusive<Height>,
+    /// Most heights asked for at once. None means as many as there are.
+    span: Option<u64>,
+    /// No further question after this.
+    until: Instant,
 }
 
 /// What the stored events of a vault name: those of the pieces that an earlier run brought.

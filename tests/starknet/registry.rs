@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::story::{self, R1, R2, V, said};
 use crate::support::fake_starknet::{ALICE, FakeStarkBlock, FakeStarknet, FakeTx, TOKEN, chain, old_transfer, tx};
+use crate::support::rpc_node::Fault;
 use crate::support::{Ebbtide, Pg, free_addr, wait_until, wait_within};
 use crate::tables::{TABLES, as_layout_b, in_order};
 
@@ -289,5 +290,55 @@ async fn a_row_in_the_registry_is_all_it_takes() {
     world.compare(&node, &served, "registered when asked to").await;
     let lowest: i64 = world.db.query_one("select min(height) from blocks", &[]).await.unwrap().get(0);
     assert_eq!(lowest, 50);
+    world.stop().await;
+}
+
+/// A block a second, and a node that takes a second to find events: the head goes on while ten vaults are caught up, and each of
+/// them has its turn.
+#[tokio::test]
+async fn the_head_does_not_wait_for_the_registry() {
+    const BEHIND_AT_MOST: u64 = 5;
+    let vaults: Vec<String> = (1..=10).map(|n| format!("0x10{n:x}")).collect();
+    let transactions = |_: u64| -> Vec<FakeTx> {
+        let event = said(V, "FossilCallbackSuccess", &[], &[1000, 0, 5000, 10, 0, 1000]);
+        vaults.iter().map(|vault| tx(fake(std::slice::from_ref(&event), &[(V, vault)]))).collect()
+    };
+    let mut served = chain(0, 600, None, "a", transactions);
+    let node = FakeStarknet::start(served.clone()).await;
+    let mut world = World::start(&node, false, "none", FROM_0).await;
+    let newest = async |world: &World| -> u64 {
+        let sql = "select coalesce(max(height), 0) from blocks";
+        world.db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0).unsigned_abs()
+    };
+    wait_until("all blocks are there", async || (newest(&world).await == 599).then_some(())).await;
+    node.fault(Fault::SlowOn("starknet_getEvents", Duration::from_secs(1)));
+    for vault in &vaults {
+        let sql = "insert into vault_registry (chain_id, address, layout) select chain_id, $1, 'a' from chains";
+        world.db.execute(sql, &[vault]).await.unwrap();
+    }
+    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    let mut most = 0;
+    let mut seconds = 0;
+    // Until each has begun.
+    loop {
+        clock.tick().await;
+        let head = served.last().unwrap().number;
+        let behind = head - newest(&world).await;
+        most = most.max(behind);
+        assert!(behind <= BEHIND_AT_MOST, "{behind} blocks behind after {seconds} s");
+        let sql = "select count(*) filter (where indexed_through is not null), count(*) filter (where caught_up) from vault_registry";
+        let row = world.db.query_one(sql, &[]).await.unwrap();
+        let (begun, done): (i64, i64) = (row.get(0), row.get(1));
+        if begun == 10 {
+            break;
+        }
+        assert_eq!(done, 0, "one was caught up before {} others had a turn", 10 - begun);
+        assert!(seconds < 90, "{begun} vaults have begun");
+        let grown = chain(head + 1, 1, served.last(), "a", transactions);
+        served.extend(grown);
+        node.set_chain(served.clone());
+        seconds += 1;
+    }
+    println!("ten vaults have begun after {seconds} s, and the head was {most} blocks behind at most");
     world.stop().await;
 }

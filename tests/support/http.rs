@@ -15,6 +15,8 @@ pub enum Reply {
     Cut(String),
     Hang,
     Drop,
+    /// After so long.
+    Late(Duration, Box<Reply>),
 }
 
 /// Answers the requests of one connection, given their heads in lower case and their bodies. Every answer has these
@@ -38,14 +40,19 @@ pub async fn serve(mut stream: TcpStream, headers: &str, answer: impl Fn(&str, &
             }
         }
         let body: Vec<u8> = seen.drain(..body_at + size).skip(body_at).collect();
-        let (status, more, body, cut) = match answer(&head, &body) {
+        let mut reply = answer(&head, &body);
+        while let Reply::Late(after, late) = reply {
+            tokio::time::sleep(after).await;
+            reply = *late;
+        }
+        let (status, more, body, cut) = match reply {
             Reply::Whole(status, more, body) => (status, more, body, false),
             Reply::Cut(body) => (200, String::new(), body, true),
             Reply::Hang => {
                 tokio::time::sleep(Duration::from_secs(3600)).await;
                 return None;
             }
-            Reply::Drop => return None,
+            Reply::Drop | Reply::Late(..) => return None,
         };
         let head = format!("HTTP/1.1 {status} Said\r\n{headers}{more}content-length: {}\r\n\r\n", body.len());
         let cut_at = if cut { body.len() / 2 } else { body.len() };

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -46,6 +47,8 @@ pub enum Fault {
     Body(&'static str),
     /// No answer at all to requests that call this method.
     HangOn(&'static str),
+    /// Answers to requests that call this method come so much later.
+    SlowOn(&'static str, Duration),
     /// No answer at all.
     Hang,
     /// Half of the body, then the connection is closed.
@@ -304,8 +307,15 @@ fn reply<C: Serves>(state: &Mutex<State<C>>, request: &Value) -> Reply {
     }
     lies.retain(|(left, _)| *left > 0);
     let reply = said(&state.faults, request, |call| C::call(&state, call["method"].as_str().unwrap(), &call["params"]));
+    let late = state.faults.iter().find_map(|fault| match fault {
+        Fault::SlowOn(method, after) if calls.iter().any(|call| call["method"] == *method) => Some(*after),
+        _ => None,
+    });
     state.faults.truncate(honest);
-    reply
+    match late {
+        Some(after) => Reply::Late(after, Box::new(reply)),
+        None => reply,
+    }
 }
 
 /// The calls of a request.
