@@ -96,7 +96,7 @@ impl<A> Questions<A> {
         let mut described = Vec::with_capacity(tokens.len());
         for part in tokens.chunks(TOKENS_AT_ONCE) {
             let calls: Vec<Call> = part.iter().flat_map(|token| (self.calls)(token)).collect();
-            let mut answers = calls.iter().zip(endpoint.ask(&calls).await?);
+            let mut answers = calls.iter().zip(endpoint.ask_aside(&calls).await?);
             for token in part {
                 let mut next = || match answers.next() {
                     Some((call, answer)) => Ok(said(endpoint, call, answer)?.and_then(|raw| (self.read)(&raw))),

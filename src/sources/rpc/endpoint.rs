@@ -56,12 +56,22 @@ pub(crate) type Answer = Result<Box<RawValue>, RpcError>;
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     server: Server,
-    gate: Arc<Semaphore>,
+    /// For blocks, shared with the other URLs of the chain: as many requests at once as the settings allow.
+    blocks: Lane,
+    /// For what blocks need not wait for, one request at a time: a contract may let it wait for as long as a request may take.
+    aside: Lane,
     pub(crate) dialect: &'static Dialect,
-    most_calls: AtomicUsize,
-    shrunk_at: Mutex<Option<Instant>>,
     /// Whether the last question for a range met a limit that did not say which.
     limited: AtomicBool,
+}
+
+/// Requests that take turns, and the calls that one of them may hold: what is learned from questions of one kind is no measure
+/// for those of another.
+#[derive(Debug)]
+struct Lane {
+    gate: Arc<Semaphore>,
+    most_calls: AtomicUsize,
+    shrunk_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Serialize)]
@@ -128,6 +138,30 @@ impl RpcError {
     }
 }
 
+impl Lane {
+    fn new(gate: Arc<Semaphore>, dialect: &Dialect) -> Lane {
+        Lane { gate, most_calls: AtomicUsize::new(dialect.most_calls), shrunk_at: Mutex::new(None) }
+    }
+
+    /// Asks for less at once, for a while.
+    fn shrink(&self, at_most: usize) {
+        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
+        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
+            *shrunk_at = Some(Instant::now());
+        }
+    }
+
+    fn most_calls(&self, dialect: &Dialect) -> usize {
+        if let Ok(mut shrunk_at) = self.shrunk_at.lock()
+            && shrunk_at.is_some_and(|at| at.elapsed() > OFFER_AGAIN)
+        {
+            *shrunk_at = None;
+            self.most_calls.store(dialect.most_calls, Ordering::Relaxed);
+        }
+        self.most_calls.load(Ordering::Relaxed).max(1)
+    }
+}
+
 impl Deref for Endpoint {
     type Target = Server;
 
@@ -140,10 +174,9 @@ impl Endpoint {
     pub(crate) fn new(server: Server, gate: Arc<Semaphore>, dialect: &'static Dialect) -> Endpoint {
         Endpoint {
             server,
-            gate,
+            blocks: Lane::new(gate, dialect),
+            aside: Lane::new(Arc::new(Semaphore::new(1)), dialect),
             dialect,
-            most_calls: AtomicUsize::new(dialect.most_calls),
-            shrunk_at: Mutex::new(None),
             limited: AtomicBool::new(false),
         }
     }
@@ -151,11 +184,21 @@ impl Endpoint {
     /// Makes all these calls, in as few requests as the node allows; the answers are in the order of the calls. The
     /// first request that fails ends it.
     pub(crate) async fn ask(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
-        let size = self.most_calls();
+        self.ask_in(&self.blocks, calls).await
+    }
+
+    /// As [`ask`](Endpoint::ask), for what no block waits for: one request after the other, and none of those that blocks may
+    /// have at once.
+    pub(crate) async fn ask_aside(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+        self.ask_in(&self.aside, calls).await
+    }
+
+    async fn ask_in(&self, lane: &Lane, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+        let size = lane.most_calls(self.dialect);
         // Boxed by hand: the compiler cannot see that a closure over a borrowed part may cross threads.
         let mut parts: Vec<BoxFuture<'_, Result<Vec<Answer>, SourceError>>> = Vec::new();
         for part in calls.chunks(size) {
-            parts.push(Box::pin(self.ask_part(part)));
+            parts.push(Box::pin(self.ask_part(lane, part)));
         }
         let answers: Vec<Vec<Answer>> = futures::stream::iter(parts).buffered(REQUESTS_AT_ONCE).try_collect().await?;
         Ok(answers.into_iter().flatten().collect())
@@ -172,20 +215,20 @@ impl Endpoint {
     }
 
     /// One chunk; cut smaller, here and for the future, when the node wants that.
-    async fn ask_part(&self, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
-        let at_most = match self.send(calls).await? {
+    async fn ask_part(&self, lane: &Lane, calls: &[Call]) -> Result<Vec<Answer>, SourceError> {
+        let at_most = match self.send(lane, calls).await? {
             Sent::Answers(answers) => return Ok(answers),
             Sent::Fewer { at_most } => at_most.clamp(1, calls.len().div_ceil(2)),
         };
         tracing::debug!(node = %self.shown, at_most, "node wants smaller batches");
-        self.shrink(at_most);
+        lane.shrink(at_most);
         let mut answers = Vec::with_capacity(calls.len());
         // One after the other, so that a node in trouble is not asked more often than before.
         for part in calls.chunks(at_most) {
-            match self.send(part).await? {
+            match self.send(lane, part).await? {
                 Sent::Answers(more) => answers.extend(more),
                 Sent::Fewer { .. } if part.len() > 1 => {
-                    self.most_calls.store(1, Ordering::Relaxed);
+                    lane.most_calls.store(1, Ordering::Relaxed);
                     return Err(self.transient("the node refuses batches: going on with single requests"));
                 }
                 Sent::Fewer { .. } => return Err(self.transient("the node refuses even single requests")),
@@ -194,25 +237,7 @@ impl Endpoint {
         Ok(answers)
     }
 
-    /// Asks for less at once, for a while.
-    fn shrink(&self, at_most: usize) {
-        self.most_calls.fetch_min(at_most, Ordering::Relaxed);
-        if let Ok(mut shrunk_at) = self.shrunk_at.lock() {
-            *shrunk_at = Some(Instant::now());
-        }
-    }
-
-    fn most_calls(&self) -> usize {
-        if let Ok(mut shrunk_at) = self.shrunk_at.lock()
-            && shrunk_at.is_some_and(|at| at.elapsed() > OFFER_AGAIN)
-        {
-            *shrunk_at = None;
-            self.most_calls.store(self.dialect.most_calls, Ordering::Relaxed);
-        }
-        self.most_calls.load(Ordering::Relaxed).max(1)
-    }
-
-    async fn send(&self, calls: &[Call]) -> Result<Sent, SourceError> {
+    async fn send(&self, lane: &Lane, calls: &[Call]) -> Result<Sent, SourceError> {
         let requests: Vec<Request<'_>> = calls
             .iter()
             .enumerate()
@@ -224,7 +249,7 @@ impl Endpoint {
         }
         .map_err(|e| self.transient(format!("cannot write the request: {e}")))?;
         let reply = {
-            let _turn = self.gate.acquire().await.map_err(|_| self.transient("shutting down"))?;
+            let _turn = lane.gate.acquire().await.map_err(|_| self.transient("shutting down"))?;
             self.post(body).await
         };
         let reply = match reply {
@@ -234,7 +259,7 @@ impl Endpoint {
             Err(fault) => {
                 // It may have been too much for one request: the same again would never be answered.
                 if matches!(fault, HttpFault::TimedOut(_)) && calls.len() > 1 {
-                    self.shrink(calls.len() / 2);
+                    lane.shrink(calls.len() / 2);
                 }
                 return Err(self.transient(fault.to_string()));
             }

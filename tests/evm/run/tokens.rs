@@ -1,8 +1,10 @@
 //! Tokens that do not answer: anybody can make one, and nobody waits for it.
 
-use crate::run::follow::{Run, blocks, forked};
-use crate::support::fake_node::{FakeNode, Fault};
-use crate::support::wait_until;
+use std::time::{Duration, Instant};
+
+use crate::run::follow::{ALICE, Run, blocks, forked, spawn_with};
+use crate::support::fake_node::{FakeBlock, FakeNode, Fault, chain, transfer};
+use crate::support::{Pg, free_addr, wait_until};
 
 #[tokio::test]
 async fn a_token_that_does_not_say_its_name_holds_up_no_block() {
@@ -32,5 +34,39 @@ async fn a_token_that_does_not_say_its_name_holds_up_no_block() {
         (run.number("select count(*) from token_metadata").await == 2).then_some(())
     })
     .await;
+    run.stop().await;
+}
+
+/// The question for names does not take the only request that blocks may have.
+#[tokio::test]
+async fn with_one_request_at_once_blocks_do_not_wait_for_tokens() {
+    let tokens: Vec<String> = (1..=50).map(|n| format!("0x{n:040x}")).collect();
+    let logs = |factor: u128| {
+        let logs = (0..).zip(&tokens).map(|(index, token)| transfer(token, ALICE, ALICE, factor, index));
+        logs.collect::<Vec<_>>()
+    };
+    let mut served = chain(0, 10, None, "a", |_| logs(1));
+    let node = FakeNode::start(31337, served.clone()).await;
+    node.fault(Fault::HangOn("eth_call"));
+    let (pg, operator) = (Pg::new().await, free_addr());
+    let timeout = Duration::from_secs(30);
+    let env = [
+        ("EBBTIDE_CHAINS__MAIN__CONCURRENCY", "1"),
+        ("EBBTIDE_CHAINS__MAIN__REQUEST_TIMEOUT_MS", &timeout.as_millis().to_string()),
+    ];
+    let ebbtide = spawn_with(&node, &pg, operator, &[], &env);
+    let mut run = Run { db: pg.client().await, pg, ebbtide, operator };
+    run.reach(&served, "at the start").await;
+    wait_until("the tokens are asked", async || (node.call_count("eth_call") > 0).then_some(())).await;
+    let begun = Instant::now();
+    for round in 0..8u128 {
+        let stem: &[FakeBlock] = &served[..served.len() - 1];
+        let new = chain(stem.len() as u64, 2, stem.last(), &format!("branch {round}"), |_| logs(2 + round));
+        served = [stem, &new].concat();
+        node.set_chain(served.clone());
+        run.reach(&served, "beside the question").await;
+    }
+    assert!(begun.elapsed() < timeout, "8 forks took {:?}, as long as a token may take to answer", begun.elapsed());
+    assert_eq!(run.number("select count(*) from token_metadata").await, 0);
     run.stop().await;
 }
