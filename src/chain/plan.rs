@@ -64,7 +64,8 @@ pub struct TooDeep {
     pub floor: Height,
 }
 
-/// Decides the next step. Terminates: each `Need` is bounded and reaches further down, to the window's floor.
+/// Decides the next step. Terminates: each `Need` is bounded ([`MOST_AT_ONCE`] heights of a hint) and reaches further down, to
+/// the window's floor.
 ///
 /// For a hint, one equal hash means that everything below is equal (a hash names its parents), so the search walks
 /// down from the top in growing steps. For the truth nothing of the kind holds (a revision may change below equal
@@ -92,8 +93,9 @@ fn from_the_top(window: &Window, tip: &BlockRef, head: &BlockRef) -> Result<Step
         return Ok(Step::Known);
     }
     let mut lowest = top;
+    let mut known = window.known.range(window.floor..=top).rev();
     loop {
-        match window.known.get(&lowest) {
+        match known.next().filter(|(height, _)| **height == lowest).map(|(_, marks)| marks) {
             None => return Ok(Step::Need { heights: next_range(window, top, lowest)..=lowest }),
             Some((Some(ours), Some(theirs))) if ours.hash == theirs.hash => break,
             Some(_) if lowest == window.floor && window.more_below => return Err(TooDeep { floor: window.floor }),
@@ -111,10 +113,13 @@ fn from_the_top(window: &Window, tip: &BlockRef, head: &BlockRef) -> Result<Step
     Ok(reorg_to(window, Some(lowest)))
 }
 
+/// Most heights brought at once: each is a name on both sides, and the other side is asked for all of them in one call.
+const MOST_AT_ONCE: u64 = 10_000;
+
 /// The low end of the next range to bring: as many heights as were brought already, at least one.
 fn next_range(window: &Window, top: Height, highest_missing: Height) -> Height {
     let brought = top.get() - highest_missing.get();
-    highest_missing.minus(brought.saturating_sub(1)).max(window.floor)
+    highest_missing.minus(brought.clamp(1, MOST_AT_ONCE) - 1).max(window.floor)
 }
 
 fn from_the_floor(window: &Window, tip: &BlockRef, theirs: &Theirs) -> Result<Step, TooDeep> {
@@ -280,6 +285,31 @@ mod tests {
         let Ok(Step::Reorg { ancestor }) = step else { panic!("{step:?}") };
         assert_eq!(ancestor.expect("shared").height, Height::from(299));
         assert!(brought <= 600, "{brought} heights were brought");
+    }
+
+    #[test]
+    fn no_question_is_for_more_heights_than_one_call_may_hold() {
+        let mark = |name: &str| Some(Mark { hash: Hash::new(name), revision: 0 });
+        let (shared, ours, theirs) = (mark("shared"), mark("ours"), mark("theirs"));
+        let tip = Height::from(1_000_000);
+        let named = |name: &str| BlockRef { height: tip, hash: Hash::new(name) };
+        let mut window = Window { tip: Some(named("ours")), ..Window::default() };
+        let ancestor = loop {
+            match plan(&window, &Theirs::Hint(named("theirs"))) {
+                Ok(Step::Need { heights }) => {
+                    let (low, high) = (heights.start().get(), heights.end().get());
+                    assert!(high - low < 10_000, "{low} to {high}");
+                    for height in low..=high {
+                        let both = if height <= 5 { (&shared, &shared) } else { (&ours, &theirs) };
+                        let height = Height::new(height).expect("small");
+                        window.known.insert(height, (both.0.clone(), both.1.clone()));
+                    }
+                }
+                Ok(Step::Reorg { ancestor }) => break ancestor,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(ancestor.map(|a| a.height), Some(Height::from(5)));
     }
 
     fn stored(height: u32, hash: &str, parent: &str) -> StoredBlock {
