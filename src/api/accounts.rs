@@ -140,7 +140,7 @@ async fn account(context: &Context, address: &str, query: &str) -> Result<Answer
 
     let amounts = page.rows.iter().map(|row| TokenAmount::of(row, AmountForm::Text)).collect();
     let after_last = |row: &Balance| Cursor::Token(chain.chain_id, row.token.clone()).encode();
-    let tokens = List { items: amounts, next_cursor: page.rows.last().filter(|_| page.more).map(after_last) };
+    let tokens = List { items: amounts, next_cursor: page.ends_after().map(after_last) };
     let provided = provided
         .as_ref()
         .map(|rows| paging.page(AccountVaults, rows, ProviderItem::of, |provider| key(&provider.row.vault_address)));

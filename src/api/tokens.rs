@@ -18,6 +18,9 @@ use crate::store::reads::{
 
 /// Rows fetched at once when negative balances left a page short.
 const REFILL_ROWS: usize = 1000;
+/// Statements for one page: as many rows as eight of the largest pages. One that is still short then ends where it is, with a cursor
+/// to go on from, so that no request costs more because of what it does not show.
+const MOST_TURNS: usize = 8;
 
 /// `/tokens/balances`, `/tokens/transfer-history`, `/tokens/{tokenPath}/balances`.
 pub(super) fn routes(context: Context) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
@@ -199,21 +202,38 @@ pub(super) struct Page {
     negatives: usize,
     /// Negative ones after the last row shown: they belong to the next page, if there is one.
     trailing_negatives: usize,
-    pub(super) more: bool,
+    /// Statements whose rows were taken.
+    turns: usize,
+    more: bool,
+    /// The last row taken, where it ends although it is short.
+    stopped_at: Option<Balance>,
 }
 
 impl Page {
     pub(super) fn new(limit: usize, zero: bool, shows_negative: bool) -> Page {
-        Page { limit, zero, shows_negative, rows: Vec::new(), negatives: 0, trailing_negatives: 0, more: false }
+        Page {
+            limit,
+            zero,
+            shows_negative,
+            rows: Vec::new(),
+            negatives: 0,
+            trailing_negatives: 0,
+            turns: 0,
+            more: false,
+            stopped_at: None,
+        }
     }
 
     /// Rows to ask for: one more than the page holds tells whether there are more.
     fn wanted(&self) -> usize {
-        if self.rows.is_empty() { self.limit + 1 } else { self.limit.max(REFILL_ROWS) + 1 }
+        if self.turns == 0 { self.limit + 1 } else { self.limit.max(REFILL_ROWS) + 1 }
     }
 
-    /// Takes rows in order; returns whether the page wants more of them.
+    /// Takes the rows that it wanted, in order; returns whether there are more and it wants them.
     fn take(&mut self, rows: Vec<Balance>) -> bool {
+        let are_the_last = rows.len() < self.wanted();
+        let last = rows.last().cloned();
+        self.turns += 1;
         for mut row in rows {
             let negative = row.amount.starts_with('-');
             if negative && !self.shows_negative {
@@ -230,7 +250,16 @@ impl Page {
                 self.rows.push(row);
             }
         }
-        true
+        if !are_the_last && self.turns == MOST_TURNS {
+            self.negatives += std::mem::take(&mut self.trailing_negatives);
+            (self.more, self.stopped_at) = (true, last);
+        }
+        !are_the_last && !self.more
+    }
+
+    /// The row after which the next page begins. None means that there is none.
+    pub(super) fn ends_after(&self) -> Option<&Balance> {
+        self.stopped_at.as_ref().or(self.rows.last()).filter(|_| self.more)
     }
 
     pub(super) fn negatives(&self) -> usize {
@@ -266,8 +295,7 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
 
 fn balances_body(page: &Page, chain: &ChainState, state: &State, form: AmountForm) -> Answer {
     let balances = page.rows.iter().map(|row| TokenAmount::of(row, form)).collect();
-    let next_cursor =
-        page.rows.last().filter(|_| page.more).map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
+    let next_cursor = page.ends_after().map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
     let mut answer = reply::json(&Balances { balances, next_cursor });
     state.name(&mut answer, chain);
     reply::count_negatives(&mut answer, page.negatives());
@@ -284,18 +312,16 @@ pub(super) async fn fill_by_token(
     page: &mut Page,
 ) -> Result<(), Failure> {
     loop {
-        let wanted = page.wanted();
-        let (height, zero, limit) = (state.height, page.zero, wanted as i64);
+        let (height, zero, limit) = (state.height, page.zero, page.wanted() as i64);
         let rows = match address {
             Some(address) => snapshot.balances_of_account(chain, &tokens, address, height, zero, limit).await?,
             None => snapshot.totals(chain, &tokens, height, zero, limit).await?,
         };
         let rows = rows.ok_or_else(|| Failure::history_pruned(chain.history_from))?;
-        let complete = rows.len() < wanted;
         if let Some(last) = rows.last() {
             tokens = tokens.after(&last.token);
         }
-        if !page.take(rows) || complete {
+        if !page.take(rows) {
             return Ok(());
         }
     }
@@ -340,16 +366,14 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
             fill_by_token(&snapshot, &chain, tokens, Some(&address), &state, &mut page).await?;
         }
         None => loop {
-            let wanted = page.wanted();
-            let (height, zero) = (state.height, page.zero);
-            let rows = snapshot.balances_of_token(&chain, &tokens, &after, height, zero, wanted as i64).await?;
+            let (height, zero, limit) = (state.height, page.zero, page.wanted() as i64);
+            let rows = snapshot.balances_of_token(&chain, &tokens, &after, height, zero, limit).await?;
             let rows = rows.ok_or_else(|| Failure::history_pruned(chain.history_from))?;
-            let complete = rows.len() < wanted;
             if let Some(last) = rows.last() {
                 tokens.low.clone_from(&last.token);
                 after.clone_from(&last.address);
             }
-            if !page.take(rows) || complete {
+            if !page.take(rows) {
                 break;
             }
         },
@@ -361,7 +385,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
 fn account_balances_body(page: &Page, chain: &ChainState, state: &State, form: AmountForm) -> Answer {
     let account_balances = page.rows.iter().map(|row| AccountAmount::of(row, form)).collect();
     let after_last = |row: &Balance| Cursor::Account(chain.chain_id, row.token.clone(), row.address.clone()).encode();
-    let next_cursor = page.rows.last().filter(|_| page.more).map(after_last);
+    let next_cursor = page.ends_after().map(after_last);
     let mut answer = reply::json(&AccountBalances { account_balances, next_cursor });
     state.name(&mut answer, chain);
     reply::count_negatives(&mut answer, page.negatives());

@@ -1,9 +1,12 @@
 //! What a page costs.
 
+use ebbtide::api::{ApiSettings, routes};
 use ebbtide::store::reads::ALONG_INDEXES;
+use ebbtide::store::{Store, StoreSettings};
 use serde_json::Value;
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, get};
+use crate::support::FaultProxy;
 
 /// What a connection of the interface tells the planner.
 fn along_indexes() -> String {
@@ -302,5 +305,55 @@ async fn an_account_costs_its_tokens_and_totals_cost_their_page_whatever_the_cha
     println!("pages read, by 20 and by 10,000 tokens: {costs:?}");
     for ((name, few), (_, many)) in costs[0].iter().zip(&costs[1]) {
         assert!(*many <= 2 * few + 40, "{name}: {few} pages of 8 KiB by 20 tokens, {many} by 10,000");
+    }
+}
+
+/// Anybody can make many balances negative that are not shown, in front of those that are.
+#[tokio::test]
+async fn balances_that_are_not_shown_cost_a_request_no_more_statements() {
+    let ledger = Ledger::with_chain("mine", "other").await;
+    ledger
+        .sql(
+            "insert into balances (chain_id, token, address, amount, height)
+             select 1, 'gold', lpad(n::text, 6, '0'), case when n < 50000 then -1 else 7 end, 1 from generate_series(0, 50004) n
+             union all
+             select 1, 'token-' || lpad(n::text, 6, '0'), 'account', case when n < 50000 then -1 else 7 end, 1
+             from generate_series(0, 50004) n;
+             insert into blocks (chain_id, height, hash, parent_hash) values (1, 1, 'h1', 'h0');
+             insert into checkpoints (chain_id, projection, height, hash, through_height) values (1, 'token_balances', 1, 'h1', 1);
+             insert into applied_blocks (chain_id, projection, height, hash, revision)
+             select 1, 'token_balances', height, hash, revision from blocks",
+        )
+        .await;
+    ledger.sql("vacuum analyze").await;
+    let proxy = FaultProxy::in_front_of(&ledger.pg.url).await;
+    let store = Store::open(&proxy.url(&ledger.pg.url), StoreSettings::default()).unwrap();
+    let api = routes(store, ApiSettings::default());
+    for (path, list, limit) in [
+        ("/tokens/gold/balances?limit=3", "accountBalances", 3),
+        ("/tokens/gold/balances?limit=1", "accountBalances", 1),
+        ("/tokens/balances?address=account&limit=3", "balances", 3),
+    ] {
+        let (mut cursor, mut shown, mut negative, mut requests) = (String::new(), Vec::new(), 0, 0);
+        loop {
+            let from = proxy.count();
+            let reply = get(&api, &format!("{path}{cursor}")).await;
+            assert_eq!(reply.status, 200, "{}", reply.text);
+            let sent = proxy.messages().into_iter().skip(usize::try_from(from).unwrap());
+            let statements =
+                sent.filter(|message| message.starts_with("Query") || message.starts_with("Execute")).count();
+            assert!(statements <= 20, "{path}: {statements} statements");
+            requests += 1;
+            negative += reply.header("x-negative-balances").map_or(0, |count| count.parse::<u64>().unwrap());
+            let body = reply.json();
+            let page = body[list].as_array().unwrap();
+            assert!(page.len() <= limit);
+            shown.extend(page.iter().map(|row| row["amount"].clone()));
+            let Some(next) = body["nextCursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(shown, vec!["7"; 5], "{path}");
+        assert_eq!(negative, 50_000, "{path}");
+        println!("{path}: {requests} requests");
     }
 }

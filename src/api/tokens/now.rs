@@ -10,19 +10,10 @@ use crate::api::reply::{Answer, Failure};
 use crate::api::request;
 use crate::chain::Kind;
 use crate::projections::token_balances::NAME;
-use crate::store::reads::{Balance, Spelt};
+use crate::store::reads::Spelt;
 
 fn spelt(text: &str) -> Spelt {
     Spelt::by(|kind| request::canonical(kind, text).into_owned())
-}
-
-impl Page {
-    /// Takes the rows of a statement that was asked for one row more than the page holds. False: negative balances that are
-    /// not shown took the place of others.
-    fn is_filled_by(&mut self, rows: Vec<Balance>) -> bool {
-        let complete = rows.len() <= self.limit;
-        !self.take(rows) || complete
-    }
 }
 
 /// What one account has in each token; without an account, the totals.
@@ -55,7 +46,8 @@ pub(super) async fn by_token(
         Some(Cursor::Token(id, _)) if *id != chain.chain_id => return Err(Failure::invalid_cursor()),
         _ => {}
     }
-    if !page.is_filled_by(list.rows) {
+    // Negative balances that are not shown took the place of others.
+    if page.take(list.rows) {
         return Ok(None);
     }
     Ok(Some(balances_body(&page, &chain, &State::now(&chain), common.form(chain.kind))))
@@ -106,7 +98,8 @@ pub(super) async fn balances_of_token(
         }
         _ => {}
     }
-    if !page.is_filled_by(list.rows) {
+    // Negative balances that are not shown took the place of others.
+    if page.take(list.rows) {
         return Ok(None);
     }
     Ok(Some(account_balances_body(&page, &chain, &State::now(&chain), common.form(chain.kind))))
