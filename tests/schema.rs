@@ -114,7 +114,7 @@ async fn tables_are_named_and_left_to_people() {
         client.batch_execute(damage).await.unwrap_or_else(|e| panic!("{damage}: {e:?}"));
         let (well, text) = said(&pg, &["status"]);
         assert!(!well && text.contains(what) && text.contains(REMEDY), "{damage}: {text}");
-        // What is there does not become what should be there, also not when all is made anew.
+        // What is there does not become what should be there, also not when all is built again.
         for mark in ["", "comment on table refinery_schema_history is 'triggers of another version'"] {
             client.batch_execute(mark).await.unwrap();
             let (well, text) = said(&pg, &["migrate"]);

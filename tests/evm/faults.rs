@@ -454,7 +454,7 @@ async fn an_undo_needs_a_second_opinion() {
         assert!(Instant::now() < deadline, "stands still for ever");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // The clock starts anew once it answers again.
+    // The clock starts again once it answers again.
     second.heal();
     second.set_chain(old);
     assert!(!source.confirm_undo(&undone, &seen).await.unwrap());

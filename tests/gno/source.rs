@@ -296,7 +296,7 @@ async fn what_is_not_whole_is_waited_for_and_then_complained_of() {
         same(&blocks(&source, 12, 29).await.unwrap(), &chain[12..]);
         indexer.fault(fault);
         let error = blocks(&source, 12, 29).await.unwrap_err();
-        assert_eq!(error.kind(), FaultKind::Transient, "another time begins anew: {error}");
+        assert_eq!(error.kind(), FaultKind::Transient, "another time begins again: {error}");
     }
 }
 
@@ -495,7 +495,7 @@ async fn the_same_error_five_times_is_not_going_away() {
     indexer.heal();
     blocks(&source, 1, 28).await.unwrap();
     indexer.fault(Fault::PageRefused("boom"));
-    assert_eq!(blocks(&source, 1, 28).await.unwrap_err().kind(), FaultKind::Transient, "counted anew");
+    assert_eq!(blocks(&source, 1, 28).await.unwrap_err().kind(), FaultKind::Transient, "counted again");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Refused events: seen, mended, tried again.
+//! Refused events: seen, fixed, tried again.
 
 use serde_json::Value;
 
@@ -67,7 +67,7 @@ async fn a_retry_applies_in_its_place_what_fits_by_now() {
     for depth in [64, 0] {
         let world = refusing(depth).await;
         world.settle().await;
-        // Nothing was mended: refused again, and the rest is what it was.
+        // Nothing was fixed: refused again, and the rest is what it was.
         let text = told(&world, &["rejected", "retry", "--height", "2"]);
         assert!(
             text.starts_with("Chain main: 1 event is tried again; every projection applies block 2 again."),

@@ -153,7 +153,7 @@ async fn a_bad_event_is_set_aside_or_halts_before_its_block() {
         assert!(text.contains("block 2 (0x02): event 3 of transaction 1 cannot be applied: bad_address"), "{text}");
         assert_eq!(world.balance(GOLD, ALICE).await.as_deref(), Some("5"));
         assert_eq!(world.one("select count(*) from rejected_events").await.unwrap(), "0");
-        // Not mended: it halts again. Then it is.
+        // Not fixed: it halts again. Then it is.
         told(&world, &["resume"]);
         way.halts(&world);
         world.sql(&format!("update token_events set to_address = '{ALICE}' where to_address = 'bob'")).await;

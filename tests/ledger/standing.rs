@@ -1,4 +1,4 @@
-//! What `status` says of a projection that fails, and of one that is made anew.
+//! What `status` says of a projection that fails, and of one that is built again.
 
 use futures::StreamExt;
 use serde_json::Value;
@@ -96,7 +96,7 @@ async fn a_rebuild_is_told_with_how_far_it_has_come() {
     world.branch("a", 1, 8, "a0").await;
     let _process = Ebbtide::spawn(&["process", "--database-url", &world.url], &[]);
     wait_until("it is applied", async || (mine(&world)["applied_height"] == 8).then_some(())).await;
-    // Another function: made anew. Block 5 takes longer than the time between two words on it; 6 waits for the test.
+    // Another function: built again. Block 5 takes longer than the time between two words on it; 6 waits for the test.
     let holder = world.client().await;
     holder.batch_execute("select pg_advisory_lock(77)").await.unwrap();
     function(

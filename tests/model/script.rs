@@ -323,7 +323,7 @@ impl Script {
                     self.update_block(db, height + 1, Block { parent: new.hash, ..child }).await;
                 }
             }
-            // The link is broken, or mended.
+            // The link is broken, or fixed.
             16 => {
                 let old = self.chain.blocks[&height].clone();
                 let parent = match self.chain.blocks.get(&(height - 1)) {

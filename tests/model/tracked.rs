@@ -297,7 +297,7 @@ impl Script {
                 vec![must.standing, if raced { seen.clone() } else { stays }]
             } else if must.stuck {
                 let any_through = Standing { through: seen.through, ..must.standing };
-                // What is made anew keeps its old state until all of it is there.
+                // What is built again keeps its old state until all of it is there.
                 lenient = rebuilds && any_through != seen;
                 let old = if raced { seen.clone() } else { stays };
                 if rebuilds { vec![any_through, old] } else { vec![any_through] }
@@ -338,7 +338,7 @@ fn difference(must: &Standing, seen: &Standing) -> String {
     spots.or_else(leaves).unwrap_or_default()
 }
 
-/// Where it stands, and whether its next transaction makes all of it anew.
+/// Where it stands, and whether its next transaction builds all of it again.
 async fn read(db: &Client, chain: i64, name: &str) -> (Standing, bool) {
     let sql = "select k.height, k.hash, k.through_height,
             k.redo_from is not null or k.pause_at is not null or k.apply_digest is distinct from apply_digest(p.apply)

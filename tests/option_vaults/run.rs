@@ -197,7 +197,7 @@ async fn made_anew_only_what_differs_is_written_and_told() {
         let sql = "select seq from checkpoints where projection = 'option_vaults'";
         let seq: i64 = db.query_one(sql, &[]).await.unwrap().get(0);
         db.batch_execute("select replay('main', 0, 'option_vaults')").await.unwrap();
-        wait_until("it is made anew", async || {
+        wait_until("it is built again", async || {
             let sql = "select from checkpoints where projection = 'option_vaults' and seq > $1 and redo_from is null and hash = $2";
             db.query_opt(sql, &[&seq, &tip]).await.unwrap().map(|_| ())
         })

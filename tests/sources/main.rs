@@ -66,7 +66,7 @@ struct Subject {
     make: Box<dyn Fn() -> Arc<dyn Source>>,
 }
 
-/// Every source that the contract is asked of, each made anew as often as wanted.
+/// Every source that the contract is asked of, each built again as often as wanted.
 async fn subjects(folder: &Path) -> Vec<Subject> {
     let plain = devnet_as_file(folder).await;
     let packed = folder.join("devnet-by-another-name");

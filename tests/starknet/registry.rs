@@ -185,7 +185,7 @@ impl World {
     }
 
     async fn wait_until_held(&self) {
-        // A projection that is made anew because the other vault is there already comes first.
+        // A projection that is built again because the other vault is there already comes first.
         wait_within(Duration::from_secs(120), "a piece is under way", async || {
             let sql = "select from pg_locks where locktype = 'advisory' and objid = 77 and not granted";
             self.db.query_opt(sql, &[]).await.unwrap().map(drop)
@@ -210,7 +210,7 @@ async fn vaults_of_two_layouts_registered_late_are_as_if_registered_from_the_sta
     let node = FakeStarknet::start(served.clone()).await;
     let mut late = World::start(&node, false, TOKEN, FROM_0).await;
     late.settle(&served, "without vaults").await;
-    // Of projections that do not follow from these events nothing deep is made anew, nor of the vaults' piece by piece.
+    // Of projections that do not follow from these events nothing deep is built again, nor of the vaults' piece by piece.
     late.db
         .batch_execute(
             "create table deep (projection text);

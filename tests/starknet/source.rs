@@ -502,7 +502,7 @@ async fn a_range_that_another_call_gave_up_is_brought_by_the_next() {
     assert!(futures::poll!(waits.as_mut()).is_pending());
     drop(given_up);
     assert_eq!(kept(&waits.await.unwrap()), round_events(30, 39));
-    // Again, and lower: the higher one is decoded anew afterwards.
+    // Again, and lower: the higher one is decoded again afterwards.
     let both = futures::future::try_join(source.blocks(range(20, 29)), source.blocks(range(30, 39))).await.unwrap();
     assert_eq!((kept(&both.0), kept(&both.1)), (round_events(20, 29), round_events(30, 39)));
 }

@@ -286,7 +286,7 @@ async fn a_late_block_where_an_empty_one_was_taken_for_granted_is_applied() {
                 println!("{case}");
                 world.put(late, &hash, &format!("h{}", late - 1), &["gold - late 1"]).await;
                 world.settle().await;
-                // The source says anew that it is complete.
+                // The source says again that it is complete.
                 world.sql("update chains set complete_to = 14").await;
                 world.settle().await;
                 if linked {
@@ -449,7 +449,7 @@ async fn negative_balances_are_kept_exact_or_halt_before_the_block() {
             assert!(halted.contains("pauper") && halted.contains("b13"), "{halted}");
             assert_eq!(world.one("select height from checkpoints").await.unwrap(), "12");
             assert_eq!(world.balance("gold", "fine").await, None, "no part of the block is applied");
-            // Nothing was mended: it halts again. Then it is.
+            // Nothing was fixed: it halts again. Then it is.
             world.sql("select resume('main', null)").await;
             world.try_process().await.unwrap_err();
             world.put(13, "c13", "a12", &["gold - pauper 40", "gold pauper user1 40"]).await;

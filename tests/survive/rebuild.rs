@@ -1,4 +1,4 @@
-//! Balances made anew: beside what stands, and then only what differs is written.
+//! Balances built again: beside what stands, and then only what differs is written.
 
 use serde_json::Value;
 
@@ -97,7 +97,7 @@ async fn a_start_that_moved_opening_balances_and_a_second_chain_are_kept_apart()
     assert_eq!(world.one(others).await.unwrap(), other);
 }
 
-/// A chain of 300 final blocks; making it anew takes a while at block 50 and waits for the lock 77 at block 250.
+/// A chain of 300 final blocks; building it again takes a while at block 50 and waits for the lock 77 at block 250.
 async fn slow(world: &World) {
     world.sql("update chains set kind = 'evm'").await;
     let account = "0x00000000000000000000000000000000000000a1";

@@ -48,7 +48,7 @@ async fn the_bell_alone_wakes_for_all_there_is_to_hear() {
         (done.is_some() && done != seq).then_some(())
     })
     .await;
-    // A projection that was halted and mended.
+    // A projection that was halted and fixed.
     world.sql("update checkpoints set halted_reason = 'by the test'").await;
     world.branch("b", 12, 12, "b11").await;
     world.sql("select resume('main', 'token_balances')").await;

@@ -24,7 +24,7 @@ async fn a_table_that_was_put_in_place_of_a_tracked_one() {
         mine.put(3, &[]).await;
         mine.client.batch_execute("select forget_undo('mine')").await.unwrap();
         mine.settle().await;
-        assert_eq!(mine.dump().await, whole, "made anew from the start");
+        assert_eq!(mine.dump().await, whole, "built again from the start");
         mine.put(2, &[]).await;
         mine.settle().await;
         assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":1,"v":1}]}"#);

@@ -370,7 +370,7 @@ async fn a_follower_counts_what_the_ledger_counts() {
     drop(process);
 }
 
-/// The model test found it: without undo that reaches below it, the ledger begins anew and comes back to the same last block,
+/// The model test found it: without undo that reaches below it, the ledger begins again and comes back to the same last block,
 /// and the follower stood there still.
 #[tokio::test]
 async fn a_follower_is_not_left_on_a_block_that_was_edited_under_its_name() {

@@ -117,7 +117,7 @@ async fn a_changed_function_has_its_tables_made_anew() {
         (sum == Some(2100)).then_some(())
     })
     .await;
-    // And undo works on what was made anew.
+    // And undo works on what was built again.
     mine.put(4, &[]).await;
     mine.settle().await;
     let sum: Option<i64> = mine.client.query_one("select v from public.seen", &[]).await.unwrap().get(0);
@@ -142,7 +142,7 @@ async fn undo_is_pruned_at_finality() {
     assert!(left <= 5 + 2 * 16, "{left} of 100 blocks");
     let final_height: i64 = mine.client.query_one("select final_height from chains", &[]).await.unwrap().get(0);
     assert!(final_height > 30, "{final_height}");
-    // Below the horizon: everything is made anew.
+    // Below the horizon: everything is built again.
     mine.put(10, &["update t set v = v + 100"]).await;
     mine.settle().await;
     assert_eq!(mine.dump().await.to_string(), r#"{"t":[{"k":0,"v":108}]}"#);

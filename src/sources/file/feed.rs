@@ -117,7 +117,7 @@ pub(super) struct Feed {
     opening: Vec<OpeningBalance>,
     opening_keys: HashSet<(Text, Text)>,
     first: Option<(Link, bool)>,
-    /// The last answer was an error: read again from the last good line, since someone may have mended the file.
+    /// The last answer was an error: read again from the last good line, since someone may have fixed the file.
     failed: bool,
     ended: bool,
 }
@@ -392,7 +392,7 @@ impl Feed {
     fn fault(&self, line: u64, bad: &BadLine) -> SourceError {
         let column = bad.column.map(|column| format!(", column {column}")).unwrap_or_default();
         SourceError::permanent(format!(
-            "{}, line {line}{column}: {}. All lines before it were taken; once it is mended, go on with the same command",
+            "{}, line {line}{column}: {}. All lines before it were taken; once it is fixed, go on with the same command",
             self.origin.name(),
             bad.reason
         ))

@@ -126,7 +126,7 @@ async fn all_blocks_of_the_file_may_be_replaced() {
 }
 
 #[tokio::test]
-async fn a_bad_line_costs_no_line_before_it_and_can_be_mended() {
+async fn a_bad_line_costs_no_line_before_it_and_can_be_fixed() {
     let good = [b("1a", "0a"), b("2a", "1a"), b("3a", "2a"), b("2b", "1a"), b("3b", "2b")];
     let unknown = b("4c", "3c").replace("3c", "3C");
     for (bad, why) in [
@@ -171,10 +171,10 @@ async fn a_bad_line_costs_no_line_before_it_and_can_be_mended() {
         let position = json!({"path": "elsewhere", "line": 3, "hash": reader::line_hash(good[2].as_bytes())});
         std::fs::write(&file.path, good.join("\n")).unwrap();
         assert_eq!(steps(&source).await.0, ["1a 2b 3b"]);
-        let anew = super::tests::source(&file.path);
+        let again = super::tests::source(&file.path);
         let tip = BlockRef { height: Height::from(3), hash: Hash::new("3a") };
-        anew.resume(Some(&tip), Some(&position)).await.unwrap();
-        assert_eq!(steps(&anew).await.0, ["1a 2b 3b"]);
+        again.resume(Some(&tip), Some(&position)).await.unwrap();
+        assert_eq!(steps(&again).await.0, ["1a 2b 3b"]);
     }
 }
 

@@ -241,7 +241,7 @@ async fn tokens_that_a_live_factory_makes_are_followed_through_reorgs_and_restar
     }
     assert_eq!(follower.number("select count(*) from events where name = 'Made'").await, 1);
 
-    // The same address again, made on the new branch, and followed from there on; the program starts anew in between.
+    // The same address again, made on the new branch, and followed from there on; the program starts again in between.
     follower.stop().await;
     let again = works.next_made();
     assert_eq!(again, second);
