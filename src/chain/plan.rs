@@ -64,7 +64,7 @@ pub struct TooDeep {
     pub floor: Height,
 }
 
-/// Decides the next step. Terminates: each `Need` is bounded ([`MOST_AT_ONCE`] heights of a hint) and reaches further down, to
+/// Decides the next step. Terminates: each `Need` is bounded (`MOST_AT_ONCE` heights of a hint) and reaches further down, to
 /// the window's floor.
 ///
 /// For a hint, one equal hash means that everything below is equal (a hash names its parents), so the search walks

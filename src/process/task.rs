@@ -283,26 +283,31 @@ impl Task {
         let Some((height, hash)) = look.after.as_ref().and_then(|_| decided.applies_after(look)) else {
             return Ok(true);
         };
-        let (chain, name, begun) = (self.engine.chain, self.engine.name.clone(), Instant::now());
+        let (chain, name, at) = (self.engine.chain, &self.engine.name, (height, hash.as_ref()));
         let Session { read, write } = session;
-        let mut is_told = false;
+        if write.replica_stands(chain, at).await? {
+            return Ok(true);
+        }
+        let begun = Instant::now();
         let filled = {
-            let mut filling = pin!(write.fill_replica(chain, (height, hash.as_ref()), self.shutdown.cancelled()));
+            let told = async {
+                tokio::time::sleep(TOLD_AFTER).await;
+                tracing::info!(chain = %look.chain_name, projection = %name, height, "Copying the balances of {height} for {name}");
+                read.copies_balances(chain, name, height).await
+            };
+            let (mut told, mut filling) = (pin!(told), pin!(write.fill_replica(chain, at, self.shutdown.cancelled())));
             tokio::select! {
                 filled = &mut filling => filled,
-                () = tokio::time::sleep(TOLD_AFTER) => {
-                    is_told = true;
-                    tracing::info!(chain = %look.chain_name, projection = %name, height, "Copying the balances of {height} for {name}");
-                    let told = read.copies_balances(chain, &name, height).await;
-                    filling.await.and_then(|filled| told.map(|()| filled))
+                told = &mut told => {
+                    let filled = filling.await;
+                    told.and(filled)
                 }
             }
         };
-        if is_told {
-            read.rebuild_ended(chain, &name).await?;
-        }
+        // That of a processor that was killed meanwhile, too.
+        read.rebuild_ended(chain, name).await?;
         let now = Instant::now();
-        self.caution.replica_pays_until = self.caution.replica_pays_until.max(Some(now + (now - begun)));
+        self.caution.replica_pays_until = Some(now + (now - begun));
         filled
     }
 

@@ -541,7 +541,9 @@ async fn a_follower_that_comes_late_reads_the_totals_of_each_block() {
             "create table public.sums (chain_id bigint, height bigint, total numeric not null, primary key (chain_id, height));
              create function public.sum_up(bigint, bigint) returns void language sql as $$
                 insert into sums select $1, $2, total from token_totals where chain_id = $1 and token = 'gold' $$;
-             select create_projection('sums', 'public.sum_up(bigint,bigint)', '{public.sums}', after => 'token_balances')",
+             select create_projection('sums', 'public.sum_up(bigint,bigint)', '{public.sums}', after => 'token_balances');
+             -- That of a processor that was killed.
+             insert into rebuilds (chain_id, projection, reason, from_height, at_height, to_height) values (1, 'sums', 'x', 0, 0, 0)",
         )
         .await
         .unwrap();
@@ -555,6 +557,8 @@ async fn a_follower_that_comes_late_reads_the_totals_of_each_block() {
         .unwrap()
         .get(0);
     assert_eq!(sums, "12 17 22 22 27 32 37");
+    let shown: i64 = gold.client.query_one("select count(*) from rebuilds", &[]).await.unwrap().get(0);
+    assert_eq!(shown, 0);
 }
 
 /// Whoever has not begun is not told of opening balances that change: a copy of before the start must find it out.

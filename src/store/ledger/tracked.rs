@@ -131,9 +131,18 @@ impl LedgerWrite {
         Ok(())
     }
 
-    /// Has this session's replica of the balances stand at a height, after the block of this hash (none: before the first one), in
-    /// a transaction of its own: filling it takes as long as there are accounts, which no limit for a statement knows. False: it
-    /// was not filled, because `stop` came first.
+    /// Whether this session has a replica of the balances at a height, after the block of this hash (none: before the first one).
+    pub async fn replica_stands(
+        &self,
+        chain: ChainId,
+        (height, hash): (i64, Option<&Hash>),
+    ) -> Result<bool, StoreError> {
+        let parameters: [&(dyn ToSql + Sync); 3] = [&chain.0, &height, &hash.map(Hash::as_str)];
+        Ok(self.client.query_one("select replica_stands($1, $2, $3)", &parameters).await?.try_get(0)?)
+    }
+
+    /// Makes it so, in a transaction of its own: that takes as long as there are accounts, which no limit for a statement knows.
+    /// False: it was not filled, because `stop` came first.
     pub async fn fill_replica(
         &mut self,
         chain: ChainId,
@@ -141,9 +150,6 @@ impl LedgerWrite {
         stop: impl Future<Output = ()>,
     ) -> Result<bool, StoreError> {
         let parameters: [&(dyn ToSql + Sync); 3] = [&chain.0, &height, &hash.map(Hash::as_str)];
-        if self.client.query_one("select replica_stands($1, $2, $3)", &parameters).await?.try_get(0)? {
-            return Ok(true);
-        }
         let tx = self.client.transaction().await?;
         tx.batch_execute("set local statement_timeout = 0").await?;
         let filled = {
