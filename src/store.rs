@@ -25,7 +25,8 @@ use std::time::Duration;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Config, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::greeting::Greeting;
@@ -306,8 +307,10 @@ impl StoreError {
     }
 }
 
-/// Longest wait for the first answer on a connection. A pooler lets everybody in, and keeps those waiting for whom it has no session.
-const GREETED_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for the first answers on a connection.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
+type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
 /// The database. Cheap to clone.
 #[derive(Clone)]
@@ -370,21 +373,36 @@ impl Store {
 
     /// Makes our settings on a new connection.
     async fn greet(&self, client: &Client, greeting: &Greeting) -> Result<(), StoreError> {
+        self.answered(greeting.say(client)).await
+    }
+
+    /// The first answers on a connection. A server that is frozen takes connections and says nothing, and a pooler lets everybody
+    /// in, also those for whom it has no session.
+    async fn answered<T>(
+        &self,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
         let unanswered = |_| StoreError::NoConnection {
             reason: format!(
-                "{} let us in and has not answered within {GREETED_WITHIN:?}; a pooler in session mode before it needs a session \
-                 for each of our connections",
+                "{} has not answered within {ANSWERED_WITHIN:?}; a pooler in session mode before it needs a session for each of our \
+                 connections",
                 self.place
             ),
         };
-        Ok(timeout(GREETED_WITHIN, greeting.say(client)).await.map_err(unanswered)??)
+        timeout(ANSWERED_WITHIN, answer).await.map_err(unanswered)?.map_err(StoreError::from)
+    }
+
+    /// A connection, and what has to be polled for it to work.
+    async fn reached(&self, config: &Config) -> Result<(Client, Connection), StoreError> {
+        self.answered(config.connect(self.tls.clone())).await.map_err(|error| match error {
+            StoreError::Postgres(error) => StoreError::Connect { place: self.place.clone(), error },
+            unanswered => unanswered,
+        })
     }
 
     /// [`connect`](Store::connect) without any settings of ours.
     async fn connect_silently(&self, config: &Config) -> Result<Client, StoreError> {
-        let connected = config.connect(self.tls.clone()).await;
-        let unconnected = |error| StoreError::Connect { place: self.place.clone(), error };
-        let (client, connection) = connected.map_err(unconnected)?;
+        let (client, connection) = self.reached(config).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "A connection to Postgres ended");

@@ -87,7 +87,8 @@ impl Query {
         self.one("cursor")?.map(Cursor::decode).transpose()
     }
 
-    /// The moment asked about: digits are a height, `final` is the final block, anything else a hash.
+    /// The moment asked about: digits are a height, `final` is the final block, anything else a hash, and so is what follows
+    /// `hash:`, where one could be taken for either.
     pub(crate) fn at(&self) -> Result<At, Failure> {
         let Some(text) = self.one("at")? else { return Ok(At::Now) };
         if text == "final" {
@@ -98,7 +99,7 @@ impl Query {
             return text.parse().map(At::Height).or(Ok(At::Height(i64::MAX)));
         }
         // No hash holds a space, but base64 holds `+`, which clients often leave unescaped.
-        Ok(At::Hash(text.replace(' ', "+")))
+        Ok(At::Hash(text.strip_prefix("hash:").unwrap_or(text).replace(' ', "+")))
     }
 
     /// How amounts are written, if the request says so.
@@ -230,5 +231,7 @@ mod tests {
         assert_eq!(at("at=final"), Ok(At::Final));
         assert_eq!(at("at=0xab"), Ok(At::Hash("0xab".into())));
         assert_eq!(at("at=q+a/b="), Ok(At::Hash("q+a/b=".into())));
+        assert_eq!(at("at=hash:12"), Ok(At::Hash("12".into())));
+        assert_eq!(at("at=hash:final"), Ok(At::Hash("final".into())));
     }
 }

@@ -147,7 +147,7 @@ async fn listen_once(
     state: &State,
     said_deaf: &mut bool,
 ) -> Result<(), StoreError> {
-    let (client, mut connection) = store.config.connect(store.tls.clone()).await?;
+    let (client, mut connection) = store.reached(&store.config).await?;
     // Unbounded, but drained at once by the loop below, which never waits for anything else.
     let (heard, mut hearing) = mpsc::unbounded();
     let driver = AbortOnDropHandle::new(tokio::spawn(async move {

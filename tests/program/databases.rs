@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use ebbtide::private_postgres::ServerUser;
 use ebbtide::store::{Store, StoreSettings};
@@ -251,4 +252,15 @@ async fn a_standby_is_read_and_says_when_it_is_not_fed() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("see to the replication of this standby"), "{}", text(&output));
     assert!(http::get(api, "/tokens/balances").await.contains(r#""amount":"10""#), "it is read all the same");
+}
+
+/// The kernel takes connections for a server that is frozen.
+#[tokio::test]
+async fn a_server_that_takes_connections_and_answers_nothing_is_said() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://someone@{}/some?sslmode=disable", listener.local_addr().unwrap());
+    let mut status = Ebbtide::spawn(&["status", "--database-url", &url], &[]);
+    let ended = status.wait(Duration::from_secs(20)).await;
+    let said = status.stderr().join("\n");
+    assert!(!ended.success() && said.contains("has not answered within 10s"), "{said}");
 }

@@ -48,21 +48,25 @@ impl Drop for Pg {
             return;
         }
         let (admin_url, name) = (self.admin_url.clone(), self.name.clone());
-        // A thread with a runtime of its own: the test's may be on its way out, and this has to wait for the answer.
-        let dropped = std::thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let drop_it = move || {
+            let dropped = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let drop_it = async {
                     let (admin, connection) = tokio_postgres::connect(&admin_url, NoTls).await?;
                     tokio::spawn(connection);
                     admin.batch_execute(&format!("drop database if exists {name} with (force)")).await
                 };
                 tokio::time::timeout(Duration::from_secs(20), drop_it).await
-            })
-        })
-        .join();
-        // The server goes away with the run, so a database left behind is not worth a second panic.
-        if !matches!(dropped, Ok(Ok(Ok(())))) {
-            println!("left behind: database {}", self.name);
+            });
+            // The server goes away with the run, so a database left behind is not worth a second panic.
+            if !matches!(dropped, Ok(Ok(()))) {
+                println!("left behind: database {name}");
+            }
+        };
+        // Beside what else the test tries at the same time: it waits for a checkpoint of the server. The test's runtime ends once
+        // it is done.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(drop_it)),
+            Err(_) => drop_it(),
         }
     }
 }

@@ -91,14 +91,13 @@ impl SyncLock {
         if !may_write.try_get::<_, bool>(0)? {
             return Ok(Written::Stale);
         }
-        let removed = async {
+        let mut removed = 0;
+        if new.replace {
+            // The same that `may_write` looks for where nothing is replaced.
             let above: [&(dyn ToSql + Sync); 2] = [chain, &above];
-            Ok::<_, StoreError>(if new.replace { client.execute(&statements.drop_above, &above).await? } else { 0 })
-        };
-        // A trigger takes the events of a block that is removed. Where it was switched off they are there still, and would count
-        // for the block that comes instead.
-        let none_left_over = async { Ok(client.execute(&statements.left_over, &[chain, &above]).await?) };
-        let (removed, _) = try_join(removed, none_left_over).await?;
+            let drop_above = client.execute(&statements.drop_above, &above);
+            (removed, _) = try_join(drop_above, client.execute(&statements.left_over, &above)).await?;
+        }
         let few = few_events(new.blocks)?;
         if few.is_none() {
             copy_blocks(client, self.chain, new.blocks).await?;
