@@ -33,6 +33,8 @@ pub struct Heart {
     pulse: Option<Pulse>,
     /// The database could not be reached at the last try.
     is_lost: bool,
+    /// How things stand could not be read at the last try, which was said.
+    knows_nothing: bool,
     /// It was told that the database is worse than it should be.
     is_degraded: bool,
     seen: Vec<Seen>,
@@ -57,6 +59,7 @@ impl Heart {
             metrics: metrics.clone(),
             pulse: None,
             is_lost: false,
+            knows_nothing: false,
             is_degraded: false,
             seen: Vec::new(),
             shown: BTreeSet::new(),
@@ -98,12 +101,18 @@ impl Heart {
                 if std::mem::take(&mut self.is_lost) {
                     self.metrics.db_reconnects.inc();
                 }
+                if std::mem::take(&mut self.knows_nothing) {
+                    tracing::info!("How things stand is known again");
+                }
                 self.show(&facts);
                 Ok(())
             }
             Err(error) if error.is_about_the_schema() && !self.voices.are_none() => Err(error),
             Err(error) => {
                 self.is_lost |= self.pulse.is_none();
+                if !std::mem::replace(&mut self.knows_nothing, true) {
+                    tracing::warn!(%error, "How things stand cannot be read; trying again");
+                }
                 self.show_that_nothing_is_known();
                 self.health.publish(HealthReport::of_one("database", State::Failing.as_str(), &error.to_string()));
                 Ok(())
