@@ -259,6 +259,17 @@ async fn what_was_written_while_a_trigger_was_gone_is_in_no_balance() {
     client.batch_execute("update token_events set amount = 600 where height = 1").await.unwrap();
     assert!(said(&pg, &["migrate"]).1.contains("every projection is built again"));
     assert_eq!(held().await, "601");
+
+    // An upgrade brings the triggers back too.
+    client
+        .batch_execute(
+            "alter table token_events disable trigger user; update token_events set amount = 700 where height = 1;
+             comment on table refinery_schema_history is 'triggers of another version'",
+        )
+        .await
+        .unwrap();
+    assert!(said(&pg, &["migrate"]).1.contains("every projection is built again"));
+    assert_eq!(held().await, "701");
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ pub struct Migrated {
     pub applied: usize,
     /// The version the schema is at.
     pub version: i64,
-    /// What was missing or another than this version makes it, and is as it should be again.
+    /// What was missing or another than the last migration had made it, and is as it should be again.
     pub repaired: Vec<String>,
 }
 
@@ -109,6 +109,12 @@ impl Store {
             client.batch_execute("create schema ebbtide").await?;
         }
         client.batch_execute("set client_min_messages = warning").await?;
+        // By what the version made that was here last, whichever that is: what a trigger did not see is not known after an upgrade
+        // either.
+        let repaired = match manifest::stored(&client).await? {
+            Some(should) => manifest::differences(&should, &manifest::objects(&client).await?),
+            None => Vec::new(),
+        };
         let report = embedded::migrations::runner()
             .set_abort_divergent(true)
             .set_abort_missing(true)
@@ -118,7 +124,6 @@ impl Store {
         let applied = report.applied_migrations().len();
         let is_ours = applied == 0 && is_of_this_version(&client).await?;
         let kept = if is_ours { manifest::stored(&client).await? } else { None };
-        let repaired = if kept.is_some() { drift(&client).await? } else { Vec::new() };
         if kept.is_none() || !repaired.is_empty() {
             make(&mut client, kept, &repaired).await?;
         }
