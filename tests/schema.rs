@@ -216,38 +216,13 @@ async fn what_was_written_while_a_trigger_was_gone_is_in_no_balance() {
         )
     };
     std::fs::write(&file, format!("{}\n{}\n", line(1, "a1", "root", 500), line(2, "b2", "a1", 1))).unwrap();
-    let (well, text) = said(
-        &pg,
-        &[
-            "run",
-            "--once",
-            "--source",
-            "file",
-            "--file",
-            file.to_str().unwrap(),
-            "--listen",
-            "127.0.0.1:0",
-            "--operator-listen",
-            "127.0.0.1:0",
-        ],
-    );
+    let file = file.to_str().unwrap();
+    let run = ["run", "--once", "--source", "file", "--file", file];
+    let run = [&run[..], &["--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0"]].concat();
+    let (well, text) = said(&pg, &run);
     assert!(!well && text.contains("holds rows at height 2 already") && text.contains("delete these rows"), "{text}");
     client.batch_execute("delete from token_events where height = 2").await.unwrap();
-    let (well, text) = said(
-        &pg,
-        &[
-            "run",
-            "--once",
-            "--source",
-            "file",
-            "--file",
-            file.to_str().unwrap(),
-            "--listen",
-            "127.0.0.1:0",
-            "--operator-listen",
-            "127.0.0.1:0",
-        ],
-    );
+    let (well, text) = said(&pg, &run);
     assert!(well, "{text}");
     assert_eq!(held().await, "501");
 

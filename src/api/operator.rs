@@ -58,7 +58,7 @@ pub fn operator_routes(
             }
             answer
         });
-    // GET /metrics: OpenMetrics text. Readiness as of now, since whoever would set it may hang.
+    // GET /metrics: OpenMetrics text. Readiness as of now: the task that would set it may hang.
     let metrics = exactly("/metrics").and(reading()).map(move || {
         metrics.ready.set(i64::from(measured.readiness().ready));
         let mut answer = Response::new(metrics.encode());

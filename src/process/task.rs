@@ -311,7 +311,7 @@ impl Task {
         filled
     }
 
-    /// The session goes to whoever needs one, without the replica, which is as large as the balances.
+    /// The session goes back for others to use, without the replica, which is as large as the balances.
     async fn give_up_replica(&mut self) {
         let Some(mut lent) = self.caution.replica.take() else { return };
         if let Err(error) = lent.session().write.drop_replica().await {
@@ -384,7 +384,7 @@ impl Task {
         }
     }
 
-    /// Waits for the bell, at most so long. Whoever sleeps keeps no session from others.
+    /// Waits for the bell, at most so long. A task that sleeps keeps no session from others.
     async fn sleep(&mut self, at_most: Duration) {
         let shutdown = self.shutdown.clone();
         let wanted = async {
