@@ -1,5 +1,5 @@
 
--- Goes on from chain_to_read.sql as `chain`: what one account has in the tokens above $5, in token order. $4 is its address
+-- Goes on from chain_now.sql as `chain`: what one account has in the tokens above $5, in token order. $4 is its address
 -- as the kinds of chains in $3 spell it. Found as in balances_of_account.sql.
 select chain.*, false as token_is_known, page.tokens, page.addresses, page.amounts
 from chain

@@ -1,5 +1,5 @@
 
--- Goes on from chain_to_read.sql as `chain`: the accounts above $5 of exactly one token, which is $4 as the kinds of chains
+-- Goes on from chain_now.sql as `chain`: the accounts above $5 of exactly one token, which is $4 as the kinds of chains
 -- in $3 spell it, in key order: one walk along the primary key.
 select chain.*, known.token_is_known, page.tokens, page.addresses, page.amounts
 from chain

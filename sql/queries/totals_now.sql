@@ -1,5 +1,5 @@
 
--- Goes on from chain_to_read.sql as `chain`: sums per token over all accounts of the tokens above $3, in token order. With zeros
+-- Goes on from chain_now.sql as `chain`: sums per token over all accounts of the tokens above $3, in token order. With zeros
 -- ($4), the tokens are found as in totals.sql: one whose sum never was another has no row in token_totals.
 select chain.*, false as token_is_known, page.tokens, page.addresses, page.amounts
 from chain

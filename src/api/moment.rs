@@ -2,7 +2,7 @@
 
 use super::reply::{self, Answer, Failure};
 use super::request;
-use crate::store::reads::{At, ChainChoice, ChainState, Moment, NOW, NamedBlock, Snapshot};
+use crate::store::reads::{At, ChainChoice, ChainNow, ChainState, Moment, NOW, NamedBlock, Snapshot};
 
 /// The chain a request names, as a projection has it.
 pub(super) async fn chain(
@@ -14,7 +14,7 @@ pub(super) async fn chain(
 }
 
 /// The one chain that a request is about.
-pub(super) fn chosen(choice: ChainChoice, name: Option<&str>) -> Result<ChainState, Failure> {
+pub(super) fn chosen<C>(choice: ChainChoice<C>, name: Option<&str>) -> Result<C, Failure> {
     match choice {
         ChainChoice::Found(chain) => Ok(chain),
         ChainChoice::Unknown => Err(Failure::unknown_chain(name)),
@@ -34,7 +34,7 @@ pub(super) struct State {
 
 impl State {
     /// The newest state.
-    pub(super) fn now(chain: &ChainState) -> State {
+    pub(super) fn now(chain: &ChainNow) -> State {
         State { height: NOW, block: chain.block.clone(), through_height: chain.through_height }
     }
 
@@ -69,7 +69,7 @@ impl State {
         }
     }
 
-    pub(super) fn name(&self, answer: &mut Answer, chain: &ChainState) {
+    pub(super) fn name(&self, answer: &mut Answer, chain: &ChainNow) {
         reply::name_block(answer, chain, self.block.as_ref(), self.through_height);
     }
 }

@@ -8,7 +8,7 @@ use warp::http::header::{
 use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use crate::store::StoreError;
-use crate::store::reads::{ChainState, NamedBlock};
+use crate::store::reads::{ChainNow, NamedBlock};
 
 /// What a handler answers.
 pub(crate) type Answer = Response<String>;
@@ -166,7 +166,7 @@ pub(crate) fn json(body: &impl Serialize) -> Answer {
 /// above the block are known to be empty, `X-Through-Height` says how far.
 pub(crate) fn name_block(
     answer: &mut Answer,
-    chain: &ChainState,
+    chain: &ChainNow,
     block: Option<&NamedBlock>,
     through_height: Option<i64>,
 ) {

@@ -13,7 +13,7 @@ use super::{Context, exactly, query, reading};
 use crate::chain::Kind;
 use crate::projections::token_balances;
 use crate::store::reads::{
-    At, Balance, ChainState, HistoryPage, HistoryRequest, NamedBlock, Position, Snapshot, TokenRange, Transfer,
+    At, Balance, ChainNow, ChainState, HistoryPage, HistoryRequest, NamedBlock, Position, Snapshot, TokenRange, Transfer,
 };
 
 /// Rows fetched at once when negative balances left a page short.
@@ -293,7 +293,7 @@ async fn balances(context: &Context, query: &str) -> Result<Answer, Failure> {
     Ok(balances_body(&page, &chain, &state, common.form(chain.kind)))
 }
 
-fn balances_body(page: &Page, chain: &ChainState, state: &State, form: AmountForm) -> Answer {
+fn balances_body(page: &Page, chain: &ChainNow, state: &State, form: AmountForm) -> Answer {
     let balances = page.rows.iter().map(|row| TokenAmount::of(row, form)).collect();
     let next_cursor = page.ends_after().map(|row| Cursor::Token(chain.chain_id, row.token.clone()).encode());
     let mut answer = reply::json(&Balances { balances, next_cursor });
@@ -382,7 +382,7 @@ async fn holders(context: &Context, path: &str, query: &str) -> Result<Answer, F
     Ok(account_balances_body(&page, &chain, &state, common.form(chain.kind)))
 }
 
-fn account_balances_body(page: &Page, chain: &ChainState, state: &State, form: AmountForm) -> Answer {
+fn account_balances_body(page: &Page, chain: &ChainNow, state: &State, form: AmountForm) -> Answer {
     let account_balances = page.rows.iter().map(|row| AccountAmount::of(row, form)).collect();
     let after_last = |row: &Balance| Cursor::Account(chain.chain_id, row.token.clone(), row.address.clone()).encode();
     let next_cursor = page.ends_after().map(after_last);

@@ -10,6 +10,7 @@ mod now;
 mod parameter;
 mod states;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,29 +80,58 @@ pub struct Snapshot<'a> {
 
 /// A chain and the block a projection stands at on it.
 #[derive(Debug, Clone)]
-pub struct ChainState {
+pub struct ChainNow {
     /// Local number.
     pub chain_id: i64,
-    /// Whose state this is.
-    pub projection: String,
     /// Its name here.
     pub name: String,
     /// Which grammar its texts follow.
     pub kind: Kind,
     /// What the network called itself when a source stored its first blocks. None where none has, or none that knows.
     pub network_id: Option<String>,
-    /// Nothing up to here is expected to be replaced.
-    pub final_height: Option<i64>,
     /// The last applied block.
     pub block: Option<NamedBlock>,
     /// Applied up to here; above the last block where the last heights are empty.
     pub through_height: Option<i64>,
+}
+
+/// The same, with what tells which of its earlier states can be read.
+#[derive(Debug, Clone)]
+pub struct ChainState {
+    /// As it is now.
+    pub now: ChainNow,
+    /// Whose state this is.
+    pub projection: String,
+    /// Nothing up to here is expected to be replaced.
+    pub final_height: Option<i64>,
     /// The projection's history below this height was pruned. Option vaults keep theirs whatever this says.
     pub history_from: Option<i64>,
     /// From this height on, where no journal is, the chain tables may hold other blocks than those applied.
     changed_from: Option<i64>,
     /// The lowest block whose undo is kept.
     window_from: Option<i64>,
+}
+
+impl ChainNow {
+    /// As `chain_now.sql` tells, and what has its columns.
+    fn of(row: &Row) -> Result<ChainNow, StoreError> {
+        Ok(ChainNow {
+            chain_id: row.try_get("chain_id")?,
+            name: row.try_get("name")?,
+            kind: Kind::parse(row.try_get("kind")?).unwrap_or(Kind::Other),
+            network_id: row.try_get("network_id")?,
+            block: named_block(row, "height", "hash")?,
+            through_height: row.try_get("through_height")?,
+        })
+    }
+}
+
+impl Deref for ChainState {
+    type Target = ChainNow;
+
+    fn deref(&self) -> &ChainNow {
+        &self.now
+    }
 }
 
 impl ChainState {
@@ -138,9 +168,9 @@ pub struct NamedBlock {
 
 /// Which chain a request gets.
 #[derive(Debug)]
-pub enum ChainChoice {
+pub enum ChainChoice<C> {
     /// This one.
-    Found(ChainState),
+    Found(C),
     /// No chain of that name, or none at all.
     Unknown,
     /// None named, and there are several.
@@ -237,9 +267,18 @@ impl Snapshot<'_> {
     ///
     /// # Errors
     /// Whatever Postgres says.
-    pub async fn chain(&self, name: Option<&str>, projection: &str) -> Result<ChainChoice, StoreError> {
+    pub async fn chain(&self, name: Option<&str>, projection: &str) -> Result<ChainChoice<ChainState>, StoreError> {
         let sql = include_str!("../../sql/queries/chain_to_read.sql");
-        choice(&self.rows(sql, &[&name, &projection]).await?, projection)
+        choice(&self.rows(sql, &[&name, &projection]).await?, |row| {
+            Ok(ChainState {
+                now: ChainNow::of(row)?,
+                projection: projection.to_owned(),
+                final_height: row.try_get("final_height")?,
+                history_from: row.try_get("history_from")?,
+                changed_from: row.try_get("changed_from")?,
+                window_from: row.try_get("window_from")?,
+            })
+        })
     }
 
     /// The rows of a statement with its parameters. It is prepared at its first use on this connection, and kept; in a session
@@ -256,26 +295,16 @@ impl Snapshot<'_> {
     }
 }
 
-/// Which chain it is, of up to two rows of `chain_to_read.sql`, or of a statement that begins with it.
-fn choice(rows: &[Row], projection: &str) -> Result<ChainChoice, StoreError> {
-    let row = match rows {
-        [] => return Ok(ChainChoice::Unknown),
-        [row] => row,
-        _ => return Ok(ChainChoice::Ambiguous),
-    };
-    Ok(ChainChoice::Found(ChainState {
-        chain_id: row.try_get("chain_id")?,
-        projection: projection.to_owned(),
-        name: row.try_get("name")?,
-        kind: Kind::parse(row.try_get("kind")?).unwrap_or(Kind::Other),
-        network_id: row.try_get("network_id")?,
-        final_height: row.try_get("final_height")?,
-        block: named_block(row, "height", "hash")?,
-        through_height: row.try_get("through_height")?,
-        history_from: row.try_get("history_from")?,
-        changed_from: row.try_get("changed_from")?,
-        window_from: row.try_get("window_from")?,
-    }))
+/// Which chain it is, of up to two rows.
+fn choice<C>(
+    rows: &[Row],
+    of: impl FnOnce(&Row) -> Result<C, StoreError>,
+) -> Result<ChainChoice<C>, StoreError> {
+    match rows {
+        [] => Ok(ChainChoice::Unknown),
+        [row] => Ok(ChainChoice::Found(of(row)?)),
+        _ => Ok(ChainChoice::Ambiguous),
+    }
 }
 
 fn named_block(row: &Row, height: &str, hash: &str) -> Result<Option<NamedBlock>, StoreError> {

@@ -204,7 +204,7 @@ const NOW: [(&str, &str, &str); 5] = [
         "balance_now",
         concat!(
             "with chain as (",
-            include_str!("../../sql/queries/chain_to_read.sql"),
+            include_str!("../../sql/queries/chain_now.sql"),
             ")",
             include_str!("../../sql/queries/balance_now.sql")
         ),
@@ -214,7 +214,7 @@ const NOW: [(&str, &str, &str); 5] = [
         "balances_of_account_now",
         concat!(
             "with chain as (",
-            include_str!("../../sql/queries/chain_to_read.sql"),
+            include_str!("../../sql/queries/chain_now.sql"),
             ")",
             include_str!("../../sql/queries/balances_of_account_now.sql")
         ),
@@ -224,7 +224,7 @@ const NOW: [(&str, &str, &str); 5] = [
         "balances_of_token_now",
         concat!(
             "with chain as (",
-            include_str!("../../sql/queries/chain_to_read.sql"),
+            include_str!("../../sql/queries/chain_now.sql"),
             ")",
             include_str!("../../sql/queries/balances_of_token_now.sql")
         ),
@@ -236,7 +236,7 @@ const NOW: [(&str, &str, &str); 5] = [
 
 const TOTALS_NOW: &str = concat!(
     "with chain as (",
-    include_str!("../../sql/queries/chain_to_read.sql"),
+    include_str!("../../sql/queries/chain_now.sql"),
     ")",
     include_str!("../../sql/queries/totals_now.sql")
 );

@@ -27,8 +27,8 @@ async fn every_statement_can_be_prepared_on_a_migrated_database() {
     client.batch_execute("commit").await.unwrap();
     for file in files.iter().filter(|file| !preparations.iter().any(|name| file.ends_with(name))) {
         let mut text = std::fs::read_to_string(file).unwrap();
-        if text.contains("Goes on from chain_to_read.sql as `chain`") {
-            text = format!("with chain as ({}){text}", include_str!("../../sql/queries/chain_to_read.sql"));
+        if text.contains("Goes on from chain_now.sql as `chain`") {
+            text = format!("with chain as ({}){text}", include_str!("../../sql/queries/chain_now.sql"));
         }
         if let Err(e) = client.prepare(&text).await {
             let why = e.as_db_error().map_or_else(|| e.to_string(), |e| e.message().to_owned());

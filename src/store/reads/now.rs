@@ -3,13 +3,13 @@
 
 use tokio_postgres::Row;
 
-use super::{Balance, ChainChoice, Reader, StoreError, choice};
+use super::{Balance, ChainChoice, ChainNow, Reader, StoreError, choice};
 use crate::chain::Kind;
 
 /// A statement that begins with the chain to read.
 macro_rules! beginning_with_the_chain {
     ($file:literal) => {
-        concat!("with chain as (", include_str!("../../../sql/queries/chain_to_read.sql"), ")", include_str!($file))
+        concat!("with chain as (", include_str!("../../../sql/queries/chain_now.sql"), ")", include_str!($file))
     };
 }
 
@@ -28,8 +28,9 @@ impl Spelt {
 #[derive(Debug)]
 pub struct ListNow {
     /// Which chain it is of. Unless it is found, the rest is empty.
-    pub chain: ChainChoice,
-    /// Whether any account ever had an event of the token; false where none was named.
+    pub chain: ChainChoice<ChainNow>,
+    /// Whether an account has had an event of the token, as far as the statement tells: false where no token was named, and
+    /// where one account was asked for that had none.
     pub token_is_known: bool,
     /// The rows.
     pub rows: Vec<Balance>,
@@ -49,7 +50,14 @@ impl Reader {
     ) -> Result<ListNow, StoreError> {
         let sql = beginning_with_the_chain!("../../../sql/queries/balance_now.sql");
         let rows = self.rows(sql, &[&chain, &projection, &kinds(), &token.0, &address.0]).await?;
-        list(&rows, projection)
+        let chain = choice(&rows, ChainNow::of)?;
+        let mut balances = Vec::new();
+        if let (ChainChoice::Found(_), [row]) = (&chain, &rows[..])
+            && let Some(token) = row.try_get("token")?
+        {
+            balances.push(Balance { token, address: row.try_get("address")?, amount: row.try_get("amount")? });
+        }
+        Ok(ListNow { chain, token_is_known: !balances.is_empty(), rows: balances })
     }
 
     /// Up to `limit` balances of an account in the tokens above `after`, in token order; without `zero` those that are none
@@ -68,7 +76,7 @@ impl Reader {
     ) -> Result<ListNow, StoreError> {
         let sql = beginning_with_the_chain!("../../../sql/queries/balances_of_account_now.sql");
         let rows = self.rows(sql, &[&chain, &projection, &kinds(), &address.0, &after, &zero, &limit]).await?;
-        list(&rows, projection)
+        list(&rows)
     }
 
     /// Up to `limit` sums per token of the tokens above `after`, in token order; without `zero` those that are none are left
@@ -85,7 +93,7 @@ impl Reader {
         limit: i64,
     ) -> Result<ListNow, StoreError> {
         let sql = beginning_with_the_chain!("../../../sql/queries/totals_now.sql");
-        list(&self.rows(sql, &[&chain, &projection, &after, &zero, &limit]).await?, projection)
+        list(&self.rows(sql, &[&chain, &projection, &after, &zero, &limit]).await?)
     }
 
     /// Up to `limit` balances in exactly this token of the accounts above `after`, in the order of their texts; without
@@ -104,7 +112,7 @@ impl Reader {
     ) -> Result<ListNow, StoreError> {
         let sql = beginning_with_the_chain!("../../../sql/queries/balances_of_token_now.sql");
         let rows = self.rows(sql, &[&chain, &projection, &kinds(), &token.0, &after, &zero, &limit]).await?;
-        list(&rows, projection)
+        list(&rows)
     }
 }
 
@@ -114,8 +122,8 @@ fn kinds() -> Vec<&'static str> {
 }
 
 /// A row with three columns of equal length for the rows of the list: as rows of their own each would repeat the chain.
-fn list(rows: &[Row], projection: &str) -> Result<ListNow, StoreError> {
-    let chain = choice(rows, projection)?;
+fn list(rows: &[Row]) -> Result<ListNow, StoreError> {
+    let chain = choice(rows, ChainNow::of)?;
     let (ChainChoice::Found(_), [row]) = (&chain, rows) else {
         return Ok(ListNow { chain, token_is_known: false, rows: Vec::new() });
     };
