@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 use divan::counter::ItemsCount;
+use ebbtide::chain::decide::Tells;
 use ebbtide::chain::delta::{Delta, net};
 use ebbtide::chain::plan::{Mark, Theirs, Window, plan};
 use ebbtide::chain::{Amount, BlockRef, Hash, Height, Kind, TokenEvent};
@@ -66,7 +67,7 @@ fn net_a_block(bencher: divan::Bencher<'_, '_>, count: u64) {
 /// Blocks of 100 movements, netted, and what they change in balances that all stand.
 #[divan::bench(args = [1, 10, 100])]
 fn change_balances_by_blocks_of_100(bencher: divan::Bencher<'_, '_>, blocks: u64) {
-    let mut accounts = Accounts::new(Kind::Other);
+    let mut accounts = Accounts::new(Kind::Other, Tells::default());
     let netted: Vec<_> = (0..blocks)
         .map(|n| {
             let (height, mut block) = (Height::new(n).unwrap(), Netted::default());
@@ -84,7 +85,7 @@ fn change_balances_by_blocks_of_100(bencher: divan::Bencher<'_, '_>, blocks: u64
     let balances: Vec<Balance> = (0..accounts.keys().len() as i64).map(stands).collect();
     bencher.counter(ItemsCount::new(blocks * 100)).with_inputs(|| balances.clone()).bench_values(|mut balances| {
         let run: Vec<_> = netted.iter().map(|(height, block)| (*height, block)).collect();
-        changes(accounts.keys(), &mut balances, &run, &Settings::default(), true).unwrap()
+        changes(accounts.keys(), &mut balances, &run, &Settings::default(), true, Tells::default()).unwrap()
     });
 }
 

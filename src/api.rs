@@ -12,6 +12,7 @@ mod moment;
 mod operator;
 mod reply;
 mod request;
+mod schemas;
 mod tokens;
 mod vaults;
 
@@ -30,6 +31,7 @@ use listen::{Limits, serve_routes};
 use reply::{Answer, Failure};
 
 pub use operator::{operator_routes, serve_operator};
+pub use schemas::SCHEMAS;
 
 /// Longest path and query together, in bytes.
 const LONGEST_URI_BYTES: usize = 8 * 1024;
@@ -94,6 +96,8 @@ pub fn routes(
         .or(vaults::routes(context.clone()))
         .unify()
         .or(accounts::routes(context))
+        .unify()
+        .or(schemas::routes())
         .unify();
     answered(all)
 }

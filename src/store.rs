@@ -42,7 +42,7 @@ pub use chains::{
 pub use column::Column;
 pub use ledger::{
     BY_THEIR_KEYS, Balance, BlockError, BlockEvents, BlockTransaction, Changes, DroppedEvidence, Fence, Keys,
-    LedgerRead, LedgerWrite, Movement, ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Tx, Undone,
+    LedgerRead, LedgerWrite, Movement, ProjectionRow, RangeTransaction, Refused, ReorgNote, Run, Told, Tx, Undone,
 };
 pub use migrate::{Migrated, SCHEMA_VERSION};
 pub use opening::{Imported, LineFault};

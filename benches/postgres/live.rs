@@ -36,14 +36,14 @@ impl Watcher for Ears {
 }
 
 /// A processor that listens, in the background.
-struct Processor {
+pub(crate) struct Processor {
     said: mpsc::UnboundedReceiver<Said>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Processor {
-    async fn start(database: &Database) -> Processor {
+    pub(crate) async fn start(database: &Database) -> Processor {
         let (ears, said) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
         // The bell alone: the poll interval is longer than the bench.
@@ -71,7 +71,7 @@ impl Processor {
         }
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }

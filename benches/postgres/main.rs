@@ -12,6 +12,7 @@ mod chains;
 mod live;
 mod memory;
 mod node;
+mod notices;
 mod ponder;
 mod report;
 mod rest;
@@ -95,6 +96,10 @@ async fn measure(server: &Server, size: &Size) -> Vec<Line> {
     }
     if size.wants("backfill") {
         lines.extend(backfill::lines(server, size).await);
+    }
+    if size.wants("notices") {
+        lines.extend(notices::cost(server, size).await);
+        lines.extend(notices::latency(server, size).await);
     }
     if size.wants("rest") {
         lines.extend(rest::reads(server, size).await);

@@ -8,7 +8,8 @@
 -- Balances that stand: $19 to $22 balance_id, amount before, amount after, height of the last change; new ones: $23 to $27
 -- balance_id, token, address, amount, height. $28 to $32 their changes (balance_id, height, delta, amount after, height of the
 -- change before), $33 whether these are kept. $34 to $38 events left out (height, tx_index, event_index, raw, reason). $39 and $40
--- tokens whose totals change, and by how much.
+-- tokens whose totals change, and by how much. $41 what checkpoints.tells must be (null: not asked, and nothing is told), $42 and
+-- $43 `names` and `said` of the row of outbox.
 --
 -- Each part hangs on the fence: no row comes back, and nothing is written, when a block is being changed by someone else
 -- (skip locked), is another one by now, or the checkpoint has moved. The checkpoint is compared by seq and by its block: on
@@ -29,7 +30,7 @@ with complete as materialized (
     for share
 ),
 held as materialized (
-    select b.height, b.hash, b.revision
+    select b.height, b.hash, b.revision, b.parent_hash, b.time
     from blocks b
     where b.chain_id = $1 and b.height >= ($6::bigint[])[1] and b.height <= ($6::bigint[])[cardinality($6::bigint[])]
       and ($9::bigint is null or exists (select from complete))
@@ -51,6 +52,7 @@ moved as (
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
       and k.height is not distinct from $4::bigint and k.hash is not distinct from $5::text
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $12)
+      and ($41::integer is null or k.tells = $41)
       and (select holds from fence)
     returning k.seq
 ),
@@ -87,11 +89,23 @@ named as (
     group by h.height
 ),
 noted as (
-    insert into applied_blocks (chain_id, projection, height, hash, revision, before_height, ids)
-    select $1, $2, n.height, n.hash, n.revision, n.before_height, case when $33 then coalesce(i.ids, '{}') end
+    insert into applied_blocks (chain_id, projection, height, hash, revision, before_height, ids, seq)
+    select $1, $2, n.height, n.hash, n.revision, n.before_height, case when $33 then coalesce(i.ids, '{}') end, moved.seq
     from moved
     cross join unnest($15::bigint[], $16::text[], $17::bigint[], $18::bigint[]) n (height, hash, revision, before_height)
     left join named i on i.height = n.height
+),
+told as (
+    insert into outbox (chain_id, projection, seq, mark, height, hash, heights, hashes, parents, times, names, said)
+    select $1, $2, m.seq, notice_mark($1, $2, $11), $10, $11, b.heights, b.hashes, b.parents, b.times, $42, $43
+    from moved m
+    cross join lateral (
+        select array_agg(h.height order by h.height) as heights, array_agg(h.hash order by h.height) as hashes,
+            array_agg(h.parent_hash order by h.height) as parents, array_agg(h.time order by h.height) as times
+        from held h
+        where $4 is null or h.height > $4
+    ) b
+    where $41 > 0
 ),
 refused as (
     insert into rejected_events (chain_id, height, tx_index, event_index, projection, block_hash, raw, reason)

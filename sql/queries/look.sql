@@ -5,7 +5,7 @@
 with state as materialized (
     select c.chain_id, c.kind, c.name, c.start_height, c.finality_depth, c.head_height, c.final_height, c.complete_to,
         k.height, k.hash, k.through_height, k.start_height as begun_at, k.seq, k.redo_from, k.deep_change, k.history_from,
-        k.journal_from, k.paused, k.pause_at, k.halted_reason, k.apply_digest, k.failed_height, k.failed_reason,
+        k.journal_from, k.paused, k.pause_at, k.halted_reason, k.apply_digest, k.failed_height, k.failed_reason, k.tells,
         p.name as projection, p.start_height as projection_start, p.after,
         case when p.apply is not null then apply_digest(p.apply) end as digest,
         a.height as after_height, a.hash as after_hash,
@@ -71,6 +71,7 @@ blocks_around as materialized (
     group by a.is_ahead
 )
 select s.*,
+    exists (select from sink_streams w where w.chain_id = s.chain_id and w.projection = s.projection and w.seq is null) as awaited,
     exists (select from blocks b where b.chain_id = s.chain_id and b.height = s.after_height and b.hash = s.after_hash) as after_stands,
     exists (select from projections f where f.after = s.projection and coalesce(f.chain_id, s.chain_id) = s.chain_id) as followed,
     j.heights as journal_heights, j.hashes as journal_hashes, j.revisions as journal_revisions,

@@ -15,7 +15,7 @@ with moved as (
             case when k.journal_from > $4::bigint + 1 then $4::bigint + 1 else k.journal_from end end,
         redo_from = $8, deep_change = k.deep_change and $8::bigint is not null, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
-    returning k.seq
+    returning k.seq, k.tells
 ),
 journal as materialized (
     select a.height, a.ids, a.ids is not null and a.before_height = lag(a.height, 1, $5::bigint) over (order by a.height) as follows
@@ -65,7 +65,7 @@ dropped as (
     using known k
     where b.chain_id = $1 and b.balance_id = k.balance_id
       and k.prev_height is null and b.amount = k.left_at and b.height = k.left_height
-    returning b.token, - k.left_at as change
+    returning b.token, b.address, null::numeric as amount, - k.left_at as change
 ),
 restored as (
     update balances b
@@ -73,7 +73,7 @@ restored as (
     from known k
     where b.chain_id = $1 and b.balance_id = k.balance_id
       and k.prev_height is not null and b.amount = k.left_at and b.height = k.left_height
-    returning b.token, k.amount_before - k.left_at as change
+    returning b.token, b.address, b.amount, k.amount_before - k.left_at as change
 ),
 -- Blocks that were applied together left no row where their changes of a token came to nothing; one of them alone may not.
 summed as (
@@ -87,7 +87,18 @@ unnoted as (
     delete from applied_blocks a
     using moved
     where a.chain_id = $1 and a.projection = $2 and a.height > $4
-    returning 1
+    returning a.height, a.seq
+),
+-- Taken back is what was said of the blocks, whatever they hold by now; and each balance is told as it is again.
+told as (
+    insert into outbox (chain_id, projection, seq, mark, height, hash, undone, said)
+    select $1, $2, m.seq, notice_mark($1, $2, $6), $5, $6,
+        told_blocks($1, $2, (select array_agg(array[u.seq, u.height]) from unnoted u)),
+        jsonb_build_object('cause', 'reorg', 'balances',
+            (select coalesce(jsonb_agg(jsonb_build_array(b.token, b.address, b.amount::text) order by b.token, b.address), '[]')
+             from (table dropped union all table restored) b))::text
+    from moved m
+    where m.tells > 0
 ),
 unrefused as (
     delete from rejected_events r

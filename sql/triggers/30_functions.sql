@@ -242,6 +242,10 @@ begin
     delete from events where chain_id = cid;
     delete from checkpoints where chain_id = cid;
     delete from applied_blocks where chain_id = cid;
+    delete from outbox where chain_id = cid;
+    delete from sink_streams where chain_id = cid;
+    delete from sink_skips where chain_id = cid;
+    delete from sink_snapshots where chain_id = cid;
     for t in select distinct r.relation from projections q cross join unnest(q.tables) r (relation)
              where not exists (select from tracked_tables k where k.relation = r.relation) loop
         execute format('delete from %s where chain_id = $1', t.relation) using cid;

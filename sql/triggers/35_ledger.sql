@@ -17,7 +17,7 @@ declare
     stray constant text := 'current_setting(''ebbtide.ledger'', true) is distinct from ''on''
         and current_setting(''ebbtide.write_tracked_tables'', true) is distinct from ''on''';
 begin
-    foreach t in array array['balances', 'balance_history', 'token_totals', 'applied_blocks'] loop
+    foreach t in array array['balances', 'balance_history', 'token_totals', 'applied_blocks', 'outbox'] loop
         execute format('create or replace trigger stray before insert or update or delete or truncate on %I
             for each statement when (%s) execute function refuse_stray()', t, stray);
     end loop;

@@ -13,6 +13,7 @@ begin
     ) with (fillfactor = 70) on commit drop;
     create temp table balance_history (like ebbtide.balance_history including defaults) on commit drop;
     create temp table token_totals (like ebbtide.token_totals including all) on commit drop;
+    create temp table differing (token text collate "C", address text collate "C", amount numeric) on commit drop;
 end $$;
 
 -- Makes the live tables of one chain what was built. Returns how many balances differed.
@@ -28,25 +29,37 @@ declare
 begin
     analyze pg_temp.balances;
     analyze pg_temp.balance_history;
-    delete from ebbtide.balances b
-    where b.chain_id = chain
-      and not exists (select from pg_temp.balances n
-                      where n.chain_id = b.chain_id and n.token = b.token and n.address = b.address);
+    with differs as (
+        delete from ebbtide.balances b
+        where b.chain_id = chain
+          and not exists (select from pg_temp.balances n
+                          where n.chain_id = b.chain_id and n.token = b.token and n.address = b.address)
+        returning b.token, b.address
+    )
+    insert into pg_temp.differing select d.token, d.address, null from differs d;
     get diagnostics changed = row_count;
     differed := differed + changed;
-    update ebbtide.balances b
-    set amount = n.amount, height = n.height, prev_height = n.prev_height
-    from pg_temp.balances n
-    where b.chain_id = chain and n.chain_id = b.chain_id and n.token = b.token and n.address = b.address
-      and (b.amount, b.height) is distinct from (n.amount, n.height);
+    with differs as (
+        update ebbtide.balances b
+        set amount = n.amount, height = n.height, prev_height = n.prev_height
+        from pg_temp.balances n
+        where b.chain_id = chain and n.chain_id = b.chain_id and n.token = b.token and n.address = b.address
+          and (b.amount, b.height) is distinct from (n.amount, n.height)
+        returning b.token, b.address, b.amount
+    )
+    insert into pg_temp.differing select d.token, d.address, d.amount from differs d;
     get diagnostics changed = row_count;
     differed := differed + changed;
-    insert into ebbtide.balances (chain_id, token, address, amount, height, prev_height)
-    select n.chain_id, n.token, n.address, n.amount, n.height, n.prev_height
-    from pg_temp.balances n
-    where not exists (select from ebbtide.balances b
-                      where b.chain_id = n.chain_id and b.token = n.token and b.address = n.address)
-    order by n.token, n.address;
+    with differs as (
+        insert into ebbtide.balances (chain_id, token, address, amount, height, prev_height)
+        select n.chain_id, n.token, n.address, n.amount, n.height, n.prev_height
+        from pg_temp.balances n
+        where not exists (select from ebbtide.balances b
+                          where b.chain_id = n.chain_id and b.token = n.token and b.address = n.address)
+        order by n.token, n.address
+        returning token, address, amount
+    )
+    insert into pg_temp.differing select d.token, d.address, d.amount from differs d;
     get diagnostics changed = row_count;
     differed := differed + changed;
 

@@ -248,7 +248,7 @@ begin
     select * into around from surroundings(name);
     perform set_config('ebbtide.projection', name, true), set_config('ebbtide.chain_id', chain::text, true),
         set_config('ebbtide.height', at_height::text, true), set_config('ebbtide.tracking', tracking, true),
-        set_config('ebbtide.imaged', '', true),
+        set_config('ebbtide.imaged', '', true), set_config('ebbtide.emitted', '', true),
         set_config('ebbtide.untracked_writes', coalesce(rows_written(around.others)::text, ''), true);
     if current_setting('ebbtide.settled', true) = 'on' then
         perform defer_again(name);
@@ -343,6 +343,9 @@ begin
                       hint = 'Name that table in create_projection(..., tables => ...), or write it elsewhere.';
         end if;
     end if;
+    if current_setting('ebbtide.tracking') = 'on' then
+        perform tell_block(name);
+    end if;
     perform set_config('ebbtide.settled', 'on', true), set_config('ebbtide.projection', '', true),
         set_config('ebbtide.tracking', '', true);
 end $$;
@@ -376,6 +379,8 @@ begin
     where k.chain_id = chain and k.projection = name
       and k.seq = on_seq and k.height is not distinct from on_height and k.hash is not distinct from on_hash
       and (not forward or k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= to_height))
+      -- What is told of a block comes from its undo; of all that is applied again, nothing is.
+      and (how <> 'final' or k.tells = 0 or current_setting('ebbtide.again', true) = 'on')
     returning k.seq into new_seq;
     return new_seq;
 end $$;
@@ -419,8 +424,8 @@ begin
     new_seq := move_checkpoint(chain, name, on_seq, on_height, on_hash, case when record then 'apply' else 'final' end,
         heights[last], hashes[last], start_at, digest);
     if new_seq is not null and record then
-        insert into applied_blocks (chain_id, projection, height, hash, revision)
-        select chain, name, w.height, w.hash, w.revision
+        insert into applied_blocks (chain_id, projection, height, hash, revision, seq)
+        select chain, name, w.height, w.hash, w.revision, new_seq
         from unnest(heights, hashes, revisions) as w (height, hash, revision)
         where on_height is null or w.height > on_height;
     end if;
@@ -592,6 +597,10 @@ declare
     above constant bigint := coalesce(to_height, -2);
     journalled_from constant bigint := (select greatest(above + 1, k.start_height, k.journal_from)
                                         from checkpoints k where k.chain_id = chain and k.projection = name);
+    from_seq constant bigint := (select min(coalesce(a.seq, 0)) from applied_blocks a
+                                 where a.chain_id = chain and a.projection = name and a.height > above);
+    undone jsonb;
+    rows jsonb := '[]';
 begin
     undo_blocks.seq := move_checkpoint(chain, name, on_seq, on_height, on_hash, 'undo', to_height, to_hash,
         to_redo_from => to_redo_from);
@@ -599,11 +608,16 @@ begin
         return;
     end if;
     perform check_journal(chain, name, journalled_from, on_height);
+    if exists (select from sink_streams t join sinks s on s.name = t.sink
+               where t.chain_id = chain and t.projection = undo_blocks.name and t.began >= from_seq and sink_tells(s) & 16 > 0) then
+        rows := rows_before(name, chain, above);
+    end if;
     undo_blocks.restored := restore_tables(name, chain, above);
     with gone as (
-        delete from applied_blocks a where a.chain_id = chain and a.projection = name and a.height > above returning 1
+        delete from applied_blocks a where a.chain_id = chain and a.projection = name and a.height > above returning a.height, a.seq
     )
-    select count(*) into undo_blocks.blocks from gone;
+    select count(*), told_blocks(chain, name, array_agg(array[g.seq, g.height])) into undo_blocks.blocks, undone from gone g;
+    perform tell_undone(chain, name, undo_blocks.seq, to_height, to_hash, undone, 'reorg', from_seq, rows);
     delete from rejected_events r where r.chain_id = chain and r.projection = name and r.height > above;
 end $$;
 
@@ -642,11 +656,14 @@ create or replace function empty_projection(
 )
 language plpgsql set search_path = ebbtide, pg_temp as $$
 #variable_conflict use_column
+declare
+    undone jsonb;
 begin
     empty_projection.seq := move_checkpoint(chain, name, on_seq, on_height, on_hash, 'empty', null, null);
     if empty_projection.seq is null then
         return;
     end if;
+    perform set_config('ebbtide.again', 'on', true);
     if beside then
         empty_projection.restored := 0;
         perform build_tables_beside(name, chain);
@@ -654,9 +671,10 @@ begin
         empty_projection.restored := empty_tables(name, chain);
     end if;
     with gone as (
-        delete from applied_blocks a where a.chain_id = chain and a.projection = name returning 1
+        delete from applied_blocks a where a.chain_id = chain and a.projection = name returning a.height, a.seq
     )
-    select count(*) into empty_projection.blocks from gone;
+    select count(*), told_blocks(chain, name, array_agg(array[g.seq, g.height])) into empty_projection.blocks, undone from gone g;
+    perform tell_undone(chain, name, empty_projection.seq, null, null, undone, 'rebuild');
     delete from rejected_events r where r.chain_id = chain and r.projection = name;
 end $$;
 
@@ -740,6 +758,7 @@ create or replace function note_rebuilt(chain bigint, name text, at_height bigin
 language plpgsql set search_path = ebbtide, pg_temp as $$
 begin
     delete from rebuilds r where r.chain_id = chain and r.projection = name;
+    perform tell_rebuilt(chain, name, at_height, at_hash, why);
     perform tell('ebbtide_notices', jsonb_build_object('type', 'ebbtide.projection.rebuilt', 'chain',
         (select c.name from chains c where c.chain_id = chain), 'projection', name, 'height', at_height, 'hash', at_hash,
         'reason', why)::text);

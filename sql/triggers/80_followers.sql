@@ -27,7 +27,7 @@ declare
     followed bigint := 0;
 begin
     for f in
-        select k.projection as name, k.seq, k.height, k.hash, k.apply_digest, p.apply,
+        select k.projection as name, k.seq, k.height, k.hash, k.apply_digest, p.apply, note as record,
             greatest(start_at, coalesce(p.start_height, 0)) as begins_at
         from checkpoints k
         join projections p on p.name = k.projection
@@ -46,17 +46,19 @@ begin
           and k.halted_reason is null and not k.paused
         for update;
         continue when not found;
+        -- What a block changed is told from its undo.
+        f.record := note or (select k.tells > 0 from checkpoints k where k.chain_id = chain and k.projection = f.name);
         found_digest := apply_digest(f.apply);
         continue when f.height is not null and f.apply_digest is distinct from found_digest;
         begin
-            perform move_checkpoint(chain, f.name, f.seq, f.height, f.hash, case when note then 'apply' else 'final' end,
+            f.seq := move_checkpoint(chain, f.name, f.seq, f.height, f.hash, case when f.record then 'apply' else 'final' end,
                 at_height, at_hash, f.begins_at, found_digest);
-            if note then
-                insert into applied_blocks (chain_id, projection, height, hash, revision)
-                values (chain, f.name, at_height, at_hash, at_revision);
+            if f.record then
+                insert into applied_blocks (chain_id, projection, height, hash, revision, seq)
+                values (chain, f.name, at_height, at_hash, at_revision, f.seq);
             end if;
             perform check_shapes(f.name);
-            perform run_apply(chain, f.name, f.height, f.hash, array[at_height], array[at_hash], note, false);
+            perform run_apply(chain, f.name, f.height, f.hash, array[at_height], array[at_hash], f.record, false);
             followed := followed + 1;
         exception when others then
             update checkpoints k

@@ -6,7 +6,7 @@ begin
     if exists (select from pg_roles where rolname = 'ebbtide_reader') then
         grant usage on schema ebbtide to ebbtide_reader;
         grant select on all tables in schema ebbtide to ebbtide_reader;
-        grant execute on function balances_at, chain_named, kind to ebbtide_reader;
+        grant execute on function balances_at, chain_named, kind, next_notices, ack_notices to ebbtide_reader;
     end if;
     if exists (select from pg_roles where rolname = 'ebbtide_writer') then
         grant usage on schema ebbtide to ebbtide_writer;

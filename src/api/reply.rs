@@ -149,6 +149,11 @@ pub(crate) fn json(body: &impl Serialize) -> Answer {
         *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         return answer;
     };
+    self::text(text)
+}
+
+/// 200 with this text as JSON, readable from any web page.
+pub(crate) fn text(text: String) -> Answer {
     let mut answer = Response::new(text);
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));

@@ -13,7 +13,8 @@ use super::{Context, exactly, query, reading};
 use crate::chain::Kind;
 use crate::projections::token_balances;
 use crate::store::reads::{
-    At, Balance, ChainNow, ChainState, HistoryPage, HistoryRequest, NamedBlock, Position, Snapshot, TokenRange, Transfer,
+    At, Balance, ChainNow, ChainState, HistoryPage, HistoryRequest, NamedBlock, Position, Snapshot, TokenRange,
+    Transfer,
 };
 
 /// Rows fetched at once when negative balances left a page short.

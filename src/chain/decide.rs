@@ -33,6 +33,8 @@ pub struct Look {
     pub after: Option<After>,
     /// Whether others follow it.
     pub followed: bool,
+    /// Whether sinks wait for it to have caught up with its chain.
+    pub awaited: bool,
     /// Digest of its function as it is now. None means it has no function in the database.
     pub digest: Option<String>,
     /// The projection's checkpoint.
@@ -87,6 +89,29 @@ pub struct Checkpoint {
     pub digest: Option<String>,
     /// The block that could not be applied, and why; tried again.
     pub failed: Option<(Option<Height>, String)>,
+    /// What is to be told of each block.
+    pub tells: Tells,
+}
+
+/// What the sinks of a projection want to hear of its blocks, as `checkpoints.tells` holds it: a sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tells(pub i32);
+
+impl Tells {
+    /// Whether anything is to be told.
+    pub fn anything(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether each movement of tokens is.
+    pub fn transfers(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// Whether each balance is that a block changes.
+    pub fn balances(self) -> bool {
+        self.0 & 4 != 0
+    }
 }
 
 /// A checkpoint as a statement expects to find it. Both parts are compared: on the seq alone a statement that was sent

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::read::{CHUNK_EVENTS, Prepared, Reading};
-use crate::chain::decide::{Base, Look, Rules, Switch};
+use crate::chain::decide::{Base, Look, Rules, Switch, Tells};
 use crate::chain::{BlockRef, ChainId, Height};
 use crate::projections::Projection;
 use crate::projections::token_balances::{self, Accounts, Cache, History, OnBadEvent, OnDeepChange};
@@ -11,6 +11,9 @@ use crate::store::{Balance, BlockError, Changes, Fence, Keys, LedgerWrite, Run, 
 
 /// Most final blocks in one transaction of an SQL function: what is asked once a transaction is half of a small block's cost.
 const FUNCTION_BLOCKS: usize = 25;
+/// Most events in one transaction of final blocks that are told, or one block: a sink takes a row of notices apart each time it is
+/// given some of it.
+const TOLD_EVENTS: u64 = 1_000;
 
 /// What a projection's blocks are applied with.
 #[derive(Clone)]
@@ -63,7 +66,10 @@ impl Engine {
         Rules {
             digest: self.digest(look),
             halts_on_deep_change: self.on_deep_change == OnDeepChange::Halt,
-            undoes_final: self.is_balances() && self.settings.history == History::Full,
+            // Nothing tells what was said of blocks below the journal. Where all is built again, what differs is told.
+            undoes_final: self.is_balances()
+                && self.settings.history == History::Full
+                && !look.checkpoint.tells.anything(),
             most_blocks,
             stuck_at,
         }
@@ -85,10 +91,11 @@ impl Engine {
         if runs.journals(blocks) {
             return 1;
         }
+        let most_events = if runs.tells.anything() { TOLD_EVENTS } else { CHUNK_EVENTS };
         let mut events = 0;
         let merged = blocks[..runs.alike(blocks)].iter().take(most).take_while(|block| {
             events += block.netted.events;
-            events <= CHUNK_EVENTS && self.bad_event(block).is_none()
+            events <= most_events && self.bad_event(block).is_none()
         });
         merged.count().max(1)
     }
@@ -127,17 +134,31 @@ impl Engine {
         Lookup { balances, missing, keys }
     }
 
+    /// The blocks above this height are noted in the journal. What a block did to tables of their own is told from the undo that
+    /// goes with it, final or not.
+    pub(super) fn journal_above(&self, look: &Look, above: Option<Height>) -> Option<Height> {
+        above.filter(|_| self.is_balances() || !look.checkpoint.tells.anything())
+    }
+
     /// What a run changes, from balances that stand as they do before it; then as they do after it.
     pub(super) fn changes(
         &self,
         accounts: &Accounts,
         balances: &mut [Balance],
         blocks: &[Prepared],
+        run: &Run,
         keeps_history: bool,
     ) -> Result<Changes, StoreError> {
         let netted: Vec<_> = blocks.iter().map(|b| (b.block.height, &b.netted)).collect();
-        token_balances::changes(accounts.keys(), balances, &netted, &self.settings, keeps_history)
-            .map_err(|reason| StoreError::Refused { reason })
+        token_balances::changes(
+            accounts.keys(),
+            balances,
+            &netted,
+            &self.settings,
+            keeps_history,
+            run.tells.unwrap_or_default(),
+        )
+        .map_err(|reason| StoreError::Refused { reason })
     }
 
     /// Whether the changes of a run stay in `balance_history`: what is in the journal can be taken back.
@@ -184,7 +205,8 @@ impl Engine {
     ) -> Result<Option<u64>, StoreError> {
         let applied = match &self.work {
             Work::Balances => {
-                let changes = self.changes(accounts, balances, blocks, needs_history || self.keeps_history(run))?;
+                let changes =
+                    self.changes(accounts, balances, blocks, run, needs_history || self.keeps_history(run))?;
                 return Ok(tx.apply(run, &changes).await?.then_some(changes.negative));
             }
             Work::Function => tx.apply_function(run).await?,
@@ -220,7 +242,11 @@ impl Engine {
         match self.settings.history {
             History::Full => write.prune_applied(chain, name, horizon, seq).await,
             History::Window => write.prune_history(chain, name, horizon, seq).await,
+        }?;
+        if look.checkpoint.tells.anything() {
+            write.prune_outbox(chain, name, horizon).await?;
         }
+        Ok(())
     }
 }
 
@@ -230,6 +256,9 @@ pub(super) struct Runs {
     digest: Option<String>,
     journal_above: Option<Height>,
     on_replica: bool,
+    tells: Tells,
+    /// Whether final blocks are told of as well.
+    tells_final: bool,
     before: Option<(BlockRef, Option<i64>)>,
 }
 
@@ -243,7 +272,13 @@ impl Runs {
         journal_above: Option<Height>,
         before: Option<(BlockRef, Option<i64>)>,
     ) -> Runs {
-        Runs { start, digest, journal_above, on_replica: look.after.is_some(), before }
+        let (on_replica, tells) = (look.after.is_some(), look.checkpoint.tells);
+        Runs { start, digest, journal_above, on_replica, tells, tells_final: true, before }
+    }
+
+    /// All is applied again: of final blocks nothing is told, but what differs in the end.
+    pub(super) fn again(self) -> Runs {
+        Runs { tells_final: false, ..self }
     }
 
     /// The run of these blocks, on a checkpoint.
@@ -267,6 +302,7 @@ impl Runs {
             journals: self.journals(blocks),
             digest: self.digest.clone(),
             on_replica: self.on_replica,
+            tells: Some(self.tells).filter(|_| self.tells_final || self.journals(blocks)),
         }
     }
 

@@ -103,7 +103,8 @@ impl Task {
         self.engine.know_on(&base);
         let revision = look.journal.last().filter(|(block, _)| Some(block) == base.block.as_ref()).map(|(_, r)| *r);
         let before = base.block.clone().map(|tip| (tip, revision));
-        let mut runs = Runs::new(look, start, self.engine.digest(look), look.unjournalled_to(), before);
+        let journal_above = self.engine.journal_above(look, look.unjournalled_to());
+        let mut runs = Runs::new(look, start, self.engine.digest(look), journal_above, before);
         let mut is_whole = true;
         let mut told = Told { task: look.chain_name.clone(), since: begun, blocks: 0 };
         // How many answers the look-up of the next chunk's balances need not wait for.
@@ -303,7 +304,7 @@ fn prepare<'a>(
         }));
     }
     let changes = engine
-        .changes(accounts, balances, blocks, engine.keeps_history(&run))
+        .changes(accounts, balances, blocks, &run, engine.keeps_history(&run))
         .map_err(|error| Box::new(Failed::of(&run, error)))?;
     let done = Done { negative: changes.negative, ..done };
     Ok(Box::pin(async move {

@@ -136,7 +136,7 @@ impl<'a> Reader<'a> {
                 Prepared { block, revision: b.revision, netted: Netted::default(), gap }
             })
             .collect();
-        let mut accounts = Accounts::new(self.look.kind);
+        let mut accounts = Accounts::new(self.look.kind, self.look.checkpoint.tells);
         if let (Reading::Netted, Some(first), Some(last)) = (self.reading, stored.first(), stored.last()) {
             let mut at = 0;
             let take = |height: Height, movement: &Movement<'_>| {

@@ -208,8 +208,12 @@ impl Task {
             Reader::new(read, self.engine.chain, look, (start, to), ancestor.cloned(), self.engine.reading());
         // Above blocks that are in the journal of applied blocks, all are, final or not: it has no holes.
         let journal_above = look.final_height.filter(|_| ancestor.is_none() || undo.reason().is_some() && !nets);
+        let journal_above = if is_rebuild { journal_above } else { self.engine.journal_above(look, journal_above) };
         let mut runs =
             Runs::new(look, start, self.engine.digest(look), journal_above, ancestor.map(|a| (a.clone(), None)));
+        if is_rebuild {
+            runs = runs.again();
+        }
         let mut progress = undo.reason().map(|reason| Progress::new(reason, start, to));
         let mut opened = ancestor.is_some() || !nets;
         while branch.done.blocks < most {

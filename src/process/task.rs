@@ -252,7 +252,8 @@ impl Task {
         // The block that failed is gone, and no other came that would take the note of it away.
         let forgets = look.checkpoint.failed.is_some()
             && (is_compared || wait == Wait::FirstBlock || wait == Wait::Followed && follows_nothing);
-        if forgets || is_compared && self.horizon(look).is_some() {
+        let begins = look.awaited && is_compared;
+        if forgets || begins || is_compared && self.horizon(look).is_some() {
             let mut lent = self.workers.lend().await?;
             let write = &lent.session().write;
             if forgets {
@@ -264,6 +265,9 @@ impl Task {
             }
             if is_compared {
                 self.prune(write, look).await?;
+            }
+            if begins {
+                write.begin_streams(self.engine.chain, &self.engine.name).await?;
             }
         }
         Ok(Outcome::Settled)

@@ -1,6 +1,7 @@
 //! `token_balances`: exact balances from token movements. Pure: events in, changes out.
 
 mod cache;
+mod told;
 
 use std::collections::HashMap;
 
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub use self::cache::Cache;
+pub use self::told::Transfer;
+use crate::chain::decide::Tells;
 use crate::chain::delta::{Delta, Key};
 use crate::chain::{Height, Kind, Text};
 use crate::store::{Balance, Changes, Movement, Refused};
@@ -85,6 +88,8 @@ pub struct Netted {
     pub refused: Vec<Refused>,
     /// Movements netted.
     pub events: u64,
+    /// Those that count, where they are told.
+    pub transfers: Vec<Transfer>,
 }
 
 impl Netted {
@@ -109,6 +114,7 @@ pub struct Accounts {
     texts: HashMap<Text, Named>,
     numbers: HashMap<(u32, u32), u32>,
     keys: Vec<Key>,
+    tells: Tells,
 }
 
 /// A text, and whether it follows the grammar of the chain's kind.
@@ -120,9 +126,9 @@ struct Named {
 }
 
 impl Accounts {
-    /// None yet, on a chain of this kind.
-    pub fn new(kind: Kind) -> Accounts {
-        Accounts { kind, texts: HashMap::new(), numbers: HashMap::new(), keys: Vec::new() }
+    /// None yet, on a chain of this kind, whose blocks so much is told of.
+    pub fn new(kind: Kind, tells: Tells) -> Accounts {
+        Accounts { kind, texts: HashMap::new(), numbers: HashMap::new(), keys: Vec::new(), tells }
     }
 
     /// Takes one movement into its block, or refuses it: token and accounts must follow the grammar of the chain's kind.
@@ -138,6 +144,16 @@ impl Accounts {
                 for (named, address, delta) in addresses.into_iter().flatten() {
                     let account = self.account((token.number, named.number), movement.token, address);
                     block.net.push((account, delta));
+                }
+                if self.tells.transfers() {
+                    block.transfers.push(Transfer {
+                        tx_index: movement.tx_index,
+                        event_index: movement.event_index,
+                        token: self.held(movement.token),
+                        from: from.map(|address| self.held(address)),
+                        to: to.map(|address| self.held(address)),
+                        amount: movement.amount,
+                    });
                 }
                 return;
             }
@@ -168,11 +184,15 @@ impl Accounts {
         if let Some(account) = self.numbers.get(&names) {
             return *account;
         }
-        let held = |text: &str| self.texts.get_key_value(text).map_or_else(|| text.into(), |(text, _)| text.clone());
-        self.keys.push((held(token), held(address)));
+        self.keys.push((self.held(token), self.held(address)));
         let account = self.numbers.len() as u32;
         self.numbers.insert(names, account);
         account
+    }
+
+    /// A text that was named, as it is held.
+    fn held(&self, text: &str) -> Text {
+        self.texts.get_key_value(text).map_or_else(|| text.into(), |(text, _)| text.clone())
     }
 
     /// Whose they are, by number.
@@ -184,8 +204,8 @@ impl Accounts {
 /// Bytes of a `numeric` below 10^32, as most amounts are that count in 10^-18 of a token.
 const USUAL_NUMERIC: usize = 24;
 
-/// What a run of blocks (ascending) changes. `balances` are the accounts' as they stand before it, by number, and stand as
-/// they do after it when this returns.
+/// What a run of blocks (ascending) changes, and what is told of it. `balances` are the accounts' as they stand before it, by
+/// number, and stand as they do after it when this returns.
 ///
 /// # Errors
 /// With `negative_balances = "halt"`, the first change that would leave a balance negative.
@@ -195,6 +215,7 @@ pub fn changes(
     blocks: &[(Height, &Netted)],
     settings: &Settings,
     keeps_history: bool,
+    tells: Tells,
 ) -> Result<Changes, String> {
     let mut changes = Changes { keeps_history, ..Changes::default() };
     changes.refused.extend(blocks.iter().flat_map(|(_, netted)| netted.refused.iter().cloned()));
@@ -215,6 +236,7 @@ pub fn changes(
         }
     }
     let mut first_negative = None;
+    let mut to_tell = vec![Vec::new(); blocks.len()];
     let mut totals: HashMap<&str, Delta> = HashMap::new();
     for of_account in order.chunk_by(|(one, ..), (other, ..)| one == other) {
         let change = |(_, block, place): (i64, u32, u32)| {
@@ -232,6 +254,9 @@ pub fn changes(
                 let found = (at.1, account, balance.amount);
                 first_negative =
                     Some(first_negative.map_or(found, |first| std::cmp::min_by_key(first, found, |f| (f.0, f.1))));
+            }
+            if tells.balances() && (!delta.is_zero() || prev_height.is_none()) {
+                to_tell[at.1 as usize].push((account, balance.amount));
             }
             // Sent only if they are kept.
             if keeps_history {
@@ -260,6 +285,10 @@ pub fn changes(
             *total = total.merge(change);
         }
         balances[account as usize] = balance;
+    }
+    if tells.anything() {
+        to_tell.iter_mut().for_each(|of_block| of_block.sort_unstable_by_key(|(account, _)| *account));
+        changes.told = told::told(keys, blocks, &to_tell);
     }
     // What went from one account to another changes none.
     for (token, change) in totals.into_iter().filter(|(_, change)| !change.is_zero()) {
@@ -305,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_run_of_blocks_writes_each_balance_once_and_each_change() {
-        let mut accounts = Accounts::new(Kind::Other);
+        let mut accounts = Accounts::new(Kind::Other, Tells::default());
         let mut blocks = vec![(Height::from(1), Netted::default()), (Height::from(2), Netted::default())];
         accounts.take(&mut blocks[0].1, Height::from(1), &movement("gold", None, Some("alice"), 5));
         accounts.take(&mut blocks[0].1, Height::from(1), &movement("gold", Some("alice"), Some("alice"), 3));
@@ -319,8 +348,8 @@ mod tests {
             Balance { id: 42, amount: Delta::ZERO, height: None },
         ];
         let run: Vec<_> = blocks.iter().map(|(height, netted)| (*height, netted)).collect();
-        let changes =
-            changes(accounts.keys(), &mut balances, &run, &Settings::default(), true).expect("it may be negative");
+        let changes = changes(accounts.keys(), &mut balances, &run, &Settings::default(), true, Tells::default())
+            .expect("it may be negative");
         assert_eq!(numbers(&changes.ids), [41]);
         assert_eq!((shown(&changes.before), shown(&changes.after)), (vec!["10".into()], vec!["8".into()]));
         assert_eq!((numbers(&changes.heights), numbers(&changes.new_ids)), (vec![2], vec![42]));
@@ -339,13 +368,20 @@ mod tests {
 
     #[test]
     fn a_negative_balance_ends_the_run_where_the_settings_say_so() {
-        let mut accounts = Accounts::new(Kind::Other);
+        let mut accounts = Accounts::new(Kind::Other, Tells::default());
         let mut netted = Netted::default();
         accounts.take(&mut netted, Height::from(3), &movement("gold", Some("alice"), None, 7));
         netted.close();
         let stands = [Balance { id: 1, amount: Delta::plus(Amount::from(5)), height: Some(0) }];
         let run = |settings: &Settings| {
-            changes(accounts.keys(), &mut stands.clone(), &[(Height::from(3), &netted)], settings, true)
+            changes(
+                accounts.keys(),
+                &mut stands.clone(),
+                &[(Height::from(3), &netted)],
+                settings,
+                true,
+                Tells::default(),
+            )
         };
         assert_eq!(run(&Settings::default()).expect("it may be negative").negative, 1);
         let halts = Settings { negative_balances: NegativeBalances::Halt, ..Settings::default() };
@@ -359,7 +395,7 @@ mod tests {
     fn an_account_that_is_not_of_the_chain_is_refused() {
         let token = "0x00000000000000000000000000000000000000aa";
         for (kind, refused) in [(Kind::Evm, vec!["bad_address"]), (Kind::Other, vec![])] {
-            let mut accounts = Accounts::new(kind);
+            let mut accounts = Accounts::new(kind, Tells::default());
             let mut netted = Netted::default();
             accounts.take(&mut netted, Height::from(1), &movement(token, None, Some("alice"), 1));
             assert_eq!(netted.refused.iter().map(|r| r.reason).collect::<Vec<_>>(), refused);

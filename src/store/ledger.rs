@@ -15,7 +15,7 @@ use super::column::Column;
 use super::greeting::Greeting;
 use super::numeric::Numeric;
 use super::{Store, StoreError};
-use crate::chain::decide::{Base, Checkpoint};
+use crate::chain::decide::{Base, Checkpoint, Tells};
 use crate::chain::delta::{Delta, Key};
 use crate::chain::{BlockRef, ChainId, Height};
 
@@ -65,6 +65,8 @@ pub struct Run {
     pub digest: Option<String>,
     /// It follows another projection, which is further on: balances come from a replica at this block.
     pub on_replica: bool,
+    /// What is told of its blocks; the checkpoint must ask for just that. None means nothing is, whatever it asks for.
+    pub tells: Option<Tells>,
 }
 
 impl Run {
@@ -121,6 +123,17 @@ pub struct Changes {
     pub refused: Vec<Refused>,
     /// Balances that will be negative.
     pub negative: u64,
+    /// What is told of the blocks.
+    pub told: Told,
+}
+
+/// What `outbox` takes of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// Tokens and addresses, each once, in the order of their places, which begin at 1.
+    pub names: Column,
+    /// What is said of each block, in JSON, with places for names.
+    pub said: String,
 }
 
 /// Whose balances, in columns.
@@ -416,6 +429,18 @@ impl LedgerWrite {
         Ok(())
     }
 
+    /// Drops notices up to the horizon that every sink was promised.
+    pub async fn prune_outbox(&self, chain: ChainId, projection: &str, horizon: Height) -> Result<(), StoreError> {
+        self.client.execute("select prune_outbox($1, $2, $3)", &[&chain.0, &projection, &horizon.to_sql()]).await?;
+        Ok(())
+    }
+
+    /// Begins what sinks are told of this checkpoint, where they waited for it to have caught up with its chain, and it has.
+    pub async fn begin_streams(&self, chain: ChainId, projection: &str) -> Result<(), StoreError> {
+        self.client.execute("select begin_streams($1, $2)", &[&chain.0, &projection]).await?;
+        Ok(())
+    }
+
     /// Drops the oldest replaced blocks and reorganisations of all chains, at most so many of each, that were noted more than
     /// so many days ago.
     pub async fn drop_old_evidence(&self, keep_days: u32, at_most: u32) -> Result<DroppedEvidence, StoreError> {
@@ -493,6 +518,9 @@ async fn apply<C: GenericClient>(
                 &refused_reason,
                 &changes.total_tokens,
                 &changes.total_changes,
+                &run.tells.map(|tells| tells.0),
+                &changes.told.names,
+                &changes.told.said,
             ],
         )
         .await?;

@@ -14,17 +14,19 @@ mod embedded {
 }
 
 /// Triggers, functions and views, in order; applied again whenever their text changed, or what they made.
-const TRIGGERS: [&str; 13] = [
+const TRIGGERS: [&str; 15] = [
     include_str!("../../sql/triggers/05_manifest.sql"),
     include_str!("../../sql/triggers/10_chain.sql"),
     include_str!("../../sql/triggers/20_bells.sql"),
     include_str!("../../sql/triggers/30_functions.sql"),
     include_str!("../../sql/triggers/35_ledger.sql"),
     include_str!("../../sql/triggers/40_views.sql"),
+    include_str!("../../sql/triggers/45_notices.sql"),
     include_str!("../../sql/triggers/50_option_vaults.sql"),
     include_str!("../../sql/triggers/60_tracking.sql"),
     include_str!("../../sql/triggers/65_rebuild.sql"),
     include_str!("../../sql/triggers/70_projections.sql"),
+    include_str!("../../sql/triggers/72_told_rows.sql"),
     include_str!("../../sql/triggers/75_verify.sql"),
     include_str!("../../sql/triggers/80_followers.sql"),
     include_str!("../../sql/triggers/85_always.sql"),
@@ -34,7 +36,7 @@ const TRIGGERS: [&str; 13] = [
 const RIGHTS: &str = include_str!("../../sql/triggers/90_rights.sql");
 
 /// The last migration this version knows.
-pub const SCHEMA_VERSION: i64 = 8;
+pub const SCHEMA_VERSION: i64 = 9;
 
 /// "ebbtide" in ASCII, cut to eight bytes: the advisory lock that migrations hold.
 const MIGRATION_LOCK: i64 = 0x0065_6262_7469_6465;

@@ -296,10 +296,7 @@ impl Snapshot<'_> {
 }
 
 /// Which chain it is, of up to two rows.
-fn choice<C>(
-    rows: &[Row],
-    of: impl FnOnce(&Row) -> Result<C, StoreError>,
-) -> Result<ChainChoice<C>, StoreError> {
+fn choice<C>(rows: &[Row], of: impl FnOnce(&Row) -> Result<C, StoreError>) -> Result<ChainChoice<C>, StoreError> {
     match rows {
         [] => Ok(ChainChoice::Unknown),
         [row] => Ok(ChainChoice::Found(of(row)?)),

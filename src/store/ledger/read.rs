@@ -4,7 +4,7 @@ use futures::{TryStreamExt, pin_mut, try_join};
 use tokio_postgres::{Client, Row, Statement};
 
 use super::{Balance, Keys, count, height, needed_height};
-use crate::chain::decide::{After, Base, Checkpoint, Look};
+use crate::chain::decide::{After, Base, Checkpoint, Look, Tells};
 use crate::chain::delta::Delta;
 use crate::chain::plan::StoredBlock;
 use crate::chain::{BlockRef, ChainId, Hash, Height, Kind};
@@ -205,6 +205,7 @@ fn look(row: &Row) -> Result<Look, StoreError> {
     Ok(Look {
         after,
         followed: row.try_get("followed")?,
+        awaited: row.try_get("awaited")?,
         chain_name: row.try_get("name")?,
         kind: Kind::parse(kind).ok_or_else(|| StoreError::Nonsense { what: format!("chains.kind {kind}") })?,
         start_height: height(row, "start_height")?,
@@ -231,6 +232,7 @@ fn look(row: &Row) -> Result<Look, StoreError> {
             halted_reason: row.try_get("halted_reason")?,
             digest: row.try_get("apply_digest")?,
             failed: super::tracked::failed(row)?,
+            tells: Tells(row.try_get("tells")?),
         },
         journal: blocks.zip(row.try_get::<_, Option<Vec<i64>>>("journal_revisions")?.unwrap_or_default()).collect(),
         below: block(row, "below_height", "below_hash")?,

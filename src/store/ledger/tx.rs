@@ -117,10 +117,17 @@ impl<'a> Tx<'a> {
     }
 
     /// Writes the opening balances as changes of the height before `start`.
-    pub async fn open_balances(&self, start: Height) -> Result<u64, StoreError> {
+    pub async fn open_balances(&mut self, start: Height) -> Result<u64, StoreError> {
         let at = start.to_sql() - 1;
         let row = self.tx.query_one(&self.applying().open_balances, &[&self.chain.0, &at]).await?;
-        Ok(row.get::<_, i64>(0).unsigned_abs())
+        let opened = row.get::<_, i64>(0).unsigned_abs();
+        // Built beside, they are told if they differ.
+        if opened > 0 && self.beside.is_none() {
+            let sql = "select tell_opened($1, $2, $3)";
+            let told = self.tx.query_one(sql, &[&self.chain.0, &self.projection, &at]).await?;
+            self.base.seq = told.try_get::<_, Option<i64>>(0)?.unwrap_or(self.base.seq);
+        }
+        Ok(opened)
     }
 
     /// Applies a run on top. False: the fence did not hold; roll back and look again.
