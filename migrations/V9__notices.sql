@@ -3,6 +3,9 @@
 alter table checkpoints add column tells integer not null default 0;
 comment on column checkpoints.tells is
     'Internal: what is to be told of each block, a sum: 1 something, 2 its transfers, 4 balances, 16 rows. 0: no sink wants anything.';
+-- A checkpoint that is made again under the same name begins with the same numbers; its notices must have other ids.
+alter table checkpoints add column number bigint not null generated always as identity;
+comment on column checkpoints.number is 'Internal: of all checkpoints that there ever were, this one.';
 alter table applied_blocks add column seq bigint;
 comment on column applied_blocks.seq is 'Internal: the row of outbox that tells of this block, if there is one; null: applied by an earlier version.';
 

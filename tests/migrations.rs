@@ -96,7 +96,7 @@ const SEEN: &str = "select string_agg(line, E'\\n' order by line) from (
     union all select concat_ws(' ', 'event', e.chain_id, e.height, e.tx_index, e.event_index, e.token, e.from_address, e.to_address, e.amount) from token_events e
     union all select concat_ws(' ', 'applied', a.chain_id, a.projection, a.height, a.hash, a.revision) from applied_blocks a
         where a.projection <> 'option_vaults'
-    union all select concat_ws(' ', 'checkpoint', to_jsonb(k) - '{redo_from,changed_from,changed_seq,tells}'::text[]) from checkpoints k
+    union all select concat_ws(' ', 'checkpoint', to_jsonb(k) - '{redo_from,changed_from,changed_seq,tells,number}'::text[]) from checkpoints k
     union all select concat_ws(' ', 'vault', to_jsonb(v)) from vaults v
     union all select concat_ws(' ', 'provider', to_jsonb(p)) from liquidity_providers p
     union all select concat_ws(' ', 'round', to_jsonb(r)) from option_rounds r

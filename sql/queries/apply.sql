@@ -54,7 +54,7 @@ moved as (
       and k.redo_from is null and k.halted_reason is null and (not k.paused or k.pause_at >= $12)
       and ($41::integer is null or k.tells = $41)
       and (select holds from fence)
-    returning k.seq
+    returning k.seq, k.number
 ),
 changed as (
     update balances b
@@ -97,7 +97,7 @@ noted as (
 ),
 told as (
     insert into outbox (chain_id, projection, seq, mark, height, hash, heights, hashes, parents, times, names, said)
-    select $1, $2, m.seq, notice_mark($1, $2, $11), $10, $11, b.heights, b.hashes, b.parents, b.times, $42, $43
+    select $1, $2, m.seq, notice_mark((select c.name from chains c where c.chain_id = $1), m.number, $11), $10, $11, b.heights, b.hashes, b.parents, b.times, $42, $43
     from moved m
     cross join lateral (
         select array_agg(h.height order by h.height) as heights, array_agg(h.hash order by h.height) as hashes,

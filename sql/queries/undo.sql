@@ -15,7 +15,7 @@ with moved as (
             case when k.journal_from > $4::bigint + 1 then $4::bigint + 1 else k.journal_from end end,
         redo_from = $8, deep_change = k.deep_change and $8::bigint is not null, updated_at = now()
     where k.chain_id = $1 and k.projection = $2 and k.seq = $3
-    returning k.seq, k.tells
+    returning k.seq, k.tells, k.number
 ),
 journal as materialized (
     select a.height, a.ids, a.ids is not null and a.before_height = lag(a.height, 1, $5::bigint) over (order by a.height) as follows
@@ -92,7 +92,7 @@ unnoted as (
 -- Taken back is what was said of the blocks, whatever they hold by now; and each balance is told as it is again.
 told as (
     insert into outbox (chain_id, projection, seq, mark, height, hash, undone, said)
-    select $1, $2, m.seq, notice_mark($1, $2, $6), $5, $6,
+    select $1, $2, m.seq, notice_mark((select c.name from chains c where c.chain_id = $1), m.number, $6), $5, $6,
         told_blocks($1, $2, (select array_agg(array[u.seq, u.height]) from unnoted u)),
         jsonb_build_object('cause', 'reorg', 'balances',
             (select coalesce(jsonb_agg(jsonb_build_array(b.token, b.address, b.amount::text) order by b.token, b.address), '[]')

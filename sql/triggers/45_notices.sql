@@ -3,12 +3,22 @@
 -- A row of `outbox` holds what one move of a checkpoint has to say. `notices_of` takes it apart; `claim_notices` numbers what a
 -- sink wants of it and keeps that until the sink has acknowledged it.
 
--- Begins the ids of a move's notices. A block's name may be any text; an id has letters, digits, `_`, `-` and `:` alone.
-create or replace function notice_mark(chain bigint, projection text, hash text) returns text
-language sql stable set search_path = ebbtide, pg_temp as $$
-    select left(encode(sha256(convert_to(concat_ws(E'\n', c.name, notice_mark.projection, notice_mark.hash), 'UTF8')), 'hex'), 16)
-    from chains c where c.chain_id = notice_mark.chain;
+-- Begins the ids of a move's notices. A block's name may be any text; an id has letters, digits, `_`, `-` and `:` alone. Unfolded into the
+-- statements that call it, so it brings no search path of its own.
+create or replace function notice_mark(chain_name text, checkpoint bigint, hash text) returns text
+language sql immutable as $$
+    select pg_catalog.left(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(
+        chain_name operator(pg_catalog.||) E'\n' operator(pg_catalog.||) checkpoint::text operator(pg_catalog.||) E'\n'
+            operator(pg_catalog.||) coalesce(hash, ''), 'UTF8')), 'hex'), 16);
 $$;
+
+create or replace function mark_at(chain bigint, name text, hash text) returns text
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+begin
+    return (select notice_mark(c.name, k.number, mark_at.hash)
+            from chains c join checkpoints k using (chain_id)
+            where c.chain_id = mark_at.chain and k.projection = mark_at.name);
+end $$;
 
 create or replace function ring_sinks() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
@@ -21,9 +31,16 @@ create or replace trigger told after insert on outbox for each statement execute
 -- What a row says going forward, numbered, of one of its blocks or (null) of all.
 create or replace function told_of(o outbox, at_height bigint default null)
 returns table (n bigint, place integer, height bigint, hash text, type text, account text, other text, token text, data jsonb)
-language sql stable set search_path = ebbtide, pg_temp as $$
+language plpgsql stable set search_path = ebbtide, pg_temp set timezone = 'UTC' as $$
+#variable_conflict use_column
+declare
+    said_blocks constant jsonb := o.said::jsonb -> 'blocks';
+    -- Put together here: read from the row, it would be unpacked for each name.
+    all_names constant text[] := o.names || '{}'::text[];
+begin
+    return query
     with said as materialized (
-        select o.said::jsonb -> 'blocks' as blocks, o.names as names
+        select said_blocks as blocks, all_names as names
     ),
     block as (
         select p.place, o.heights[p.place] as height, o.hashes[p.place] as hash, s.blocks -> (p.place - 1) as said, s.names,
@@ -61,7 +78,7 @@ language sql stable set search_path = ebbtide, pg_temp as $$
         from block b
         cross join lateral jsonb_array_elements(b.said -> 2) with ordinality t (said, at)
         union all
-        select b.place, 4, t.at, t.said ->> 0, t.said ->> 1, null, null, b.named || (t.said -> 2)
+        select b.place, 4, t.at, t.said ->> 0, t.said ->> 1, null, null, (t.said -> 2) || b.named
         from block b
         cross join lateral jsonb_array_elements(b.said -> 3) with ordinality t (said, at)
     ),
@@ -71,7 +88,7 @@ language sql stable set search_path = ebbtide, pg_temp as $$
     select m.n, m.place, o.heights[m.place], o.hashes[m.place], m.type, m.account, m.other, m.token, m.data
     from numbered m
     where told_of.at_height is null or o.heights[m.place] = told_of.at_height;
-$$;
+end $$;
 
 -- The type of what takes a notice back. Null: the newest one of its kind holds, so it is never taken back.
 create or replace function retracted_type(type text) returns text
@@ -86,12 +103,19 @@ $$;
 create or replace function notices_of(o outbox)
 returns table (n bigint, place integer, of_seq bigint, height bigint, hash text, type text, said_type text, retracts text, account text,
     other text, token text, data jsonb)
-language sql stable set search_path = ebbtide, pg_temp as $$
-    select t.n, t.place, null::bigint, t.height, t.hash, t.type, t.type, null, t.account, t.other, t.token, t.data
-    from told_of(o) t
-    where o.undone is null
-    union all
-    select row_number() over (order by e.part, e.at, e.n desc), null, e.of_seq, e.height, e.hash, e.type, e.said_type, e.retracts,
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+#variable_conflict use_column
+declare
+    whole constant jsonb := case when o.undone is not null then o.said::jsonb end;
+begin
+    if o.undone is null then
+        return query
+    select t.n, t.place, null::bigint, t.height, t.hash, t.type, t.type, null::text, t.account, t.other, t.token, t.data
+    from told_of(o) t;
+        return;
+    end if;
+    return query
+    select row_number() over (order by e.part, e.at, e.n desc), null::integer, e.of_seq, e.height, e.hash, e.type, e.said_type, e.retracts,
         e.account, e.other, e.token, e.data
     from (
         select 0 as part, u.at, t.n, r.seq as of_seq, t.height, t.hash, retracted_type(t.type) as type, t.type as said_type,
@@ -102,23 +126,22 @@ language sql stable set search_path = ebbtide, pg_temp as $$
         where retracted_type(t.type) is not null
         union all
         select 1, 0, 0, null, o.height, o.hash, 'ebbtide.projection.rebuilt', 'ebbtide.projection.rebuilt', null, null, null, null,
-            jsonb_build_object('height', o.height, 'hash', o.hash, 'projection', o.projection, 'reason', o.said::jsonb -> 'rebuilt')
-        where o.said::jsonb ? 'rebuilt'
+            jsonb_build_object('height', o.height, 'hash', o.hash, 'projection', o.projection, 'reason', whole -> 'rebuilt')
+        where whole ? 'rebuilt'
         union all
         select 2, b.at, 0, null, o.height, o.hash, 'ebbtide.balance.changed', 'ebbtide.balance.changed', null, b.said ->> 1, null,
             b.said ->> 0,
             jsonb_build_object('height', o.height, 'hash', o.hash, 'token', b.said -> 0, 'address', b.said -> 1, 'amount', b.said -> 2,
-                'cause', o.said::jsonb -> 'cause')
-        from jsonb_array_elements(o.said::jsonb -> 'balances') with ordinality b (said, at)
+                'cause', whole -> 'cause')
+        from jsonb_array_elements(whole -> 'balances') with ordinality b (said, at)
         union all
         select 3, t.at, 0, null, o.height, o.hash, 'ebbtide.row.changed', 'ebbtide.row.changed', null,
             concat_ws(':', t.said ->> 0, t.said ->> 2), null, null,
             jsonb_build_object('height', o.height, 'hash', o.hash, 'table', t.said -> 0, 'operation', t.said -> 1, 'key', t.said -> 3,
-                'old', t.said -> 4, 'new', t.said -> 5, 'cause', o.said::jsonb -> 'cause')
-        from jsonb_array_elements(o.said::jsonb -> 'rows') with ordinality t (said, at)
-    ) e
-    where o.undone is not null;
-$$;
+                'old', t.said -> 4, 'new', t.said -> 5, 'cause', whole -> 'cause')
+        from jsonb_array_elements(whole -> 'rows') with ordinality t (said, at)
+    ) e;
+end $$;
 
 create or replace view notices as
 select o.chain_id, o.projection, o.seq, t.n, concat_ws(':', o.mark, o.seq, t.n) as id, t.type, t.height, t.hash, t.retracts, t.data, o.at
@@ -142,7 +165,7 @@ create or replace function tell_undone(
 ) returns void
 language sql set search_path = ebbtide, pg_temp as $$
     insert into outbox (chain_id, projection, seq, mark, height, hash, undone, said)
-    select chain, name, tell_undone.seq, notice_mark(chain, name, at_hash), at_height, at_hash, tell_undone.undone,
+    select chain, name, tell_undone.seq, mark_at(chain, name, at_hash), at_height, at_hash, tell_undone.undone,
         jsonb_build_object('cause', cause, 'rows', tell_undone.rows, 'from', from_seq)::text
     from checkpoints k
     where k.chain_id = chain and k.projection = name and k.tells > 0 and (tell_undone.undone <> '[]' or tell_undone.rows <> '[]');
@@ -157,7 +180,7 @@ declare
 begin
     update checkpoints k set seq = k.seq + 1 where k.chain_id = chain and k.projection = name returning k.seq into new_seq;
     insert into outbox (chain_id, projection, seq, mark, height, hash, undone, said)
-    values (chain, name, new_seq, notice_mark(chain, name, at_hash), at_height, at_hash, '[]',
+    values (chain, name, new_seq, mark_at(chain, name, at_hash), at_height, at_hash, '[]',
         (about || jsonb_build_object('balances', tell_balances.balances))::text);
     return new_seq;
 end $$;
@@ -260,6 +283,8 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     made record;
 begin
+    -- One at a time: a sink and a checkpoint that are made at once would not see each other.
+    perform pg_advisory_xact_lock(hashtext('ebbtide sinks'));
     for made in
         with new_ones as (
             insert into sink_streams (sink, chain_id, projection)
@@ -268,9 +293,9 @@ begin
             cross join checkpoints k
             join chains c using (chain_id)
             where (s.chains is null or c.name = any (s.chains)) and exists (
-                select from unnest(coalesce(s.types, '{ebbtide.}')) t (type)
-                where case when t.type in ('ebbtide.block.applied', 'ebbtide.transfer.applied', 'ebbtide.balance.changed')
-                    then k.projection = 'token_balances' else t.type like 'ebbtide.%' or k.projection <> 'token_balances' end)
+                select from unnest(coalesce(s.types, '{ebbtide.projection.rebuilt}')) t (type)
+                where t.type = 'ebbtide.projection.rebuilt' or (k.projection = 'token_balances')
+                    = (t.type in ('ebbtide.block.applied', 'ebbtide.transfer.applied', 'ebbtide.balance.changed')))
             on conflict do nothing
             returning chain_id, projection
         )
@@ -283,9 +308,7 @@ end $$;
 create or replace function make_streams_of_new_checkpoints() returns trigger
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 begin
-    if exists (select from sinks) then
-        perform make_streams();
-    end if;
+    perform make_streams();
     return null;
 end $$;
 create or replace trigger streams after insert on checkpoints for each statement execute function make_streams_of_new_checkpoints();
@@ -307,6 +330,11 @@ begin
         raise exception 'there are no notices of type %', unknown
             using errcode = 'invalid_parameter_value', constraint = 'sinks_want_types_that_there_are',
                   hint = 'Known are ' || array_to_string(known, ', ') || '; what takes them back comes along.';
+    end if;
+    if 0 in (cardinality(create_sink.types), cardinality(create_sink.chains), cardinality(create_sink.tokens),
+             cardinality(create_sink.addresses)) then
+        raise exception 'a list of what sink % wants is empty', create_sink.name
+            using errcode = 'invalid_parameter_value', constraint = 'sinks_want_something', hint = 'Leave it away to have all of them.';
     end if;
     select c into unknown from unnest(create_sink.chains) c where not exists (select from ebbtide.chains h where h.name = c) limit 1;
     if found then
@@ -355,13 +383,33 @@ begin
 end $$;
 comment on function snapshot_sink is 'Tells a sink all that is there again, and goes on after it: for a consumer that lost its data.';
 
+create or replace function pause_sink(sink text) returns void
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform sink_named(sink);
+    update sinks s set paused = true where s.name = sink;
+end $$;
+comment on function pause_sink is 'Promises nothing more to this sink; what is told meanwhile is kept for it.';
+
+create or replace function resume_sink(sink text) returns void
+language plpgsql security definer set search_path = ebbtide, pg_temp as $$
+begin
+    perform sink_named(sink);
+    update sinks s set paused = false where s.name = sink;
+    perform tell('ebbtide_notices', '');
+end $$;
+comment on function resume_sink is 'Goes on where the sink was paused.';
+
 create or replace function drop_sink(sink text) returns void
 language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     t record;
 begin
     perform sink_named(sink);
-    -- What it was told of, before the sink's rows are gone.
+    -- First what a block in hand holds, as one who applies it or drops the chain does.
+    perform from checkpoints k
+    where exists (select from sink_streams d where d.sink = drop_sink.sink and d.chain_id = k.chain_id and d.projection = k.projection)
+    order by k.chain_id, k.projection for update;
     for t in
         with gone as (delete from sink_streams d where d.sink = drop_sink.sink returning d.chain_id, d.projection)
         select g.chain_id, g.projection from gone g order by 1, 2
@@ -379,7 +427,14 @@ create or replace function wanted_of(
     s sinks, o outbox, chain_name text, done bigint, skipped text[], stops_at integer, with_rows boolean, most integer, numbered bigint,
     out bodies text[], out reached bigint, out counted bigint
 )
-language sql stable set search_path = ebbtide, pg_temp as $$
+language plpgsql stable set search_path = ebbtide, pg_temp as $$
+#variable_conflict use_column
+declare
+    about constant jsonb := jsonb_build_object('specversion', '1.0', 'source', '/chains/' || chain_name || '/' || o.projection,
+        'datacontenttype', 'application/json', 'time', to_char(o.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'));
+    begins constant text := concat_ws(':', o.mark, o.seq, '');
+    traces constant text := '00-' || left(o.mark, 16) || lpad(to_hex(o.seq), 16, '0') || '-';
+begin
     with all_of_it as materialized (
         select t.* from notices_of(o) t where stops_at is null or t.place < stops_at
     ),
@@ -387,7 +442,7 @@ language sql stable set search_path = ebbtide, pg_temp as $$
         select t.*
         from all_of_it t
         where t.n > done
-          and concat_ws(':', coalesce(t.of_seq, o.seq), t.height) <> all (skipped)
+          and (cardinality(skipped) = 0 or concat_ws(':', coalesce(t.of_seq, o.seq), t.height) <> all (skipped))
           and (s.types is null or t.said_type = any (s.types))
           and (with_rows or t.place is not null or t.retracts is not null or t.type <> 'ebbtide.row.changed')
           and (s.tokens is null or t.token is null or t.token = any (s.tokens))
@@ -395,30 +450,27 @@ language sql stable set search_path = ebbtide, pg_temp as $$
         order by t.n
         limit most
     )
-    select coalesce(array_agg((jsonb_build_object(
-            'specversion', '1.0',
-            'id', concat_ws(':', o.mark, o.seq, v.n),
-            'source', '/chains/' || chain_name || '/' || o.projection,
+    select coalesce(array_agg((about || jsonb_strip_nulls(jsonb_build_object(
+            'id', begins || v.n,
             'type', v.type,
-            'time', to_char(o.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-            'datacontenttype', 'application/json',
             'sequence', lpad((numbered + v.at)::text, 20, '0'),
             'partitionkey', case when s.key = 'chain' then chain_name
                 else coalesce(case when s.key = 'token' then v.token end, v.account, chain_name) end,
-            'traceparent', '00-' || left(o.mark, 16) || lpad(to_hex(o.seq), 16, '0') || '-' || lpad(to_hex(v.n), 16, '0') || '-01',
-            'data', v.data)
-            || case when v.said_type like 'ebbtide.%' then jsonb_build_object('dataschema', 'urn:ebbtide:schema:' || v.said_type || ':1')
-                else '{}' end
-            || case when v.retracts is null then '{}' else jsonb_build_object('retracts', v.retracts) end)::text
-            order by v.n), '{}'),
+            'traceparent', traces || lpad(to_hex(v.n), 16, '0') || '-01',
+            'dataschema', case when v.said_type like 'ebbtide.%' then 'urn:ebbtide:schema:' || v.said_type || ':1' end,
+            'retracts', v.retracts))
+            || jsonb_build_object('data', v.data))::text order by v.n), '{}'),
         max(v.n), (select max(t.n) from all_of_it t)
+    into bodies, reached, counted
     from (select row_number() over (order by q.n) as at, q.* from wanted q) v;
-$$;
+end $$;
 
 -- Everything that a sink wants of a checkpoint's state as of one block, for its stream: read by one statement, so that it is of one moment,
 -- while blocks are applied. What is told goes on after it.
 create or replace function take_snapshot(s sinks, chain bigint, name text) returns void
-language plpgsql set search_path = ebbtide, pg_temp as $$
+language plpgsql set search_path = ebbtide, pg_temp
+-- Whatever the client's settings, the same bytes.
+set timezone = 'UTC' set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1 as $$
 declare
     rows text := 'select null::bigint as at, null::jsonb as told where false';
     as_of bigint;
@@ -434,7 +486,7 @@ begin
     execute format($q$
         with parts as (
             insert into sink_snapshots (sink, chain_id, projection, part, mark, seq, height, hash, said)
-            select $1, $2, $3, (r.at - 1) / 1000, notice_mark($2, $3, k.hash) || '-s' || $6, k.seq, k.height, k.hash,
+            select $1, $2, $3, (r.at - 1) / 1000, mark_at($2, $3, k.hash) || '-s' || $6, k.seq, k.height, k.hash,
                 jsonb_build_object('cause', 'snapshot', %L, jsonb_agg(r.told order by r.at))::text
             from checkpoints k
             cross join (%s) r (at, told)
@@ -471,6 +523,8 @@ declare
     stops_at integer;
     is_silent boolean;
     with_rows boolean;
+    -- A claim that finds little of what the sink wants gets somewhere all the same, before a limit on statements ends it.
+    until constant timestamptz := clock_timestamp() + interval '1 second';
 begin
     if current_setting('synchronous_commit') = 'off' then
         perform set_config('synchronous_commit', 'on', true);
@@ -496,7 +550,7 @@ begin
             where p.sink = s.name and p.chain_id = w.chain_id and p.projection = w.projection
             order by p.part
         loop
-            exit when cardinality(bodies) >= most;
+            exit when cardinality(bodies) >= most or clock_timestamp() > until;
             o := row(w.chain_id, w.projection, part.seq, concat_ws(':', part.mark, part.part), part.height, part.hash, '{}', '{}', '{}', '{}',
                 '[]', '{}', part.said, part.at);
             select * into claimed
@@ -510,6 +564,11 @@ begin
                 where p.sink = s.name and p.chain_id = w.chain_id and p.projection = w.projection and p.part = part.part;
             end if;
         end loop;
+        if exists (select from sink_snapshots p where p.sink = s.name and p.chain_id = w.chain_id and p.projection = w.projection) then
+            update sink_streams t set told_at = clock_timestamp()
+            where t.sink = s.name and t.chain_id = w.chain_id and t.projection = w.projection;
+            continue;
+        end if;
         -- Rows, where the chain stands, and what later rows take back, all as of one moment: a block of the branch that is left must not
         -- be taken for one that has been confirmed by the branch that was.
         for v in
@@ -526,7 +585,7 @@ begin
             where r.chain_id = w.chain_id and r.projection = w.projection and r.seq >= w.seq
             order by r.seq
         loop
-            exit when cardinality(bodies) >= most;
+            exit when cardinality(bodies) >= most or clock_timestamp() > until;
             o := v.told;
             if o.seq > w.seq then
                 w.seq := o.seq;
@@ -623,7 +682,7 @@ begin
     end if;
     given_to := least(s.position, s.leased + most);
     update sinks k
-    set leased = given_to, leased_until = case when given_to > k.acked then clock_timestamp() + lease end
+    set leased = given_to, leased_until = case when given_to > s.leased then clock_timestamp() + lease else k.leased_until end
     where k.name = s.name;
     return query
         select g.position, g.body::jsonb ->> 'id', g.body::jsonb ->> 'type', g.body::jsonb ->> 'partitionkey', g.body::json

@@ -15,7 +15,8 @@ $$;
 -- The rows of a projection that the block at this height changed, each as [table, operation, key as text, key, old, new].
 create or replace function changed_rows(name text, chain bigint, at_height bigint) returns jsonb
 language plpgsql set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off
+set timezone = 'UTC' set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1 as $$
 declare
     t record;
     of_table jsonb;
@@ -48,7 +49,8 @@ end $$;
 -- changed_rows has it, without what it is by now.
 create or replace function rows_before(name text, chain bigint, above bigint) returns jsonb
 language plpgsql set search_path = ebbtide, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off
+set timezone = 'UTC' set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1 as $$
 declare
     t record;
     of_table jsonb;
@@ -116,7 +118,7 @@ begin
                   hint = 'Tell less by emit, keep large values out of the table, or have no sink want its rows.';
     end if;
     insert into outbox (chain_id, projection, seq, mark, height, hash, heights, hashes, parents, times, said)
-    select chain, name, k.seq, notice_mark(chain, name, b.hash), b.height, b.hash, array[b.height], array[b.hash], array[b.parent_hash],
+    select chain, name, k.seq, mark_at(chain, name, b.hash), b.height, b.hash, array[b.height], array[b.hash], array[b.parent_hash],
         array[b.time], jsonb_build_object('blocks', jsonb_build_array(jsonb_build_array('[]'::jsonb, '[]'::jsonb, rows, emitted)))::text
     from blocks b
     where b.chain_id = chain and b.height = at_height;

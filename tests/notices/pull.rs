@@ -115,6 +115,9 @@ async fn what_is_wrong_is_refused_by_name() {
         ("select create_sink('x', key => 'colour')", "sinks_key_is_account_token_or_chain"),
         ("select create_sink('x', confirmations => -1)", "sinks_confirmations_are_0_to_1000000"),
         ("select create_sink('x', start => 'tomorrow')", "sinks_start_is_known"),
+        ("select create_sink('x', tokens => '{}')", "sinks_want_something"),
+        ("select create_sink('x', types => '{}')", "sinks_want_something"),
+        ("select pause_sink('nobody')", "unknown_sink"),
         ("select * from next_notices('nobody')", "unknown_sink"),
         ("select * from next_notices('all', 0)", "next_notices_gives_1_to_10000"),
         ("select * from next_notices('all', lease => '-1 s')", "leases_last_1_second_to_1_day"),
@@ -125,4 +128,82 @@ async fn what_is_wrong_is_refused_by_name() {
         let error = world.db.batch_execute(sql).await.expect_err(sql);
         assert_eq!(error.as_db_error().unwrap().constraint(), Some(constraint), "{sql}: {error:?}");
     }
+}
+
+/// A consumer that crashed and asks again has its notices once the lease ends, however often it asks meanwhile.
+#[tokio::test]
+async fn asking_again_does_not_prolong_a_lease() {
+    let world = World::new(64).await;
+    let all = Consumer::of(&world, "all", ", start => 'beginning'").await;
+    world.put(1, "a1", "root", &["gold - alice 5"]).await;
+    world.settle().await;
+    let first = all.next(&world, 100).await;
+    let ends = "select leased_until from sinks";
+    let until = world.one(ends).await;
+    assert!(all.next(&world, 100).await.is_empty());
+    assert_eq!(world.one(ends).await, until);
+    world.sql("update sinks set leased_until = clock_timestamp()").await;
+    assert_eq!(all.next(&world, 100).await, first);
+}
+
+#[tokio::test]
+async fn a_chain_that_is_made_again_has_other_ids_and_a_paused_sink_misses_nothing() {
+    let world = World::new(64).await;
+    let mut all = Consumer::of(&world, "all", ", start => 'beginning'").await;
+    world.put(1, "a1", "root", &["gold - alice 5"]).await;
+    world.settle().await;
+    all.catch_up(&world, 100).await;
+    world
+        .sql("select drop_chain('main'); insert into chains (name, kind, finality_depth) values ('main', 'other', 64)")
+        .await;
+    world.sql("select pause_sink('all')").await;
+    world.put(1, "a1", "root", &["gold - alice 7"]).await;
+    world.settle().await;
+    assert!(all.next(&world, 100).await.is_empty());
+    world.sql("select resume_sink('all')").await;
+    // Nothing was taken back, and `hear` knows every id.
+    all.blocks.clear();
+    all.transfers.clear();
+    all.catch_up(&world, 100).await;
+    all.check(&world, 0, 1).await;
+    all.check_balances(&world).await;
+}
+
+/// A sink and a chain that are made at once see each other.
+#[tokio::test]
+async fn a_sink_that_is_made_beside_a_chain_hears_of_it() {
+    let world = World::new(64).await;
+    world.try_process().await.unwrap();
+    let other = world.client().await;
+    other.batch_execute("begin; select create_sink('all', start => 'beginning')").await.unwrap();
+    let making = "insert into chains (name, kind) values ('late', 'other');
+        insert into checkpoints (chain_id, projection) select chain_id, 'token_balances' from chains where name = 'late'";
+    let made = async {
+        world.sql(making).await;
+    };
+    let committed = async {
+        let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and wait_event = 'advisory'
+            and datname = current_database()";
+        let watch = world.client().await;
+        super::support::wait_until("the chain's checkpoint waits", async || {
+            (watch.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
+        })
+        .await;
+        other.batch_execute("commit").await.unwrap();
+    };
+    tokio::join!(made, committed);
+    assert_eq!(world.one("select count(*) from sink_streams where chain_id = 2").await.as_deref(), Some("1"));
+}
+
+/// The same bytes, whatever the settings of the session that asks.
+#[tokio::test]
+async fn a_notice_does_not_depend_on_the_session() {
+    let world = World::new(64).await;
+    let here = Consumer::of(&world, "here", ", start => 'beginning'").await;
+    let there = Consumer::of(&world, "there", ", start => 'beginning'").await;
+    world.put(1, "a1", "root", &["gold - alice 5"]).await;
+    world.settle().await;
+    let one = here.next(&world, 100).await;
+    world.sql("set timezone = 'Asia/Tokyo'; set datestyle = 'German, DMY'; set quote_all_identifiers = on").await;
+    assert_eq!(there.next(&world, 100).await, one);
 }
