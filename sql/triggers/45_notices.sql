@@ -311,7 +311,8 @@ begin
     perform make_streams();
     return null;
 end $$;
-create or replace trigger streams after insert on checkpoints for each statement execute function make_streams_of_new_checkpoints();
+-- For rows that came: many a transaction makes those that are missing, and finds none, and must not wait for another that is open.
+create or replace trigger streams after insert on checkpoints for each row execute function make_streams_of_new_checkpoints();
 
 create or replace function create_sink(
     name text, types text[] default null, chains text[] default null, tokens text[] default null, addresses text[] default null,
