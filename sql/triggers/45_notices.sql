@@ -283,7 +283,7 @@ language plpgsql security definer set search_path = ebbtide, pg_temp as $$
 declare
     made record;
 begin
-    -- One at a time: a sink and a checkpoint that are made at once would not see each other.
+    -- One at a time: of a sink and a checkpoint that are made at the same time, neither transaction would see the other.
     perform pg_advisory_xact_lock(hashtext('ebbtide sinks'));
     for made in
         with new_ones as (
